@@ -1,0 +1,60 @@
+r"""Train a hierarchical generator with a joint EBM prior, on Ray.
+
+  on this machine:   python jobs/train.py --config jobs/configs/fashion_mnist.yaml
+  on a cluster:      ray job submit --working-dir . -- python jobs/train.py \
+                       --config jobs/configs/fashion_mnist.yaml --run.storage s3://bucket/prefix
+  look before:       … --dry-run      all keys and values: … --print_config
+
+Any key can be set on the command line: --energy.width 50 --langevin.step_size 0.3 --cluster.workers 4.
+The same run.name goes on from its newest checkpoint; a finished run says so and does nothing.
+Without Ray: --cluster.engine process, or torchrun --nproc-per-node 2 jobs/train.py … --cluster.workers 2.
+"""
+
+import signal
+import sys
+import threading
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+
+from jebm.cli import log_lines, run
+from jebm.config import Config
+from jebm.parser import argument_parser, parse_arguments
+from jebm.train.loop import Result, fit
+from jebm.train.plan import make_plan
+from jebm.train.provenance import provenance
+from jebm.train.runtime import process_runtime, started_by_torchrun
+
+
+def train_here(config: Config) -> Result:
+    """Train in this process, or as one of torchrun's; SIGTERM and SIGINT stop after the current step."""
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.set())
+    with process_runtime(config) as runtime:
+        return fit(config, runtime, provenance=provenance(), should_stop=asked.is_set)
+
+
+def main() -> None:
+    """Parse, check, train, and say how it ended."""
+    log_lines()
+    parser = argument_parser(__doc__ or "")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print the plan, start nothing"
+    )
+    config, arguments = parse_arguments(parser)
+    here = config.cluster.engine == "process" or started_by_torchrun()
+    if not here:
+        from jebm.on_ray.trainer import resolve_paths, train  # noqa: PLC0415  (without Ray: no ray needed)
+
+        config = resolve_paths(config)
+    plan = make_plan(config)
+    print(plan.describe(), flush=True)
+    if arguments.dry_run:
+        return
+    result = train_here(config) if here else train(config, provenance())
+    print(f"{result.status}: step {result.step:,} of {result.total_steps:,}; results in {result.place}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,397 @@
+"""The configuration: one tree of frozen dataclasses, on the standard library alone.
+
+Sections check themselves; `Config` checks what concerns two sections. A value that cannot work raises
+`ConfigError`, naming the dotted key (`energy.width`). Values come in through `jebm.parser`, nowhere else.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jebm.errors import ConfigError
+
+__all__ = [
+    "Checkpoint",
+    "Cluster",
+    "Config",
+    "Data",
+    "Energy",
+    "Generator",
+    "Inference",
+    "Langevin",
+    "Model",
+    "Optimizer",
+    "Optimizers",
+    "Run",
+    "Train",
+    "config_to_dict",
+    "differing_keys",
+    "leaves",
+]
+
+
+def _require(condition: bool, key: str, message: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}: {message}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the run is called, where it keeps its results, and what makes it repeatable.
+
+    Args:
+        name: Name of the run. The same name goes on where the run stopped; a new name starts anew.
+        storage: Where results and checkpoints go: a folder, or s3://bucket/prefix (credentials come from
+            the environment, the AWS profile or the instance role, never from here).
+        seed: Seed of everything random: initial weights, data order, noise.
+        deterministic: Ask torch for deterministic algorithms (some GPU kernels get slower).
+        accept_changes: Resume even though the configuration differs from the checkpoint's.
+
+    """
+
+    name: str = "run"
+    storage: str = "runs"
+    seed: int = 0
+    deterministic: bool = True
+    accept_changes: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None,
+            "run.name",
+            f"{self.name!r} must be letters, digits, '.', '_' or '-' (at most 100)",
+        )
+        _require(bool(self.storage), "run.storage", "must be a folder or s3://bucket/prefix")
+        _require(self.seed >= 0, "run.seed", "must not be negative")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images: data sets made by jobs/ingest.py.
+
+    Args:
+        train: Data set to train on: a folder or s3://bucket/prefix that holds dataset.json.
+        held_out: Data set whose first images are reconstructed in the pictures; the training set without.
+
+    """
+
+    train: str = "jobs/data/fashion_mnist_2000/train"
+    held_out: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the three nets share.
+
+    Args:
+        image_size: Height and width of the images in pixels.
+        image_channels: 1 (grey) or 3 (colour).
+        latent_dims: Width of each latent layer, bottom (next to the image) first, top last.
+        likelihood_std: Standard deviation sigma of p(x|z) = N(decoder mean, sigma^2 I), pixels in [-1, 1].
+
+    """
+
+    image_size: int = 28
+    image_channels: int = 1
+    latent_dims: tuple[int, ...] = (2, 2, 10)
+    likelihood_std: float = math.sqrt(1 / 6)
+
+    def __post_init__(self) -> None:
+        _require(self.image_size >= 2, "model.image_size", "must be at least 2")
+        _require(self.image_channels in (1, 3), "model.image_channels", "must be 1 or 3")
+        _require(len(self.latent_dims) >= 1, "model.latent_dims", "needs at least one layer")
+        _require(min(self.latent_dims) >= 1, "model.latent_dims", "every layer needs a width of at least 1")
+        _require(self.likelihood_std > 0, "model.likelihood_std", "must be positive")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """The inference net q(z|x).
+
+    Args:
+        channels: Channels of the trunk after each halving of the image; one fewer than latent layers.
+        width: Width of the two fully connected layers below the top latent layer.
+
+    """
+
+    channels: tuple[int, ...] = (32, 64)
+    width: int = 256
+
+    def __post_init__(self) -> None:
+        _require(all(c >= 1 for c in self.channels), "inference.channels", "must be positive")
+        _require(self.width >= 1, "inference.width", "must be at least 1")
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The generator p(x|z).
+
+    Args:
+        channels: Channels of the trunk, bottom first: at each halving of the image (join: add), or at the
+            full size and at each halving (join: concat, one more number).
+        width: Width of the fully connected layers above the top of the trunk.
+        join: How a latent layer enters the trunk: add (a linear map is added) or concat (a LeakyReLU map is
+            concatenated, with one more convolution on each level).
+
+    """
+
+    channels: tuple[int, ...] = (32, 64)
+    width: int = 256
+    join: Literal["add", "concat"] = "add"
+
+    def __post_init__(self) -> None:
+        _require(all(c >= 1 for c in self.channels), "generator.channels", "must be positive")
+        _require(self.width >= 1, "generator.width", "must be at least 1")
+
+
+@dataclass(frozen=True)
+class Energy:
+    """The energy net f(z) of the prior p(z) proportional to exp(f(z)) N(z; 0, I), an MLP over all layers.
+
+    Args:
+        width: Units of each hidden layer; 0 switches the energy off (the Gaussian prior).
+        depth: Number of hidden layers.
+        spectral_norm: Divide every weight matrix by its largest singular value (bounds the slope of f).
+        output_scale: Factor on f; with spectral norm it is the bound on the slope of f.
+
+    """
+
+    width: int = 100
+    depth: int = 2
+    spectral_norm: bool = True
+    output_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.width >= 0, "energy.width", "must not be negative (0 is the Gaussian prior)")
+        _require(self.depth >= 1, "energy.depth", "must be at least 1")
+        _require(self.output_scale > 0, "energy.output_scale", "must be positive")
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """Short-run Langevin sampling of the prior: z <- z + s^2/2 * grad log p(z) + s * noise.
+
+    Args:
+        steps: Number of steps K of a chain, from fresh N(0, I).
+        step_size: s, the standard deviation of the noise of a step (other codes name s^2 or s^2/2 so).
+            Below 2: at 2 and above the chain diverges even on N(0, I). K steps forget the start when
+            (1 - s^2/2)^K is small: s = 0.4, K = 40 leaves 0.035; s = 0.1, K = 40 leaves 0.82.
+
+    """
+
+    steps: int = 40
+    step_size: float = 0.4
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, "langevin.steps", "must be at least 1")
+        _require(0 < self.step_size < 2, "langevin.step_size", "must lie between 0 and 2")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Adam and the schedule of its learning rate.
+
+    Args:
+        lr: Learning rate.
+        beta1: Decay of the first moment.
+        beta2: Decay of the second moment.
+        weight_decay: Coupled L2 penalty (added to the gradient, as the paper's code does).
+        schedule: constant; exponential (times decay_per_epoch each epoch); cosine (to 0 at the end).
+        decay_per_epoch: Factor of the exponential schedule.
+        warmup_steps: Steps of linear warm-up from 0.
+        clip_norm: Largest norm of this player's gradient; null for no clipping.
+
+    """
+
+    lr: float = 3e-4
+    beta1: float = 0.0
+    beta2: float = 0.9
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "exponential", "cosine"] = "constant"
+    decay_per_epoch: float = 0.998
+    warmup_steps: int = 0
+    clip_norm: float | None = None
+
+    def check(self, key: str) -> None:
+        """Raise `ConfigError` under the name of the player (`key`) whose optimizer this is."""
+        _require(0 < self.lr < math.inf, f"{key}.lr", "must be positive")
+        _require(0 <= self.beta1 < 1, f"{key}.beta1", "must lie in [0, 1)")
+        _require(0 <= self.beta2 < 1, f"{key}.beta2", "must lie in [0, 1)")
+        _require(self.weight_decay >= 0, f"{key}.weight_decay", "must not be negative")
+        _require(0 < self.decay_per_epoch <= 1, f"{key}.decay_per_epoch", "must lie in (0, 1]")
+        _require(self.warmup_steps >= 0, f"{key}.warmup_steps", "must not be negative")
+        _require(self.clip_norm is None or self.clip_norm > 0, f"{key}.clip_norm", "must be positive")
+
+
+@dataclass(frozen=True)
+class Optimizers:
+    """One optimizer for each player.
+
+    Args:
+        generator: Of the generator and the inference net together.
+        energy: Of the energy net.
+
+    """
+
+    generator: Optimizer = field(default_factory=Optimizer)
+    energy: Optimizer = field(default_factory=Optimizer)
+
+    def __post_init__(self) -> None:
+        self.generator.check("optimizer.generator")
+        self.energy.check("optimizer.energy")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Length, batch and arithmetic of the training.
+
+    Args:
+        epochs: Passes over the data; a fraction is allowed.
+        batch_size: Images of one update, over all workers together.
+        accumulate: Split a worker's share of the batch into this many pieces, to save memory.
+        precision: fp32, or bf16 (autocast of generator and inference net; energy and chain stay fp32).
+        ema_decay: Decay per step of the averaged weights that pictures use; 0 for none.
+        report_every_steps: Steps between two lines of the log.
+        pictures_every_steps: Steps between two sheets of pictures; 0 for one at the end only.
+
+    """
+
+    epochs: float = 1.0
+    batch_size: int = 128
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ema_decay: float = 0.0
+    report_every_steps: int = 50
+    pictures_every_steps: int = 500
+
+    def __post_init__(self) -> None:
+        _require(0 < self.epochs < math.inf, "train.epochs", "must be positive")
+        _require(self.batch_size >= 1, "train.batch_size", "must be at least 1")
+        _require(self.accumulate >= 1, "train.accumulate", "must be at least 1")
+        _require(0 <= self.ema_decay < 1, "train.ema_decay", "must lie in [0, 1)")
+        _require(self.report_every_steps >= 1, "train.report_every_steps", "must be at least 1")
+        _require(self.pictures_every_steps >= 0, "train.pictures_every_steps", "must not be negative")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """When checkpoints are written and how many stay.
+
+    Args:
+        every_steps: Steps between two checkpoints; one more is written at the end.
+        keep_last: Checkpoints that stay; older ones are deleted.
+
+    """
+
+    every_steps: int = 500
+    keep_last: int = 3
+
+    def __post_init__(self) -> None:
+        _require(self.every_steps >= 1, "checkpoint.every_steps", "must be at least 1")
+        _require(self.keep_last >= 1, "checkpoint.keep_last", "must be at least 1")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the run takes of the cluster.
+
+    Args:
+        engine: ray (Ray Train; starts a local Ray where none runs) or process (this process alone, or the
+            processes that torchrun started).
+        workers: Number of data-parallel workers.
+        cpus_per_worker: CPUs (and torch threads) of each worker.
+        gpu: Give each worker one GPU.
+        max_failures: How often Ray may restart the workers after a crash.
+        autoscales: The cluster adds nodes on demand, so do not refuse what it has not got yet.
+
+    """
+
+    engine: Literal["ray", "process"] = "ray"
+    workers: int = 1
+    cpus_per_worker: int = 1
+    gpu: bool = False
+    max_failures: int = 3
+    autoscales: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.workers >= 1, "cluster.workers", "must be at least 1")
+        _require(self.cpus_per_worker >= 1, "cluster.cpus_per_worker", "must be at least 1")
+        _require(self.max_failures >= 0, "cluster.max_failures", "must not be negative")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a training run depends on."""
+
+    run: Run = field(default_factory=Run)
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    inference: Inference = field(default_factory=Inference)
+    generator: Generator = field(default_factory=Generator)
+    energy: Energy = field(default_factory=Energy)
+    langevin: Langevin = field(default_factory=Langevin)
+    optimizer: Optimizers = field(default_factory=Optimizers)
+    train: Train = field(default_factory=Train)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    cluster: Cluster = field(default_factory=Cluster)
+
+    def __post_init__(self) -> None:
+        layers = len(self.model.latent_dims)
+        halvings = layers - 1
+        expected = {
+            "inference.channels": (len(self.inference.channels), halvings),
+            "generator.channels": (
+                len(self.generator.channels),
+                halvings + (self.generator.join == "concat" and layers > 1),
+            ),
+        }
+        for key, (given, needed) in expected.items():
+            _require(
+                given == needed,
+                key,
+                f"has {given} numbers, but {layers} latent layers (model.latent_dims) need {needed}"
+                + (f" with generator.join {self.generator.join}" if key.startswith("gen") else ""),
+            )
+        reachable = self.model.image_size.bit_length() - 1
+        _require(
+            halvings <= reachable,
+            "model.image_size",
+            f"{layers} latent layers halve the image {halvings} times, but {self.model.image_size} pixels "
+            f"can be halved only {reachable}; use larger images, or fewer latent_dims and channels",
+        )
+        share = self.cluster.workers * self.train.accumulate
+        _require(
+            self.train.batch_size % share == 0,
+            "train.batch_size",
+            f"{self.train.batch_size} must divide by cluster.workers x train.accumulate = {share}",
+        )
+
+
+_KEYS_FREE_TO_CHANGE = ("run.", "cluster.", "checkpoint.", "train.epochs", "train.report_", "train.pictures_")
+"""A resumed run may differ in these: where it runs, how long, how often it reports. (run.seed may not.)"""
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) for every leaf of nested mappings."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Return the config as nested dicts, lists and plain values: for JSON, YAML, `config_from_dict`."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return values
+
+
+def differing_keys(config: Config, other: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys in which `config` and another config's dict differ and a resume may not."""
+    mine, theirs = dict(leaves(config_to_dict(config))), dict(leaves(other))
+    differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+    return [key for key in differing if key == "run.seed" or not key.startswith(_KEYS_FREE_TO_CHANGE)]

@@ -1,0 +1,125 @@
+"""The multi-layer generator p(x|z) (paper eq. 7).
+
+Shapes: B batch, C channels, H height, W width, D latent width of all layers together, bottom layer first.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from jebm.config import Generator as GeneratorConfig
+from jebm.config import Model
+from jebm.core.layers import halved_sizes, initialise, multilayer_perceptron, up_convolution
+
+__all__ = ["GeneratorNet"]
+
+_SLOPE = 0.2
+
+
+class _AddLevel(nn.Module):
+    """h_i = g_i(h_{i+1} + A z_i): one level of the trunk with additive joins (`svhn_hierarchical`)."""
+
+    def __init__(self, latent: int, channels: tuple[int, int], sizes: tuple[int, int], *, top: bool) -> None:
+        super().__init__()
+        (channels_in, channels_out), (size_in, size_out) = channels, sizes
+        volume = channels_in * size_in**2
+        shape = (channels_in, size_in, size_in)
+        if top:  # the highest level joins as a vector, before it is spread over the plane
+            self.join: nn.Module = nn.Linear(latent, channels_in)
+            spread: nn.Module = nn.Sequential(
+                nn.Linear(channels_in, volume), nn.LeakyReLU(_SLOPE), nn.Unflatten(1, shape)
+            )
+        else:
+            self.join = nn.Sequential(nn.Linear(latent, volume), nn.Unflatten(1, shape))
+            spread = nn.Identity()
+        self.body = nn.Sequential(
+            spread,
+            up_convolution(channels_in, channels_in, size_in, size_out),
+            nn.LeakyReLU(_SLOPE),
+            nn.Conv2d(channels_in, channels_out, 3, 1, 1, bias=False),
+        )
+
+    def forward(self, h: Tensor, z_BD: Tensor) -> Tensor:
+        out: Tensor = self.body(h + self.join(z_BD))
+        return out
+
+
+class _ConcatLevel(nn.Module):
+    """h_i = g_i([h_{i+1}, LeakyReLU(A z_i)]): one level with concatenating joins (`svhn_fid`)."""
+
+    def __init__(self, latent: int, channels: tuple[int, int], sizes: tuple[int, int]) -> None:
+        super().__init__()
+        (channels_in, channels_out), (size_in, size_out) = channels, sizes
+        self.join = nn.Sequential(
+            nn.Linear(latent, channels_in * size_in**2),
+            nn.LeakyReLU(_SLOPE),
+            nn.Unflatten(1, (channels_in, size_in, size_in)),
+        )
+        self.body = nn.Sequential(
+            nn.Conv2d(2 * channels_in, channels_in, 3, 1, 1, bias=False),
+            nn.LeakyReLU(_SLOPE),
+            up_convolution(channels_in, channels_out, size_in, size_out),
+            nn.LeakyReLU(_SLOPE),
+            nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False),
+            nn.LeakyReLU(_SLOPE),
+        )
+
+    def forward(self, h: Tensor, z_BD: Tensor) -> Tensor:
+        out: Tensor = self.body(torch.cat([h, self.join(z_BD)], 1))
+        return out
+
+
+class GeneratorNet(nn.Module):
+    """p(x|z) = N(decode(z), sigma^2 I), with the latents z = latents(noise), here the noise itself.
+
+    `latents` is the map T of prior noise to latents. The ladder's prior p0 is N(0, I) on every layer, so T
+    is the identity; a generator with conditional Gaussian layers p(z_i|z_{i+1}) overrides it, and every
+    sampler already goes through it.
+    """
+
+    def __init__(self, model: Model, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.latent_dims = list(model.latent_dims)
+        levels = len(model.latent_dims) - 1
+        sizes = halved_sizes(model.image_size, levels)
+        image = (model.image_channels, model.image_size, model.image_size)
+        self.levels = nn.ModuleList()  # top first, the order of computation
+        final: list[nn.Module] = []
+        if levels == 0:
+            top_out = model.image_channels * model.image_size**2
+            final.append(nn.Unflatten(1, image))
+        elif config.join == "add":
+            channels = (model.image_channels, *config.channels)
+            top_out = channels[levels]
+            for i in range(levels, 0, -1):
+                pair, plane = (channels[i], channels[i - 1]), (sizes[i], sizes[i - 1])
+                self.levels.append(_AddLevel(model.latent_dims[i - 1], pair, plane, top=i == levels))
+        else:
+            channels = config.channels
+            top_out = channels[levels] * sizes[levels] ** 2
+            for i in range(levels, 0, -1):
+                pair, plane = (channels[i], channels[i - 1]), (sizes[i], sizes[i - 1])
+                self.levels.append(_ConcatLevel(model.latent_dims[i - 1], pair, plane))
+            final.append(nn.Conv2d(channels[0], model.image_channels, 3, 1, 1, bias=False))
+        self.top = multilayer_perceptron(
+            model.latent_dims[-1], config.width, config.width, top_out, slope=_SLOPE
+        )
+        if levels and config.join == "concat":
+            plane_shape = (config.channels[levels], sizes[levels], sizes[levels])
+            self.top.extend([nn.LeakyReLU(_SLOPE), nn.Unflatten(1, plane_shape)])
+        self.final = nn.Sequential(*final, nn.Tanh())
+        initialise(self)
+
+    def latents(self, noise_BD: Tensor) -> Tensor:
+        """Return z = T(noise), (B, D)."""
+        return noise_BD
+
+    def decode(self, z_BD: Tensor) -> Tensor:
+        """Return the mean of p(x|z), (B, C, H, W), in (-1, 1)."""
+        z_L = torch.split(z_BD, self.latent_dims, dim=1)
+        h = self.top(z_L[-1])
+        for level, z in zip(self.levels, reversed(z_L[:-1]), strict=True):
+            h = level(h, z)
+        x_BCHW: Tensor = self.final(h)
+        return x_BCHW
+
+    forward = decode

@@ -1,0 +1,57 @@
+"""The ladder inference net q(z|x) (paper eq. 8; VLAE).
+
+Shapes: B batch, C channels, H height, W width, D latent width of all layers together, bottom layer first.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from jebm.config import Inference as InferenceConfig
+from jebm.config import Model
+from jebm.core.distributions import DiagGaussian
+from jebm.core.layers import down_block, halved_sizes, initialise, multilayer_perceptron
+
+__all__ = ["InferenceNet"]
+
+
+class InferenceNet(nn.Module):
+    """q(z|x) = prod_i N(z_i; mu_i(x), diag V_i(x)): the layers are independent given x.
+
+    A trunk r_i = h_i(r_{i-1}) of down blocks, r_0 = x; layer i < L reads r_{i-1} through a down block of its
+    own, the top layer reads r_{L-1} through two fully connected layers.
+    """
+
+    def __init__(self, model: Model, config: InferenceConfig) -> None:
+        super().__init__()
+        channels = (model.image_channels, *config.channels)
+        sizes = halved_sizes(model.image_size, len(config.channels))
+        self.trunk = nn.ModuleList()
+        self.heads = nn.ModuleList()
+        self.moments = nn.ModuleList()
+        levels = zip(channels[:-1], channels[1:], sizes[1:], model.latent_dims[:-1], strict=True)
+        for channels_in, channels_out, size_out, latent_dim in levels:
+            self.trunk.append(down_block(channels_in, channels_out))
+            self.heads.append(nn.Sequential(down_block(channels_in, channels_out), nn.Flatten()))
+            self.moments.append(nn.Linear(channels_out * size_out**2, 2 * latent_dim))
+        features = channels[-1] * sizes[-1] ** 2
+        self.heads.append(
+            nn.Sequential(
+                nn.Flatten(),
+                multilayer_perceptron(features, config.width, config.width, slope=0.01),
+                nn.LeakyReLU(0.01),
+            )
+        )
+        self.moments.append(nn.Linear(config.width, 2 * model.latent_dims[-1]))
+        initialise(self)
+
+    def forward(self, x_BCHW: Tensor) -> DiagGaussian:
+        """Return the posterior over all layers for images in [-1, 1]."""
+        means, log_variances = [], []
+        r_BCHW = x_BCHW
+        for level, (head, moments) in enumerate(zip(self.heads, self.moments, strict=True)):
+            mean, log_variance = moments(head(r_BCHW)).chunk(2, dim=1)
+            means.append(mean)
+            log_variances.append(log_variance)
+            if level < len(self.trunk):
+                r_BCHW = self.trunk[level](r_BCHW)
+        return DiagGaussian(torch.cat(means, 1), torch.cat(log_variances, 1))

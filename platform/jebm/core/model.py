@@ -1,0 +1,33 @@
+"""The three nets together."""
+
+import torch
+from torch import nn
+
+from jebm.config import Config
+from jebm.core.energy import EnergyNet
+from jebm.core.generator import GeneratorNet
+from jebm.core.inference import InferenceNet
+from jebm.rng import generator
+
+__all__ = ["JointModel", "build_model"]
+
+
+class JointModel(nn.Module):
+    """Generator p(x|z), inference net q(z|x) and energy net f(z); `energy` is None for the Gaussian prior."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.latent_dims = list(config.model.latent_dims)
+        self.latent_dim = sum(self.latent_dims)
+        self.likelihood_std = config.model.likelihood_std
+        self.inference = InferenceNet(config.model, config.inference)
+        self.generator = GeneratorNet(config.model, config.generator)
+        # Last, so that generator and inference net start from the same weights with and without it.
+        self.energy = EnergyNet(self.latent_dim, config.energy) if config.energy.width else None
+
+
+def build_model(config: Config) -> JointModel:
+    """Return the model on the CPU with initial weights that depend on `config.run.seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(config.run.seed, 0, 0, "initial weights").initial_seed())
+        return JointModel(config)

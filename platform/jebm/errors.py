@@ -1,0 +1,38 @@
+"""One small tree of errors; each message is one line that names the cause and the remedy.
+
+Jobs turn `ConfigError`, `DataError`, `StoreError` and `CheckpointError` into that line and exit code 2
+(something the user can put right before anything was lost), `DivergedError` into exit code 1.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "JebmError",
+    "StoreError",
+]
+
+
+class JebmError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(JebmError):
+    """A value of the configuration is wrong or cannot be met; the message names the dotted key."""
+
+
+class DataError(JebmError):
+    """An image source or a data set cannot be read; the message names the file."""
+
+
+class StoreError(JebmError):
+    """Object storage refused or could not be reached; the message names the URI and the remedy."""
+
+
+class CheckpointError(JebmError):
+    """A checkpoint is missing, damaged, or does not fit the model it is loaded into."""
+
+
+class DivergedError(JebmError):
+    """The loss is no longer finite; the message names the step. No parameter was moved by it."""

@@ -1,0 +1,70 @@
+"""Joining a Ray cluster, or starting a local one, so that its workers can import this package."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+
+import jebm
+from jebm.config import Config
+from jebm.errors import ConfigError
+
+__all__ = ["check_capacity", "connect", "job_environment"]
+
+_SOURCE_ROOT = Path(jebm.__file__).parents[1]
+
+
+def job_environment() -> dict[str, Any] | None:
+    """Return the runtime environment of the Ray job that this process drives; None outside a job."""
+    text = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    if text is None:
+        return None
+    environment: dict[str, Any] = json.loads(text).get("runtime_env") or {}
+    return environment
+
+
+def connect() -> None:
+    """Join the cluster of RAY_ADDRESS or of this machine; start a local Ray where there is none.
+
+    Workers find the package by PYTHONPATH: relative to the uploaded working directory in a job (the driver's
+    path is not theirs), absolute otherwise. A variable that the job has set already is left to it, since Ray
+    refuses the same variable twice.
+    """
+    job = job_environment()
+    uploaded = job is not None and _SOURCE_ROOT.is_relative_to(Path.cwd())
+    variables = {"PYTHONPATH": str(_SOURCE_ROOT.relative_to(Path.cwd()) if uploaded else _SOURCE_ROOT)}
+    given = (job or {}).get("env_vars", {})
+    runtime_env = {"env_vars": {name: value for name, value in variables.items() if name not in given}}
+    # Read by the processes that a local start brings up; a cluster's nodes have their own.
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else workers run at nice 15
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # 60 s is short on small machines
+    try:
+        ray.init(address="auto", runtime_env=runtime_env)
+    except ConnectionError:
+        if job is not None or os.environ.get("RAY_ADDRESS"):
+            raise
+        ray.init(address="local", runtime_env=runtime_env)
+
+
+def check_capacity(config: Config) -> None:
+    """Raise `ConfigError` where the cluster can never hold the workers (it would wait for ever)."""
+    cluster = config.cluster
+    if cluster.autoscales:
+        return
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in alive]
+    places = 0
+    for node in nodes:
+        fit_in = int(node.get("CPU", 0) // cluster.cpus_per_worker)
+        places += min(fit_in, int(node.get("GPU", 0))) if cluster.gpu else fit_in
+    if places < cluster.workers:
+        cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+        raise ConfigError(
+            f"cluster.workers: {cluster.workers} workers of {cluster.cpus_per_worker} CPU"
+            + (" and 1 GPU" if cluster.gpu else "")
+            + f" do not fit: the cluster has {cpus:g} CPUs and {gpus:g} GPUs, room for {places}; "
+            "lower it, or set cluster.autoscales to true if nodes are added on demand"
+        )

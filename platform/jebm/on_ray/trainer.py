@@ -1,0 +1,100 @@
+"""From a config to a Ray Train run and back to its result."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from jebm.config import Config, config_to_dict
+from jebm.errors import ConfigError, DivergedError, JebmError
+from jebm.on_ray.cluster import check_capacity, connect, job_environment
+from jebm.on_ray.worker import work
+from jebm.store.storage import arrow_filesystem
+from jebm.train.loop import Result
+
+__all__ = ["resolve_paths", "train"]
+
+_LOG = logging.getLogger("jebm.on_ray")
+
+
+def resolve_paths(config: Config) -> Config:
+    """Return the config with local paths that mean the same in the workers as in this process.
+
+    Outside a job they become absolute. In a job the data's stay relative to the uploaded working directory,
+    which every worker has; results must not land there.
+
+    Raises:
+        ConfigError: in a job, `run.storage` is a relative path.
+    """
+    in_job = job_environment() is not None
+    storage = config.run.storage
+    if in_job and "://" not in storage and not Path(storage).is_absolute():
+        raise ConfigError(
+            f"run.storage: {storage!r} would lie in the job's temporary folder and be lost with it; "
+            "give s3://bucket/prefix, or an absolute path that all nodes share"
+        )
+
+    def absolute(path: str) -> str:
+        return path if in_job or "://" in path else str(Path(path).absolute())
+
+    held_out = config.data.held_out
+    return dataclasses.replace(
+        config,
+        run=dataclasses.replace(config.run, storage=absolute(storage)),
+        data=dataclasses.replace(
+            config.data,
+            train=absolute(config.data.train),
+            held_out=None if held_out is None else absolute(held_out),
+        ),
+    )
+
+
+def train(config: Config, provenance: Mapping[str, str]) -> Result:
+    """Run `fit` in `cluster.workers` Ray Train workers and return rank 0's result.
+
+    Raises:
+        ConfigError: the cluster is too small, or the run's checkpoint has another config.
+        DivergedError: the training diverged.
+        JebmError: what a worker raised last, once `cluster.max_failures` restarts are used up.
+    """
+    connect()
+    check_capacity(config)
+    filesystem, path = arrow_filesystem(config.run.storage)
+    trainer = TorchTrainer(
+        work,  # type: ignore[arg-type]  # what it returns is rank 0's return_value
+        train_loop_config={"config": config_to_dict(config), "provenance": dict(provenance)},
+        torch_config=TorchConfig(backend="nccl" if config.cluster.gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.cluster.workers,
+            use_gpu=config.cluster.gpu,
+            resources_per_worker={"CPU": config.cluster.cpus_per_worker}
+            | ({"GPU": 1} if config.cluster.gpu else {}),
+        ),
+        run_config=RunConfig(
+            name="ray",  # Ray's own files, beside ours
+            storage_path=f"{path}/{config.run.name}",
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=config.cluster.max_failures),
+        ),
+    )
+    try:
+        value = trainer.fit().return_value  # type: ignore[attr-defined]
+    except WorkerGroupError as error:
+        raise _known_cause(error) from error
+    if "error" in value:
+        raise {"ConfigError": ConfigError, "DivergedError": DivergedError}[value["error"]](value["message"])
+    return Result(**value)
+
+
+def _known_cause(error: WorkerGroupError) -> TrainingFailedError | JebmError:
+    for failure in error.worker_failures.values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, JebmError):
+                return cause
+            cause = getattr(cause, "_base_exc", None) or cause.__cause__
+    return error

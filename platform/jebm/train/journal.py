@@ -1,0 +1,154 @@
+"""What rank 0 writes beside the checkpoints: a line log, JSONL metrics, TensorBoard, pictures, run.json.
+
+Files are written to a folder. Where the run's storage is remote, the folder is a scratch one, and `sync` puts
+what has changed under `<run>/` in the store, so that the log outlives the machine.
+"""
+
+import json
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from jebm.config import Config, config_to_dict, leaves
+from jebm.errors import StoreError
+from jebm.store.storage import LocalStore, Store
+from jebm.train.pictures import sheet
+
+__all__ = ["Journal"]
+
+_LOG = logging.getLogger("jebm.train")
+_SYNC_EVERY_SECONDS = 15.0
+
+
+class Journal:
+    """The log of one run, continued from `step`: lines of later steps, left by a crash, are dropped."""
+
+    def __init__(self, store: Store, config: Config, *, step: int, facts: Mapping[str, Any]) -> None:
+        """Open the journal of run `config.run.name` under `store` (the run's storage)."""
+        self._remote = None if isinstance(store, LocalStore) else store.child(config.run.name)
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        if isinstance(store, LocalStore):
+            self._folder = store.folder / config.run.name
+        else:
+            self._scratch = tempfile.TemporaryDirectory(prefix="jebm-")
+            self._folder = Path(self._scratch.name)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._sent: dict[str, tuple[int, float]] = {}
+        self._synced_at = time.monotonic()
+        self._fetch("run.json", "metrics.jsonl")
+        self._drop_lines_after(step)
+        self._write_facts(config, step, facts)
+        self._metrics = (self._folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step or None)
+        self._config = config
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._metrics.close()
+        self._board.close()
+        self.sync(force=True)
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+    @property
+    def place(self) -> str:
+        """URI or path under which the run's files are found."""
+        return str(self._folder) if self._remote is None else self._remote.uri
+
+    def metrics(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
+        """Write one report: a line to the log, a line to metrics.jsonl, scalars to TensorBoard."""
+        row = {"step": step, **{name: _finite(value) for name, value in metrics.items()}}
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+        self._board.flush()
+        _LOG.info("%s", _line(step, total_steps, metrics))
+        self.sync()
+
+    def pictures(self, step: int, grids: dict[str, Tensor]) -> None:
+        """Write one sheet of pictures (PNG) and each grid to TensorBoard."""
+        folder = self._folder / "pictures"
+        folder.mkdir(exist_ok=True)
+        sheet(grids).save(folder / f"step-{step:08d}.png")
+        for caption, picture in grids.items():
+            self._board.add_image(caption.replace(":", " -"), picture, step)
+        self._board.flush()
+
+    def hyperparameters(self, metrics: Mapping[str, float]) -> None:
+        """Write the whole config beside the final metrics, for TensorBoard's HPARAMS page."""
+        values = {
+            key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+            for key, value in leaves(config_to_dict(self._config))
+        }
+        self._board.add_hparams(values, {f"final/{name}": v for name, v in metrics.items()}, run_name=".")
+
+    def sync(self, *, force: bool = False) -> None:
+        """Put changed files into the remote store, at most every 15 s; a failure is logged, not raised.
+
+        The log is not worth a run: what could not be sent now is sent with the next call.
+        """
+        now = time.monotonic()
+        if self._remote is None or (not force and now - self._synced_at < _SYNC_EVERY_SECONDS):
+            return
+        self._synced_at = now
+        for path in sorted(p for p in self._folder.rglob("*") if p.is_file()):
+            key = path.relative_to(self._folder).as_posix()
+            stamp = (path.stat().st_size, path.stat().st_mtime)
+            if self._sent.get(key) == stamp:
+                continue
+            try:
+                self._remote.put(key, path.read_bytes())
+            except StoreError as error:
+                _LOG.warning("could not store %s, will try again: %s", key, error)
+                return
+            self._sent[key] = stamp
+
+    def _fetch(self, *keys: str) -> None:
+        for key in keys:
+            if self._remote is not None and self._remote.head(key) is not None:
+                (self._folder / key).write_bytes(self._remote.get(key))
+
+    def _drop_lines_after(self, step: int) -> None:
+        path = self._folder / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            # A crash can leave half a line at the end: only whole ones count.
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            path.write_text("".join(kept), encoding="utf-8")
+
+    def _write_facts(self, config: Config, step: int, facts: Mapping[str, Any]) -> None:
+        path = self._folder / "run.json"
+        attempts = json.loads(path.read_text(encoding="utf-8"))["attempts"] if path.exists() else []
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        attempts.append({"started": now, "from_step": step, **facts})
+        record = {"run": config.run.name, "config": config_to_dict(config), "attempts": attempts}
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _line(step: int, total_steps: int, metrics: Mapping[str, float]) -> str:
+    rates = " ".join(f"{value:.2f}" for name, value in metrics.items() if name.startswith("rate/"))
+    left = (total_steps - step) * metrics["time/seconds_per_step"]
+    return (
+        f"step {step}/{total_steps}  distortion {metrics['distortion']:.2f}  rates [{rates}]  "
+        f"f posterior {metrics['f_posterior']:+.3f} prior {metrics['f_prior']:+.3f}  "
+        f"{metrics['time/images_per_second']:.0f} images/s  "
+        f"chain {metrics['time/chain_share']:.0%}  data {metrics['time/data_share']:.0%}  "
+        f"{int(left) // 60}:{int(left) % 60:02d} left"
+    )

@@ -1,0 +1,260 @@
+"""Training from the first or the last step to the end: the same under plain python, torchrun and Ray."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from jebm.config import Config, config_to_dict, differing_keys
+from jebm.data.loader import Loader, to_float
+from jebm.data.shards import DatasetManifest, ImageSet, load_images, read_manifest
+from jebm.errors import ConfigError
+from jebm.rng import gaussian_noise
+from jebm.store.checkpoint import Checkpoints, Manifest
+from jebm.store.storage import open_store
+from jebm.store.writer import AsyncWriter
+from jebm.train.journal import Journal
+from jebm.train.metrics import Clock, Meter
+from jebm.train.pictures import PICTURED_IMAGES, pictures
+from jebm.train.runtime import Runtime
+from jebm.train.state import TrainState
+from jebm.train.step import train_step
+
+__all__ = ["Result", "check_images", "fit", "total_steps_of"]
+
+_LOG = logging.getLogger("jebm.train")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a call of `fit` ended."""
+
+    status: Literal["finished", "already finished", "stopped"]
+    step: int
+    total_steps: int
+    metrics: dict[str, float]
+    """Of the last report; of the last checkpoint where the run was already finished."""
+    place: str
+    """Where the run's files are."""
+
+
+def total_steps_of(config: Config, steps_per_epoch: int) -> int:
+    """Return the number of updates of the whole run, at least 1."""
+    return max(1, round(config.train.epochs * steps_per_epoch))
+
+
+def check_images(config: Config, manifest: DatasetManifest, key: str) -> None:
+    """Raise `ConfigError` where the images' shape is not the model's."""
+    have = (manifest.height, manifest.width, manifest.channels)
+    want = (config.model.image_size, config.model.image_size, config.model.image_channels)
+    if have != want:
+        raise ConfigError(
+            f"{key}: images are {have[0]}x{have[1]}x{have[2]}, but model.image_size and "
+            f"model.image_channels ask for {want[0]}x{want[1]}x{want[2]}; "
+            "set them to the data's, or ingest again with --size and --channels"
+        )
+
+
+def fit(
+    config: Config,
+    runtime: Runtime,
+    *,
+    provenance: Mapping[str, str],
+    on_report: Callable[[int, dict[str, float]], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Result:
+    """Train until `train.epochs` are done, from the newest checkpoint of the run where there is one.
+
+    Every rank calls this. `on_report(step, metrics)` is called on every rank at every report. When
+    `should_stop()` holds on any rank, all stop after the same step, with a last checkpoint.
+
+    Raises:
+        ConfigError, DataError, StoreError, CheckpointError: before the first step, nothing lost.
+        DivergedError: loss or gradient not finite; the newest checkpoint is from before.
+    """
+    images = _load(config, "data.train", config.data.train)
+    held_out = _load(config, "data.held_out", config.data.held_out) if config.data.held_out else images
+    loader = _loader(config, runtime, images)
+    total_steps = total_steps_of(config, loader.steps_per_epoch)
+    state = TrainState.build(config, runtime)
+    store = open_store(config.run.storage)
+    place = store.child(config.run.name).uri
+    checkpoints = Checkpoints(store, config.run.name)
+    parent = _resume(config, runtime, state, checkpoints, images.manifest)
+    if parent is not None and state.step >= total_steps:
+        return Result("already finished", state.step, total_steps, dict(parent.metrics), place)
+
+    noise = gaussian_noise(config.run.seed, runtime.rank, runtime.device)
+    meter, clock = Meter(), Clock(runtime.device)
+    metrics: dict[str, float] = {}
+    stopped = False
+
+    with ExitStack() as stack:
+        if runtime.is_main:
+            facts = _facts(runtime, images.manifest, parent, provenance)
+            journal = stack.enter_context(Journal(store, config, step=state.step, facts=facts))
+            saver = stack.enter_context(
+                _Saver(config, runtime, state, checkpoints, parent, images.manifest, provenance)
+            )
+            painter = _Painter(config, runtime, state, held_out)
+            _LOG.info("run %s: step %d of %d, results in %s", config.run.name, state.step, total_steps, place)
+        while state.step < total_steps and not stopped:
+            with clock("data"):
+                x_BCHW = loader.batch(state.step)
+            values, stopped = train_step(
+                state,
+                config,
+                runtime,
+                x_BCHW,
+                noise,
+                clock,
+                steps_per_epoch=loader.steps_per_epoch,
+                total_steps=total_steps,
+                stop=should_stop(),
+            )
+            meter.add(values)
+            last = stopped or state.step == total_steps
+            if last or state.step % config.train.report_every_steps == 0:
+                metrics = _report(config, runtime, meter, clock)
+                if runtime.is_main:
+                    journal.metrics(state.step, total_steps, metrics | saver.metrics())
+                if on_report is not None:
+                    on_report(state.step, metrics)
+            if runtime.is_main and (last or _due(state.step, config.train.pictures_every_steps)):
+                journal.pictures(state.step, painter())
+            if runtime.is_main and (last or _due(state.step, config.checkpoint.every_steps)):
+                saver(metrics)
+        if runtime.is_main:
+            journal.hyperparameters(metrics)
+    finished = state.step >= total_steps
+    return Result("finished" if finished else "stopped", state.step, total_steps, metrics, place)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _load(config: Config, key: str, uri: str) -> ImageSet:
+    store = open_store(uri)
+    check_images(config, read_manifest(store), key)
+    return load_images(store)
+
+
+def _loader(config: Config, runtime: Runtime, images: ImageSet) -> Loader:
+    return Loader(
+        images,
+        batch_size=config.train.batch_size,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        seed=config.run.seed,
+        device=runtime.device,
+    )
+
+
+def _resume(
+    config: Config, runtime: Runtime, state: TrainState, checkpoints: Checkpoints, data: DatasetManifest
+) -> Manifest | None:
+    """Read the run's newest checkpoint into `state` on every rank; return its manifest, or None."""
+    manifest = runtime.from_main(checkpoints.latest() if runtime.is_main else None)
+    if manifest is None:
+        return None
+    if not config.run.accept_changes:
+        keys = differing_keys(config, manifest.config)
+        if manifest.state["data_sha256"] != data.sha256:
+            keys.append("data.train (its content)")
+        if keys:
+            raise ConfigError(
+                f"run.name: run {config.run.name} has a checkpoint (step {manifest.step}) made with another "
+                f"{', '.join(keys)}; choose a new run.name, or set run.accept_changes to true"
+            )
+    checkpoints.load(manifest, state.tensors())
+    state.step = manifest.step
+    return manifest
+
+
+def _facts(
+    runtime: Runtime, data: DatasetManifest, parent: Manifest | None, provenance: Mapping[str, str]
+) -> dict[str, object]:
+    return {
+        "world_size": runtime.world_size,
+        "device": str(runtime.device),
+        "data_sha256": data.sha256,
+        "resumed_from": None if parent is None else parent.name,
+        "provenance": dict(provenance),
+    }
+
+
+def _report(config: Config, runtime: Runtime, meter: Meter, clock: Clock) -> dict[str, float]:
+    """Return the means since the last report over steps and ranks, with speed and shares of time."""
+    steps = meter.steps
+    metrics = meter.take(runtime)
+    wall, seconds = clock.take()
+    metrics["time/images_per_second"] = steps * config.train.batch_size / wall
+    metrics["time/seconds_per_step"] = wall / steps
+    metrics["time/chain_share"] = seconds["chain"] / wall
+    metrics["time/data_share"] = seconds["data"] / wall
+    return metrics
+
+
+class _Saver:
+    """Checkpoints in the background, under an attempt number of this start of the run; rank 0 only."""
+
+    def __init__(
+        self,
+        config: Config,
+        runtime: Runtime,
+        state: TrainState,
+        checkpoints: Checkpoints,
+        parent: Manifest | None,
+        data: DatasetManifest,
+        provenance: Mapping[str, str],
+    ) -> None:
+        self._state = state
+        self._facts: dict[str, Any] = {
+            "attempt": checkpoints.next_attempt(),
+            "state": {"data_sha256": data.sha256},
+            "config": config_to_dict(config),
+            "provenance": dict(provenance),
+            "world_size": runtime.world_size,
+            "parent": None if parent is None else parent.name,
+        }
+        self._writer = AsyncWriter(
+            checkpoints, keep_last=config.checkpoint.keep_last, protect=[parent.name] if parent else []
+        )
+
+    def __call__(self, metrics: Mapping[str, float]) -> None:
+        """Snapshot the state now and save it in the background."""
+        self._writer.submit(
+            self._state.tensors(), step=self._state.step, metrics=dict(metrics), **self._facts
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Return what saving has cost since the start: seconds that training waited, uploads, bytes."""
+        stats = dataclasses.asdict(self._writer.stats)
+        return {f"checkpoint/{name}": float(value) for name, value in stats.items()}
+
+    def __enter__(self) -> "_Saver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Also after an error: what was snapshot before it is worth keeping.
+        self._writer.close()
+
+
+class _Painter:
+    """Pictures of the current model, always of the same images with the same noise."""
+
+    def __init__(self, config: Config, runtime: Runtime, state: TrainState, images: ImageSet) -> None:
+        self._config, self._state = config, state
+        self._noise = gaussian_noise(config.run.seed, 0, runtime.device)
+        first = np.arange(PICTURED_IMAGES) % len(images.images_NHWC)
+        self._x_NCHW = to_float(images.images_NHWC[first], runtime.device)
+
+    def __call__(self) -> dict[str, Tensor]:
+        normal = self._noise(0, "pictures")
+        return pictures(self._state.picture_model, self._config.langevin, self._x_NCHW, normal)

@@ -1,0 +1,86 @@
+"""Pictures of a model: reconstructions, prior samples, and hierarchical samples.
+
+Shapes: N images, C channels, H height, W width, D latent width.
+"""
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from jebm.config import Langevin
+from jebm.core.model import JointModel
+from jebm.core.objective import reconstruct
+from jebm.core.prior import sample_prior
+from jebm.rng import Normal
+
+__all__ = ["PICTURED_IMAGES", "grid", "hierarchical_samples", "pictures", "sheet"]
+
+_COLUMNS = 10
+PICTURED_IMAGES = 2 * _COLUMNS
+"""Images whose reconstructions are shown."""
+
+
+@torch.no_grad()
+def hierarchical_samples(
+    model: JointModel, config: Langevin, layer: int, normal: Normal, *, rows: int = 3
+) -> Tensor:
+    """Return (rows * 10, C, H, W): in each row one prior sample whose `layer` (0 = bottom) alone varies.
+
+    The varied values come from other samples of the joint prior (paper, hierarchical sampling).
+    """
+    z_BD, _ = sample_prior(model, config, rows + _COLUMNS, normal)
+    anchors, others = z_BD[:rows], z_BD[rows:]
+    z_NL = [part.repeat_interleave(_COLUMNS, 0) for part in torch.split(anchors, model.latent_dims, 1)]
+    z_NL[layer] = torch.split(others, model.latent_dims, 1)[layer].repeat(rows, 1)
+    x: Tensor = model.generator(torch.cat(z_NL, 1))
+    return x
+
+
+@torch.no_grad()
+def pictures(model: JointModel, config: Langevin, x_NCHW: Tensor, normal: Normal) -> dict[str, Tensor]:
+    """Return caption -> grid (C, height, width) in [0, 1], for `PICTURED_IMAGES` images in [-1, 1]."""
+    pairs = torch.stack([x_NCHW, reconstruct(model, x_NCHW)])  # data, reconstruction
+    # A row of data, then a row of its twins.
+    rows = pairs.view(2, 2, _COLUMNS, *x_NCHW.shape[1:]).transpose(0, 1)
+    z_BD, _ = sample_prior(model, config, 5 * _COLUMNS, normal)
+    sheets = {
+        "data (odd rows) and reconstructions (even rows)": grid(rows.flatten(0, 2)),
+        "samples of the prior": grid(model.generator(z_BD)),
+    }
+    layers = len(model.latent_dims)
+    for layer in reversed(range(layers)):
+        place = {0: "bottom", layers - 1: "top"}.get(layer, "middle")
+        caption = f"hierarchical samples: z{layer + 1} ({place}) varies along a row"
+        sheets[caption] = grid(hierarchical_samples(model, config, layer, normal))
+    return sheets
+
+
+def grid(x_NCHW: Tensor) -> Tensor:
+    """Return images in [-1, 1] as one picture, 10 a row, (C, rows (H+1), 10 (W+1)) in [0, 1], on the CPU."""
+    x = (x_NCHW.float().cpu().clamp(-1, 1) + 1) / 2
+    x = torch.nn.functional.pad(x, (0, 1, 0, 1), value=1.0)
+    rows = x.view(-1, _COLUMNS, *x.shape[1:])
+    return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+
+
+def sheet(grids: dict[str, Tensor], *, scale: int = 2) -> Image.Image:
+    """Return all grids below one another with their captions, each pixel `scale` wide."""
+    font = ImageFont.load_default(size=13)
+    panels = []
+    for caption, picture in grids.items():
+        array = (picture.expand(3, -1, -1).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        image = Image.fromarray(array)
+        panels.append(
+            (caption, image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST))
+        )
+    margin, title = 8, 20
+    width = max(image.width for _, image in panels) + 2 * margin
+    height = sum(image.height + title + margin for _, image in panels) + margin
+    page = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(page)
+    y = margin
+    for caption, image in panels:
+        draw.text((margin, y), caption, fill="black", font=font)
+        page.paste(image, (margin, y + title))
+        y += title + image.height + margin
+    return page

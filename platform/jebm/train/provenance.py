@@ -1,0 +1,54 @@
+"""What a result was made with."""
+
+import hashlib
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import jebm
+
+__all__ = ["provenance"]
+
+_PACKAGES = ("torch", "ray", "numpy", "pyarrow", "boto3")
+
+
+def provenance() -> dict[str, str]:
+    """Return versions, the hash of the package's source, the git revision ("unknown" outside a checkout).
+
+    The source hash is there on a cluster too, where a job's upload carries no .git.
+    """
+    root = Path(jebm.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    facts = {
+        "jebm": jebm.__version__,
+        "source_sha256": digest.hexdigest(),
+        "git_revision": _git_revision(root),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+    for package in _PACKAGES:
+        try:
+            facts[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    return facts
+
+
+def _git_revision(folder: Path) -> str:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(  # noqa: S603
+            ["git", "-C", str(folder), *arguments],  # noqa: S607
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

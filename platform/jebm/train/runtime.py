@@ -1,0 +1,101 @@
+"""Where a worker stands among its peers, and the few collectives that training needs."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from jebm.config import Config
+from jebm.errors import ConfigError
+
+__all__ = ["Runtime", "prepare_process", "process_runtime", "started_by_torchrun"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One worker: its rank, the world size, and the device it computes on."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this worker writes logs and checkpoints."""
+        return self.rank == 0
+
+    def agree(self, *flags: bool) -> list[bool]:
+        """Return, for each flag, whether it holds on every rank (one all-reduce for all flags)."""
+        if self.world_size == 1:
+            return list(flags)
+        votes = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        dist.all_reduce(votes, dist.ReduceOp.MIN)
+        return [bool(vote) for vote in votes.tolist()]
+
+    def from_main(self, value: T) -> T:
+        """Return rank 0's `value` on every rank; a small plain object."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Return the mean of `tensor` over ranks."""
+        if self.world_size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor / self.world_size
+
+
+def prepare_process(config: Config, device: torch.device) -> None:
+    """Set this process's threads, determinism and device as the config asks."""
+    # The gradient of a one-channel convolution has no one right stride; DDP copies it, and warns.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
+    torch.set_num_threads(config.cluster.cpus_per_worker)
+    torch.use_deterministic_algorithms(config.run.deterministic, warn_only=True)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.deterministic = config.run.deterministic
+        torch.backends.cudnn.benchmark = not config.run.deterministic
+
+
+def started_by_torchrun() -> bool:
+    """Return whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@contextmanager
+def process_runtime(config: Config) -> Iterator[Runtime]:
+    """Give the runtime of plain python (one worker) or of a process that torchrun started.
+
+    Raises:
+        ConfigError: `cluster.gpu` without a GPU, or a number of processes that is not `cluster.workers`.
+    """
+    rank, world_size, local_rank = 0, 1, 0
+    if started_by_torchrun():
+        rank, world_size, local_rank = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if world_size != config.cluster.workers:
+        raise ConfigError(
+            f"cluster.workers: is {config.cluster.workers}, but "
+            + (f"torchrun started {world_size}" if started_by_torchrun() else "this is one process")
+        )
+    if config.cluster.gpu and not torch.cuda.is_available():
+        raise ConfigError("cluster.gpu: torch finds no CUDA device on this machine; set it to false")
+    device = torch.device("cuda", local_rank) if config.cluster.gpu else torch.device("cpu")
+    prepare_process(config, device)
+    if world_size > 1:
+        dist.init_process_group("nccl" if config.cluster.gpu else "gloo")
+    try:
+        yield Runtime(rank, world_size, device)
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()

@@ -1,0 +1,145 @@
+"""Everything that training changes: three nets, two optimizers, the averaged weights, and the step."""
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from jebm.config import Config, Optimizer
+from jebm.core.model import JointModel, build_model
+from jebm.core.objective import Objective
+from jebm.train.runtime import Runtime
+
+__all__ = ["Player", "TrainState", "learning_rate"]
+
+
+def learning_rate(config: Optimizer, step: int, *, steps_per_epoch: int, total_steps: int) -> float:
+    """Return the learning rate of update `step` (from 0): a function of the position, so nothing to save."""
+    rate = config.lr
+    if config.schedule == "exponential":  # once an epoch, as the paper's code
+        rate *= config.decay_per_epoch ** (step // steps_per_epoch)
+    elif config.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / total_steps)))
+    if step < config.warmup_steps:
+        rate *= (step + 1) / config.warmup_steps
+    return rate
+
+
+@dataclass(frozen=True)
+class Player:
+    """Parameters that one optimizer moves: generator with inference net, or the energy net."""
+
+    name: str
+    config: Optimizer
+    parameters: dict[str, nn.Parameter]
+    adam: torch.optim.Adam
+
+    @classmethod
+    def build(cls, name: str, config: Optimizer, parameters: dict[str, nn.Parameter]) -> "Player":
+        """Return the player with Adam's moments made at once, so that a checkpoint can be read into them."""
+        adam = torch.optim.Adam(
+            parameters.values(),
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        for parameter in parameters.values():
+            adam.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        return cls(name, config, parameters, adam)
+
+    def gradient_norm(self) -> Tensor:
+        """Clip the gradient to `clip_norm` and return its Euclidean norm from before, ()."""
+        limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
+        return nn.utils.clip_grad_norm_(self.parameters.values(), limit)
+
+    def update(self, rate: float) -> None:
+        """Move the parameters by one Adam step at the given learning rate."""
+        for group in self.adam.param_groups:
+            group["lr"] = rate
+        self.adam.step()
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, live tensor) of all moments and step counts."""
+        for name, parameter in self.parameters.items():
+            for part, tensor in self.adam.state[parameter].items():
+                yield f"optimizer.{self.name}.{name}.{part}", tensor
+
+
+@dataclass
+class TrainState:
+    """The state of training after `step` updates."""
+
+    model: JointModel
+    objective: nn.Module
+    players: list[Player]
+    ema: JointModel | None
+    ema_decay: float
+    step: int = 0
+
+    @classmethod
+    def build(cls, config: Config, runtime: Runtime) -> "TrainState":
+        """Return the initial state, the same on every rank, on the runtime's device."""
+        model = build_model(config).to(runtime.device)
+        autocast = torch.bfloat16 if config.train.precision == "bf16" else None
+        objective: nn.Module = Objective(model, autocast=autocast)
+        if runtime.world_size > 1:
+            # Buffers are the singular vectors of the spectral norm: a function of the weights' history,
+            # which is the same on every rank, so they need no broadcast.
+            with warnings.catch_warnings():
+                # Newer torch renames the argument, older knows only this name.
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+                objective = DistributedDataParallel(
+                    objective, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
+        named = dict(model.named_parameters())
+        energy = {name: p for name, p in named.items() if name.startswith("energy.")}
+        rest = {name: p for name, p in named.items() if name not in energy}
+        players = [Player.build("generator", config.optimizer.generator, rest)]
+        if energy:
+            players.append(Player.build("energy", config.optimizer.energy, energy))
+        decay = config.train.ema_decay
+        ema = copy.deepcopy(model).requires_grad_(requires_grad=False) if decay else None
+        return cls(model, objective, players, ema, decay)
+
+    @property
+    def picture_model(self) -> JointModel:
+        """The model to look at: the averaged weights where they are kept."""
+        return self.ema or self.model
+
+    @contextmanager
+    def gradients_stay_local(self, *, when: bool) -> Iterator[None]:
+        """Within it, backward does not reduce over ranks (`when`): all but the last piece of a batch."""
+        if when and isinstance(self.objective, DistributedDataParallel):
+            with self.objective.no_sync():
+                yield
+        else:
+            yield
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Move the averaged weights towards the current ones; buffers are copied."""
+        if self.ema is None:
+            return
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - self.ema_decay)
+        for mine, theirs in zip(self.ema.buffers(), self.model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor that a resume needs, by name; the live ones, to be saved or read into."""
+        named = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.ema is not None:
+            named |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
+        for player in self.players:
+            named |= dict(player.tensors())
+        return named

@@ -1,0 +1,24 @@
+# Sourced by the other scripts: the repository's root, and a virtual environment with everything in it.
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="${JEBM_VENV:-$ROOT/.venv}"
+
+say() { printf '\n== %s\n' "$*"; }
+
+# install EXTRAS: make the environment where it is missing or older than what it is made from.
+install() {
+  local extras="$1" stamp="$VENV/.installed-$1" python
+  python="$(command -v python3.11 || true)"
+  if [ -z "$python" ]; then
+    echo "error: python3.11 not found; install it (Debian: apt-get install python3.11 python3.11-venv)" >&2
+    exit 2
+  fi
+  if [ -f "$stamp" ] && [ "$stamp" -nt "$ROOT/setup.cfg" ] && [ "$stamp" -nt "$ROOT/requirements/local.txt" ]; then
+    return
+  fi
+  say "installing into ${VENV#"$ROOT"/} (minutes the first time)"
+  [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+    --constraint "$ROOT/requirements/local.txt" --editable "$ROOT[$extras]"
+  "$VENV/bin/python" -c 'import jebm, ray, torch'
+  touch "$stamp"
+}

@@ -1,0 +1,74 @@
+"""One of several gloo processes: `gloo_worker.py RANK WORLD_SIZE FILE NOISE SAVE` does 20 updates.
+
+Writes the losses of every step and the last state's tensors to SAVE (rank 0). In float64: Adam divides small
+gradients by their own size, so that in float32 mere rounding moves weights by up to 4e-3 within 20 updates.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from helpers import tiny_config
+
+from jebm.data.loader import Loader
+from jebm.data.shards import load_images
+from jebm.rng import gaussian_noise
+from jebm.store.storage import open_store
+from jebm.train.metrics import Clock, Meter
+from jebm.train.runtime import Runtime, prepare_process
+from jebm.train.state import TrainState
+from jebm.train.step import train_step
+
+
+def train(runtime: Runtime, *, noisy: bool) -> dict[str, object]:
+    """Do 20 updates; return the losses, means over ranks, and copies of the state's tensors."""
+    config = tiny_config("unused", cluster__workers=runtime.world_size, train__ema_decay=0.9)
+    prepare_process(config, runtime.device)
+    loader = Loader(
+        load_images(open_store(config.data.train)),
+        batch_size=config.train.batch_size,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        seed=0,
+        device=runtime.device,
+    )
+    state = TrainState.build(config, runtime)
+    noise = gaussian_noise(0, runtime.rank)
+    silence = lambda _position, _purpose: lambda *shape: torch.zeros(shape)  # noqa: E731
+    losses = []
+    for step in range(20):
+        meter = Meter()
+        values, _ = train_step(
+            state,
+            config,
+            runtime,
+            loader.batch(step).double(),
+            noise if noisy else silence,
+            Clock(runtime.device),
+            steps_per_epoch=loader.steps_per_epoch,
+            total_steps=20,
+        )
+        meter.add(values)
+        losses.append(meter.take(runtime)["loss"])
+    return {"losses": losses, "tensors": {name: tensor.clone() for name, tensor in state.tensors().items()}}
+
+
+def main() -> None:
+    rank, world_size, meeting, noisy, save = sys.argv[1:]
+    torch.set_default_dtype(torch.float64)
+    runtime = Runtime(int(rank), int(world_size), torch.device("cpu"))
+    if runtime.world_size > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{meeting}", rank=runtime.rank, world_size=runtime.world_size
+        )
+    result = train(runtime, noisy=noisy == "noise")
+    if runtime.world_size > 1:
+        # Only now, when nothing of DDP is left: a gloo group that outlives this call can hang at exit.
+        dist.destroy_process_group()
+    if runtime.is_main:
+        torch.save(result, Path(save))
+
+
+if __name__ == "__main__":
+    main()

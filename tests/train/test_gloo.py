@@ -1,0 +1,54 @@
+"""Data parallelism: real gloo processes against one process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers import ROOT
+
+HERE = Path(__file__).parent
+
+
+def train(folder: Path, name: str, *, world_size: int, noise: bool) -> dict[str, Any]:
+    """Do 20 updates in `world_size` processes; return rank 0's losses and tensors."""
+    saved = folder / f"{name}.pt"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'platform'}:{HERE}"}
+    arguments = [
+        str(world_size),
+        str(folder / f"{name}.meeting"),
+        "noise" if noise else "silence",
+        str(saved),
+    ]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "gloo_worker.py"), str(rank), *arguments], env=environment
+        )
+        for rank in range(world_size)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0] * world_size
+    return torch.load(saved, weights_only=True)
+
+
+def test_two_workers_equal_one_with_noise_off(tmp_path: Path) -> None:
+    one = train(tmp_path, "one", world_size=1, noise=False)
+    two = train(tmp_path, "two", world_size=2, noise=False)
+    torch.testing.assert_close(two["losses"], one["losses"], rtol=1e-9, atol=1e-9)
+    names = [name for name in one["tensors"] if name.startswith(("model.", "ema."))]
+    assert any(name.startswith("model.energy.") for name in names)
+    for name in names:
+        torch.testing.assert_close(
+            two["tensors"][name], one["tensors"][name], rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_two_noisy_workers_repeat_themselves_exactly(tmp_path: Path) -> None:
+    first = train(tmp_path, "first", world_size=2, noise=True)
+    again = train(tmp_path, "again", world_size=2, noise=True)
+    assert first["losses"] == again["losses"]
+    assert all(torch.equal(first["tensors"][name], again["tensors"][name]) for name in first["tensors"])
+    # The ranks draw different noise: with the same noise on both, a batch of copies would show it.
+    one = train(tmp_path, "one", world_size=1, noise=True)
+    assert one["losses"] != first["losses"]
