@@ -10,10 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from jsonargparse import ArgumentParser
-
 from jebm.cli import run
 from jebm.errors import StoreError
+from jebm.parser import job_parser, parse
 from jebm.store.storage import open_store
 
 _LEFT_OUT = ("checkpoints/", "ray/")
@@ -21,10 +20,10 @@ _LEFT_OUT = ("checkpoints/", "ray/")
 
 def main() -> None:
     """Copy what changed and say how much."""
-    parser = ArgumentParser(description=__doc__)
+    parser = job_parser(__doc__ or "")
     parser.add_argument("run", type=str, help="URI of the run: its run.storage and run.name")
     parser.add_argument("folder", type=str, help="folder to write to")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     store, folder = open_store(arguments.run), Path(arguments.folder)
     count = size = 0
     for entry in store.list():

@@ -9,55 +9,54 @@ import dataclasses
 import difflib
 import json
 import re
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from jebm.config import Config, config_to_dict, leaves
+from jebm.config import Config, config_to_dict
 from jebm.errors import ConfigError
 
 __all__ = [
     "argument_parser",
     "config_from_dict",
     "config_to_yaml",
+    "job_parser",
     "load_config",
+    "parse",
     "parse_arguments",
 ]
 
 
-def _unknown(key: str) -> str:
-    keys = [name for name, _ in leaves(config_to_dict(Config()))]
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
-    if not close:  # the right last word under the wrong section
-        last = key.rsplit(".", 1)[-1]
-        close = difflib.get_close_matches(last, [name.rsplit(".", 1)[-1] for name in keys], n=1, cutoff=0.75)
-        close = [name for name in keys if close and name.rsplit(".", 1)[-1] == close[0]][:1]
-    hint = f"did you mean {close[0]}?" if close else "see --help for all keys"
-    return f"unknown key {key}; {hint}"
+class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the lines of a description: they hold examples."""
 
 
-def _one_line(error: Exception) -> str:
-    """Return what jsonargparse says, as one line in our words where the case is a common one."""
-    text = re.sub(r"<class '(\w+)'>", r"\1", " ".join(str(error).split())).replace("typing.", "")
-    if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text):
-        return _unknown(".".join(found.groups()))
-    if found := re.search(r"Option '([\w.]+)' is not accepted", text):
-        return _unknown(found[1])
-    if found := re.search(r"unrecognized arguments: (\S+)", text):
-        word = found[1].partition("=")[0]
-        return _unknown(word[2:]) if word.startswith("--") else f"unexpected argument {word}; see --help"
-    if found := re.search(r'Parser key "([\w.]+)": (.*)', text):
-        return f"{found[1]}: {found[2]}"
-    return text
+def job_parser(description: str) -> ArgumentParser:
+    """Return an empty parser whose errors `parse` turns into one line."""
+    return ArgumentParser(description=description, exit_on_error=False, formatter_class=_Help)
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str] | None = None) -> Namespace:
+    """Return what the command line (default: this process's) gives, sections as objects of the config.
+
+    Raises:
+        ConfigError: an unknown key, a missing or wrong argument, or values that a section refuses.
+    """
+    try:
+        values: Namespace = parser.instantiate(parser.parse_args(arguments))
+    except (ArgumentError, ValueError) as error:
+        raise ConfigError(_one_line(parser, error)) from error
+    return values
 
 
 def argument_parser(description: str) -> ArgumentParser:
     """Return a parser of `--config FILE` (repeatable), every dotted key of `Config`, and `--print_config`."""
-    # The description of the jobs holds examples: keep their lines.
-    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser = job_parser(description)
+    parser.usage = "%(prog)s [--config FILE] [--KEY VALUE ...]"
     parser.add_argument("--config", action="config", help="YAML file with the keys below; later ones win")
     for section in dataclasses.fields(Config):
         kind = type(getattr(Config(), section.name))
@@ -75,13 +74,37 @@ def parse_arguments(
 
     Raises:
         ConfigError: an unknown key, a value of the wrong type, or values that cannot work together.
-
     """
-    try:
-        values = parser.instantiate(parser.parse_args(arguments))
-    except (ArgumentError, ValueError) as error:
-        raise ConfigError(_one_line(error)) from error
+    values = parse(parser, arguments)
     return Config(**{section.name: values[section.name] for section in dataclasses.fields(Config)}), values
+
+
+def _unknown(parser: ArgumentParser, key: str) -> str:
+    keys = [name for name in parser.get_defaults().keys() if name != "config"]  # noqa: SIM118  (a Namespace)
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
+    if not close:  # the right last word under the wrong section
+        last = key.rsplit(".", 1)[-1]
+        close = difflib.get_close_matches(last, [name.rsplit(".", 1)[-1] for name in keys], n=1, cutoff=0.75)
+        close = [name for name in keys if close and name.rsplit(".", 1)[-1] == close[0]][:1]
+    hint = f"did you mean {close[0]}?" if close else "see --help for all keys"
+    return f"unknown key {key}; {hint}"
+
+
+def _one_line(parser: ArgumentParser, error: Exception) -> str:
+    """Return what jsonargparse says, as one line in our words where the case is a common one."""
+    text = re.sub(r"<class '(\w+)'>", r"\1", " ".join(str(error).split())).replace("typing.", "")
+    if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text):
+        return _unknown(parser, ".".join(found.groups()))
+    if found := re.search(r"Option '([\w.]+)' is not accepted", text):
+        return _unknown(parser, found[1])
+    if found := re.search(r"unrecognized arguments: (\S+)", text):
+        word = found[1].partition("=")[0]
+        return (
+            _unknown(parser, word[2:]) if word.startswith("--") else f"unexpected argument {word}; see --help"
+        )
+    if found := re.search(r'Parser key "([\w.]+)": (.*)', text):
+        return f"{found[1]}: {found[2]}"
+    return text
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
@@ -90,7 +113,7 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     try:
         parsed = parser.instantiate(parser.parse_object(dict(values)))
     except (ArgumentError, ValueError) as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(_one_line(parser, error)) from error
     return Config(**{section.name: parsed[section.name] for section in dataclasses.fields(Config)})
 
 

@@ -1,0 +1,84 @@
+"""Turn original image files into a data set: Parquet parts and a manifest, in a folder or on S3.
+
+  Fashion-MNIST  python jobs/ingest.py data/original/fashion-mnist --split train --output data/fashion/train
+  SVHN           python jobs/ingest.py train_32x32.mat --output s3://bucket/svhn/train
+  CIFAR-10       python jobs/ingest.py cifar-10-binary.tar.gz --split test --output data/cifar10/test
+  CelebA, 64x64  python jobs/ingest.py img_align_celeba.zip --split train --output s3://bucket/celeba/train
+  pictures       python jobs/ingest.py pictures.zip --size 64 --channels 3 --output data/pictures
+  Hugging Face   python jobs/ingest.py folder-of-parquet --split test --output data/set/test
+  NumPy          python jobs/ingest.py images.npy --labels labels.npy --output data/set/train
+
+Pixels stay as they are unless --size or --channels says otherwise. Safe to run twice: a data set of the same
+files and options is left alone. Exit code 2 and one line where an input cannot be used.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+
+from jsonargparse import Namespace
+from tqdm import tqdm
+
+from jebm.cli import run
+from jebm.data.shards import dataset_exists, read_manifest, write_dataset
+from jebm.data.sources import FORMATS, open_source
+from jebm.errors import DataError
+from jebm.parser import job_parser, parse
+from jebm.store.storage import open_store
+
+
+def arguments() -> Namespace:
+    """Return the arguments; raises ConfigError for a wrong one."""
+    parser = job_parser(__doc__ or "")
+    add = parser.add_argument
+    add("source", help="original file or folder")
+    add("--output", required=True, metavar="URI", help="folder or s3://bucket/prefix of the new data set")
+    add("--format", default="auto", choices=FORMATS, help="of the source (auto looks into it)")
+    add("--labels", type=str | None, metavar="FILE", help="label file, or 'folders': class = parent folder")
+    add("--split", type=str | None, help="train, test, val: the part to take, and its name")
+    add("--size", type=int | None, metavar="N", help="resize the centre square to N pixels (LANCZOS)")
+    add("--channels", type=int | None, metavar="1|3", help="convert to grey (1) or RGB (3)")
+    add("--partition", type=str | None, metavar="FILE", help="CelebA's list_eval_partition.txt")
+    add("--limit", type=int | None, metavar="N", help="only the first N images")
+    add("--overwrite", action="store_true", help="replace the data set at the output")
+    return parse(parser)
+
+
+def main() -> None:
+    """Read, write, and say what came of it."""
+    wanted = arguments()
+    store = open_store(wanted.output)
+    exists = dataset_exists(store)
+    options = {key: wanted[key] for key in ("split", "labels", "partition", "size", "channels", "limit")}
+    source = open_source(wanted.source, wanted.format, **options)
+    if exists and not wanted.overwrite:
+        found = read_manifest(store)
+        if (found.source, found.split) != (source.description, source.split):
+            what = f"{found.name}, {found.split}, of other files or options"
+            raise DataError(f"{store.uri}: holds a data set already ({what}); --overwrite replaces it")
+        print(f"already there: {found.images:,} images, sha256 {found.sha256[:12]}  {store.uri}")
+        return
+    begun = said = time.monotonic()
+    with tqdm(total=source.images, unit=" images", disable=not sys.stderr.isatty()) as bar:
+
+        def progress(images: int) -> None:
+            nonlocal said
+            bar.update(images - bar.n)
+            if bar.disable and time.monotonic() - said > 5:
+                said = time.monotonic()
+                print(f"{images:,} of {source.images or '?'} images", flush=True)
+
+        manifest = write_dataset(source, store, overwrite=wanted.overwrite, progress=progress)
+    shape = "x".join(str(length) for length in manifest.shape[1:])
+    size = sum(part.bytes for part in manifest.parts) / 1e6
+    rate = manifest.images / (time.monotonic() - begun)
+    print(
+        f"{manifest.images:,} images of {shape}, {size:.1f} MB, {rate:,.0f} images/s,"
+        f" sha256 {manifest.sha256[:12]}  {store.uri}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,82 @@
+"""Batches addressed by global position: the same step gives the same images, whatever ran before.
+
+Shapes: N images of the set, B images of this rank's batch, C channels, H rows, W columns.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from jebm.data.shards import ImageSet
+from jebm.errors import ConfigError, DataError
+from jebm.rng import generator
+
+__all__ = ["Loader", "to_float", "to_uint8"]
+
+
+class Loader:
+    """The images of a set in a new order each epoch, cut into global batches, cut into ranks.
+
+    `batch_size` counts the images of all ranks together. Raises ConfigError if the ranks cannot share it
+    evenly, DataError if the set holds less than one batch.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        device: torch.device | str,
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise ConfigError(
+                f"train.batch_size: {batch_size} images cannot be shared by {world_size} workers"
+            )
+        count = len(images.images_NHWC)
+        if batch_size > count:
+            name = f"{images.manifest.name} ({images.manifest.split})"
+            raise DataError(
+                f"{name}: {count} images are less than one batch; set train.batch_size to ≤ {count}"
+            )
+        self.steps_per_epoch = count // batch_size  # what is left over takes part in another epoch's order
+        self._images_NHWC = images.images_NHWC
+        self._batch_size, self._rank, self._share = batch_size, rank, batch_size // world_size
+        self._seed, self._device = seed, torch.device(device)
+        self._epoch = -1
+        self._order_N: npt.NDArray[np.int64] = np.empty(0, np.int64)
+
+    def batch(self, step: int) -> Tensor:
+        """Return this rank's images of global step `step` ≥ 0: float32 (B, C, H, W) in [−1, 1], contiguous.
+
+        Over the ranks, in order, they are the rows of the global batch, so that the world size may change.
+        """
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._order_N = self._order(epoch)
+            self._epoch = epoch
+        start = position * self._batch_size + self._rank * self._share
+        return to_float(self._images_NHWC[self._order_N[start : start + self._share]], self._device)
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Return the permutation of one epoch, the same on every rank."""
+        stream = generator(self._seed, rank=0, position=epoch, purpose="data order")
+        order_N: npt.NDArray[np.int64] = torch.randperm(len(self._images_NHWC), generator=stream).numpy()
+        return order_N
+
+
+def to_float(pixels_BHWC: npt.NDArray[np.uint8], device: torch.device | str) -> Tensor:
+    """Return x/127.5 − 1: float32 (B, C, H, W) in [−1, 1], contiguous, on the device."""
+    # Bytes travel to the device, a quarter of what floats would be, and are cheaper to transpose too.
+    pixels_BCHW = torch.from_numpy(pixels_BHWC).to(device).permute(0, 3, 1, 2).contiguous()
+    # Divided by a number, CUDA multiplies by its reciprocal; by a tensor, it divides as the CPU does.
+    half_range = torch.full((), 127.5, device=pixels_BCHW.device)
+    return pixels_BCHW.to(torch.float32).div_(half_range).sub_(1)
+
+
+def to_uint8(x_BCHW: Tensor) -> Tensor:
+    """Return pixels 0 … 255, uint8, of the same shape: the inverse of x/127.5 − 1, rounded and clamped."""
+    return x_BCHW.to(torch.float32).add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

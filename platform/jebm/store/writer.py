@@ -1,0 +1,276 @@
+"""Checkpoints in the background: training pauses for a copy of its tensors, and for nothing else.
+
+One thread saves; at most two snapshots exist, in buffers that are used again. Where both are taken, training
+waits: a queue without an end would hide that the storage is too slow, until the memory is gone.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from jebm.errors import JebmError, StoreError
+from jebm.store.checkpoint import Checkpoints, FencedError, Manifest, plain_json
+
+__all__ = [
+    "AsyncWriter",
+    "WriterStats",
+]
+
+_BUFFERS = 2  # one on its way, one being filled
+_ALIGNMENT_BYTES = 64
+
+_logger = logging.getLogger(__name__)
+_Save: TypeAlias = "partial[Manifest]"
+
+
+@dataclass(frozen=True)
+class WriterStats:
+    """Sums since the writer was made. Training lost `stall_seconds` + `stage_seconds`; uploads ran beside it.
+
+    stall: waiting for a free buffer. stage: copying into it (on CUDA: starting the copy). upload: all saves,
+    failed ones too. bytes: of the committed tensors.
+    """
+
+    submitted: int = 0
+    committed: int = 0
+    failures: int = 0
+    stall_seconds: float = 0.0
+    stage_seconds: float = 0.0
+    upload_seconds: float = 0.0
+    bytes_committed: int = 0
+
+
+class _Snapshot:
+    """One allocation that holds a copy of every tensor, used again while their shapes stay the same."""
+
+    def __init__(self) -> None:
+        self._plan: list[tuple[str, torch.dtype, torch.Size, bool]] = []
+        self._copies: dict[str, Tensor] = {}
+        self._copied: list[torch.cuda.Event] = []
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the tensors; from CUDA the copy is only started, in the order of the current streams."""
+        plan = [(name, item.dtype, item.shape, item.is_cuda) for name, item in tensors.items()]
+        if plan != self._plan:
+            self._plan, self._copies = [], {}  # let go of the old memory before asking for new
+            self._copies = _allocated(tensors)
+            self._plan = plan
+        with torch.no_grad():
+            for name, item in tensors.items():
+                self._copies[name].copy_(item, non_blocking=True)
+        self._copied = []
+        for device in {item.device for item in tensors.values() if item.is_cuda}:
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(device))
+            self._copied.append(event)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the copies, complete."""
+        for event in self._copied:
+            event.synchronize()
+        return self._copies
+
+
+def _allocated(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return CPU tensors like those given, pinned where any is on CUDA: only then a copy runs beside us."""
+    offsets: dict[str, int] = {}
+    size = 0
+    for name, item in tensors.items():
+        offsets[name] = size
+        size += -(-item.numel() * item.itemsize // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+    pinned = any(item.is_cuda for item in tensors.values())
+    memory = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+    return {
+        name: memory[offsets[name] : offsets[name] + item.numel() * item.itemsize]
+        .view(item.dtype)
+        .view(item.shape)
+        for name, item in tensors.items()
+    }
+
+
+class AsyncWriter:
+    """Saves checkpoints in a thread of its own, and prunes old ones after each."""
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        *,
+        keep_last: int,
+        keep_every: int | None = None,
+        protect: Collection[str] = (),
+        tolerate_failures: int = 3,
+    ) -> None:
+        """Write to `checkpoints`, and keep there what `Checkpoints.prune` says.
+
+        `protect` names what must never be pruned: above all the checkpoint that the run was resumed from.
+        More than `tolerate_failures` failed saves in a row are an error, fewer are logged and counted.
+        """
+        self._checkpoints = checkpoints
+        self._keep_last, self._keep_every, self._protect = keep_last, keep_every, frozenset(protect)
+        self._tolerate_failures = tolerate_failures
+        self._changed = threading.Condition()
+        # All below is guarded by it.
+        self._free = [_Snapshot() for _ in range(_BUFFERS)]
+        self._waiting: deque[tuple[_Snapshot, _Save]] = deque()
+        self._busy = False
+        self._closed = False
+        self._failures_in_a_row = 0
+        self._error: Exception | None = None
+        self._last_committed: Manifest | None = None
+        self._stats = WriterStats()
+        # A daemon: an interpreter that ends without close() must not wait for a storage that is down.
+        self._thread = threading.Thread(target=self._run, name="jebm-checkpoints", daemon=True)
+        self._thread.start()
+
+    @property
+    def last_committed(self) -> Manifest | None:
+        """The newest checkpoint that this writer has committed."""
+        with self._changed:
+            return self._last_committed
+
+    @property
+    def stats(self) -> WriterStats:
+        """What it did so far, and what that took."""
+        with self._changed:
+            return self._stats
+
+    def submit(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        step: int,
+        attempt: int,
+        state: Mapping[str, Any],
+        config: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        provenance: Mapping[str, str],
+        world_size: int,
+        parent: str | None,
+    ) -> None:
+        """Copy everything as it is now and save it in the background, as `Checkpoints.save` would.
+
+        Waits where two snapshots are on their way already. Raises CheckpointError at once for a state that
+        JSON cannot hold; the last error of the saves before where too many of them failed; FencedError
+        where another writer has taken the run over. Call it from one thread.
+        """
+        save = partial(
+            self._checkpoints.save,
+            step=step,
+            attempt=attempt,
+            state=plain_json(state, "state"),
+            config=plain_json(config, "config"),
+            metrics=dict(metrics),
+            provenance=dict(provenance),
+            world_size=world_size,
+            parent=parent,
+        )
+        began = time.monotonic()
+        with self._changed:
+            if self._closed:
+                raise StoreError("this writer is closed")
+            self._changed.wait_for(lambda: self._free or self._fatal())
+            self._raise_fatal()
+            snapshot = self._free.pop()  # the one used last, so that a quick storage needs only one
+        stalled = time.monotonic()
+        try:
+            snapshot.take(tensors)
+        except BaseException:
+            with self._changed:
+                self._free.append(snapshot)
+            raise
+        staged = time.monotonic()
+        with self._changed:
+            self._waiting.append((snapshot, save))
+            self._stats = replace(
+                self._stats,
+                submitted=self._stats.submitted + 1,
+                stall_seconds=self._stats.stall_seconds + stalled - began,
+                stage_seconds=self._stats.stage_seconds + staged - stalled,
+            )
+            self._changed.notify_all()
+
+    def drain(self, timeout_seconds: float | None = None) -> bool:
+        """Wait until all that was submitted is committed or has failed; return whether that came in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting and not self._busy, timeout_seconds)
+
+    def close(self) -> None:
+        """Drain, and end the thread; raises what `submit` would raise over saves that failed. Safe twice."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        with self._changed:
+            self._raise_fatal()
+
+    def _fatal(self) -> bool:
+        return isinstance(self._error, FencedError) or self._failures_in_a_row > self._tolerate_failures
+
+    def _raise_fatal(self) -> None:
+        if self._error is not None and self._fatal():
+            raise self._error
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return
+                snapshot, save = self._waiting.popleft()
+                self._busy = True
+            if self._saved(snapshot, save):
+                self._prune()
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+    def _saved(self, snapshot: _Snapshot, save: _Save) -> bool:
+        """Save one snapshot, free its buffer, and note how it went; return whether it is committed."""
+        began = time.monotonic()
+        outcome: Manifest | Exception
+        try:
+            outcome = save(snapshot.tensors())
+        except Exception as error:  # whatever it is, the training thread has to hear of it
+            outcome = error
+        with self._changed:
+            stats = self._stats
+            stats = replace(stats, upload_seconds=stats.upload_seconds + time.monotonic() - began)
+            if isinstance(outcome, Manifest):
+                self._failures_in_a_row, self._error, self._last_committed = 0, None, outcome
+                self._stats = replace(
+                    stats,
+                    committed=stats.committed + 1,
+                    bytes_committed=stats.bytes_committed + sum(stored.size for stored in outcome.objects),
+                )
+            else:
+                self._failures_in_a_row, self._error = self._failures_in_a_row + 1, outcome
+                self._stats = replace(stats, failures=stats.failures + 1)
+                if isinstance(outcome, FencedError):  # the run is another's: nothing more goes out
+                    self._free += [waiting for waiting, _ in self._waiting]
+                    self._waiting.clear()
+                _logger.error(
+                    "the checkpoint of step %s was not saved (failure %d in a row): %s",
+                    save.keywords["step"],
+                    self._failures_in_a_row,
+                    outcome,
+                )
+            self._free.append(snapshot)
+            self._changed.notify_all()
+        return isinstance(outcome, Manifest)
+
+    def _prune(self) -> None:
+        try:
+            pruned = self._checkpoints.prune(self._keep_last, self._keep_every, self._protect)
+        except JebmError as error:  # the next commit tries again; a checkpoint too many harms nobody
+            _logger.warning("old checkpoints were not pruned: %s", error)
+        else:
+            if pruned:
+                _logger.info("pruned %s", ", ".join(pruned))

@@ -1,0 +1,64 @@
+"""Fixtures that several rooms share."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "s3"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """The real server of `scripts/s3`, in a folder of this test session."""
+
+    folder: Path
+
+    def run(self, action: str, *options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(SCRIPT), action, "--dir", str(self.folder), *options]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+
+    def uri(self, prefix: str = "") -> str:
+        return f"s3://jebm/{prefix}".rstrip("/")
+
+    def environment(self, identity: str = "trainer") -> dict[str, str]:
+        """What a client's environment needs: endpoint, region and the keys of admin, trainer or reader."""
+        done = self.run("env", "--identity", identity)
+        assert done.returncode == 0, done.stderr
+        words = shlex.split(next(line for line in done.stdout.splitlines() if line.startswith("export ")))
+        return dict(word.split("=", 1) for word in words[1:])
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A running S3 server; this process's environment points at it, with the trainer's keys."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    started = server.run("start")
+    assert started.returncode == 0, started.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        # Whatever profile the person at this machine has must not decide what the tests see.
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        try:
+            yield server
+        finally:
+            # Not `stop`, which takes the server 15 s: this data is for nobody.
+            os.kill(int((server.folder / "server.pid").read_text()), signal.SIGKILL)
+
+
+@pytest.fixture
+def s3_uri(s3: S3Server) -> str:
+    """A prefix of the bucket that no other test uses."""
+    return s3.uri(uuid.uuid4().hex)

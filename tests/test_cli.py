@@ -1,0 +1,49 @@
+"""From errors to exit codes."""
+
+from collections.abc import Callable
+
+import pytest
+
+from jebm.cli import run
+from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError, JebmError, StoreError
+
+
+class UnreachableError(StoreError):
+    """A kind of StoreError."""
+
+
+def outcome(main: Callable[[], int | None], capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    with pytest.raises(SystemExit) as caught:
+        run(main)
+    return caught.value.code, capsys.readouterr().err
+
+
+def raising(error: BaseException) -> Callable[[], int | None]:
+    def main() -> int | None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (3, 3)])
+def test_the_result_is_the_exit_code(
+    result: int | None, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert outcome(lambda: result, capsys) == (code, "")
+
+
+@pytest.mark.parametrize("kind", [CheckpointError, ConfigError, DataError, StoreError, UnreachableError])
+def test_what_the_user_can_put_right_is_one_line_and_2(
+    kind: type[JebmError], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert outcome(raising(kind("x.png: bad\n  very bad")), capsys) == (2, "error: x.png: bad very bad\n")
+
+
+def test_other_ends_have_their_own_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(raising(DivergedError("step 7")), capsys) == (1, "diverged: step 7\n")
+    assert outcome(raising(KeyboardInterrupt()), capsys) == (130, "interrupted\n")
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 // 0)
