@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from jebm.config import Config, config_to_dict
+from jebm.config import Config, config_to_dict, leaves
 from jebm.errors import ConfigError
 
 __all__ = [
@@ -47,7 +47,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str] | None = None) -> Nam
         ConfigError: an unknown key, a missing or wrong argument, or values that a section refuses.
     """
     try:
-        values: Namespace = parser.instantiate(parser.parse_args(arguments))
+        values: Namespace = parser.instantiate(_without_nulls(parser.parse_args(arguments)))
     except (ArgumentError, ValueError) as error:
         raise ConfigError(_one_line(parser, error)) from error
     return values
@@ -77,6 +77,23 @@ def parse_arguments(
     """
     values = parse(parser, arguments)
     return Config(**{section.name: values[section.name] for section in dataclasses.fields(Config)}), values
+
+
+def _without_nulls(values: Namespace) -> Namespace:
+    """Refuse null and sections that are no mapping: jsonargparse lets both pass when they come from YAML."""
+    for key, default in leaves(config_to_dict(Config())):
+        *sections, leaf = key.split(".")
+        branch: Any = values
+        for depth, section in enumerate(sections, 1):
+            branch = branch.get(section)
+            if branch is None and depth == 1 and section not in values:
+                break  # a job's own parser, without the config
+            if not isinstance(branch, Namespace):
+                raise ConfigError(f"{'.'.join(sections[:depth])}: needs keys below it, not {branch}")
+        else:
+            if default is not None and branch.get(leaf) is None:
+                raise ConfigError(f"{key}: needs a value, not null")
+    return values
 
 
 def _unknown(parser: ArgumentParser, key: str) -> str:
@@ -111,7 +128,7 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     """Return the config with the given nested values and defaults elsewhere; raises `ConfigError`."""
     parser = argument_parser("")
     try:
-        parsed = parser.instantiate(parser.parse_object(dict(values)))
+        parsed = parser.instantiate(_without_nulls(parser.parse_object(dict(values))))
     except (ArgumentError, ValueError) as error:
         raise ConfigError(_one_line(parser, error)) from error
     return Config(**{section.name: parsed[section.name] for section in dataclasses.fields(Config)})

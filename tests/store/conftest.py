@@ -1,4 +1,6 @@
 import http.client
+import socket
+import struct
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,8 +25,17 @@ def store(request, tmp_path) -> Store:
 class Proxy(ThreadingHTTPServer):
     """Stands before the real server and does to a request what networks and busy servers do.
 
-    `fault(method, path)` says what: "busy" (503 SlowDown), "cut" (half of the answer, then silence), "lose"
-    (the server does it, the answer never comes) or None. Nothing passes while `gate` is not set.
+    `fault(method, path)` says what, one of
+      busy     503 SlowDown
+      expired  what AWS says to a session token that is too old
+      garble   a page in place of the answer
+      cut      half of the answer, then the end
+      reset    half of the body, or of the answer where there is none, then the connection is reset
+      lose     the server does it, the answer never comes
+      flip     one bit of the body, or of the answer where there is none
+      stall    silence in place of the server
+      hush     the server does it, then silence
+    or None. Nothing passes while `gate` is not set.
     """
 
     daemon_threads = True
@@ -35,6 +46,7 @@ class Proxy(ThreadingHTTPServer):
         self.fault: Callable[[str, str], str | None] = lambda _method, _path: None
         self.gate = threading.Event()
         self.gate.set()
+        self.over = threading.Event()
         self.seen: list[str] = []
 
     @property
@@ -45,6 +57,23 @@ class Proxy(ThreadingHTTPServer):
         """A client that is gone is no news here."""
 
 
+CANNED = {
+    "busy": (503, b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>later</Message></Error>"),
+    "expired": (
+        400,
+        b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>ExpiredToken</Code><Message>The provided token '
+        b"has expired.</Message><Token-0>IQoJb3JpZ2luX2VjE</Token-0><RequestId>4442587FB7D0A2F9</RequestId>"
+        b"<HostId>c2F5cyBub3RoaW5n</HostId></Error>",
+    ),
+    "garble": (200, b"<html><body>Please sign in to the network</body></html>"),
+}
+
+
+def flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :] if data else data
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -53,14 +82,23 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self) -> None:
         self.close_connection = True
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        size = int(self.headers.get("Content-Length", 0))
         self.server.gate.wait()
         self.server.seen.append(f"{self.command} {self.path}")
         fault = self.server.fault(self.command, self.path)
-        if fault == "busy":
-            answer = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>later</Message></Error>"
-            self._answer(503, {"Content-Length": str(len(answer))}, answer)
+        body = self.rfile.read(size // 2 if fault == "reset" else size)
+        if fault in CANNED:
+            status, answer = CANNED[fault]
+            self._answer(status, {"Content-Length": str(len(answer))}, answer)
             return
+        if fault == "reset" and body:
+            self._reset()
+            return
+        if fault == "stall":
+            self.server.over.wait()
+            return
+        if fault == "flip" and body:
+            body = flipped(body)
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=30)
         try:
             upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -72,13 +110,24 @@ class _Handler(BaseHTTPRequestHandler):
             data = response.read()
         finally:
             upstream.close()
-        if fault == "lose":
+        if fault == "hush":
+            self.server.over.wait()
+        if fault in ("hush", "lose"):
             return
         headers = dict(response.getheaders())
         if self.command != "HEAD":
             headers = {k: v for k, v in headers.items() if k.lower() != "transfer-encoding"}
             headers["Content-Length"] = str(len(data))
-        self._answer(response.status, headers, data[: len(data) // 2] if fault == "cut" else data)
+        if fault == "flip" and not body:
+            data = flipped(data)
+        self._answer(response.status, headers, data[: len(data) // 2] if fault in ("cut", "reset") else data)
+        if fault == "reset":
+            self._reset()
+
+    def _reset(self) -> None:
+        """Close without a farewell: the other side sees ECONNRESET, whatever was on its way."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
 
     def _answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
         self.send_response_only(status)
@@ -100,5 +149,6 @@ def proxy(s3, monkeypatch) -> Iterator[Proxy]:
         thread.start()
         yield server
         server.gate.set()
+        server.over.set()
         server.shutdown()
         thread.join()

@@ -158,10 +158,9 @@ def test_a_lost_answer_to_the_last_request_of_an_upload_is_no_failure(proxy, s3_
 def test_a_failed_upload_leaves_nothing(proxy, s3, s3_uri, monkeypatch):
     data = memoryview(bytearray(11 * MIB))
     store = open_store(s3_uri)
-    monkeypatch.setattr("jebm.store.storage._FIRST_WAIT_SECONDS", 0.0)
     proxy.fault = once("PUT", "partNumber=2", "busy", times=100)
     with pytest.raises(StoreError, match="SlowDown"):
-        store.upload("a", [[data[: 10 * MIB]], [data[10 * MIB :]]])
+        store.patient(0.5).upload("a", [[data[: 10 * MIB]], [data[10 * MIB :]]])
     assert store.head("a") is None
     for name, value in s3.environment("admin").items():
         monkeypatch.setenv(name, value)

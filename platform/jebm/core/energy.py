@@ -87,7 +87,11 @@ class EnergyNet(nn.Module):
         return layers
 
     def power_iteration(self) -> None:
-        """Follow a weight update with one power iteration per layer; no effect without spectral norm."""
+        """Follow a weight update with five power iterations per layer; no effect without spectral norm.
+
+        One, as is common, lags: after 200 updates in one direction at lr 3e-4 it left the top singular value
+        of a normalised weight at 1.23, five at 1.10 (2 layers of width 100).
+        """
         for linear in self.linears:
             if isinstance(linear, SpectralLinear):
-                linear.iterate()
+                linear.iterate(5)

@@ -41,6 +41,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")  # else workers run at nice 15
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # 60 s is short on small machines
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the working directory of the job
     try:
         ray.init(address="auto", runtime_env=runtime_env)
     except ConnectionError:

@@ -9,8 +9,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from jebm import errors
 from jebm.config import Config, config_to_dict
-from jebm.errors import ConfigError, DivergedError, JebmError
+from jebm.errors import ConfigError, JebmError
 from jebm.on_ray.cluster import check_capacity, connect, job_environment
 from jebm.on_ray.worker import work
 from jebm.store.storage import arrow_filesystem
@@ -58,8 +59,7 @@ def train(config: Config, provenance: Mapping[str, str]) -> Result:
 
     Raises:
         ConfigError: the cluster is too small, or the run's checkpoint has another config.
-        DivergedError: the training diverged.
-        JebmError: what a worker raised last, once `cluster.max_failures` restarts are used up.
+        JebmError: what the workers raised, where need be once `cluster.max_failures` restarts are used up.
     """
     connect()
     check_capacity(config)
@@ -86,7 +86,7 @@ def train(config: Config, provenance: Mapping[str, str]) -> Result:
     except WorkerGroupError as error:
         raise _known_cause(error) from error
     if "error" in value:
-        raise {"ConfigError": ConfigError, "DivergedError": DivergedError}[value["error"]](value["message"])
+        raise getattr(errors, value["error"])(value["message"])
     return Result(**value)
 
 

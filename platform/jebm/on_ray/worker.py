@@ -8,7 +8,7 @@ import ray.train
 import ray.train.torch
 
 from jebm.cli import log_lines
-from jebm.errors import ConfigError, DivergedError
+from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError
 from jebm.parser import config_from_dict
 from jebm.train.loop import fit
 from jebm.train.runtime import Runtime, prepare_process
@@ -19,8 +19,8 @@ __all__ = ["work"]
 def work(arguments: dict[str, Any]) -> dict[str, Any]:
     """Train as one worker of the group; `arguments` holds `config` and `provenance` as plain dicts.
 
-    Returns the `Result` as a dict, or {"error": kind, "message": text} where a restart of the group cannot
-    help: the config does not fit the checkpoint, or the training diverged (it would do so again).
+    Returns the `Result` as a dict, or {"error": kind, "message": text} where a restart of the group would
+    meet the same again: bad values, data or checkpoint (raised on all ranks alike), or divergence.
     """
     log_lines()
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it prints every report in full
@@ -31,7 +31,7 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
     runtime = Runtime(context.get_world_rank(), context.get_world_size(), device)
     try:
         result = fit(config, runtime, provenance=arguments["provenance"], on_report=_report)
-    except (ConfigError, DivergedError) as error:
+    except (ConfigError, DataError, CheckpointError, DivergedError) as error:
         return {"error": type(error).__name__, "message": str(error)}
     return dataclasses.asdict(result)
 

@@ -4,7 +4,8 @@
     <run>/checkpoints/step-00001200-a0001/MANIFEST.json
 
 There is no pointer to the latest one, so none can lie: it is found by listing. Nothing is pickled, nothing
-is renamed, no data key is used twice, and of two writers of one checkpoint the second is refused.
+is renamed, no data key is used twice, and of two writers of one checkpoint the second is refused. Of two
+attempts at one run the older is refused. See docs/checkpoint-protocol.md.
 """
 
 import hashlib
@@ -13,15 +14,24 @@ import logging
 import math
 import re
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from torch import Tensor
 
 from jebm.errors import CheckpointError
-from jebm.store.storage import ObjectExistsError, ObjectInfo, ObjectMissingError, Store
+from jebm.store.storage import (
+    AccessDeniedError,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectInfo,
+    ObjectMissingError,
+    Store,
+    in_parallel,
+)
 from jebm.store.stream import StoredObject, restore_tensors, upload_tensors, verify_object
 
 __all__ = [
@@ -39,6 +49,7 @@ JsonObject: TypeAlias = dict[str, Any]
 _FORMAT = "jebm-checkpoint"
 _VERSION = 1
 _MANIFEST = "MANIFEST.json"
+_PIN = "PINNED"  # an object beside the manifest, so that every listing shows it
 _MANIFEST_BYTES = 1 << 20
 _OBJECT_BYTES = 50 << 40  # the largest object of S3
 _PART_BYTES = 5 << 30  # its largest part
@@ -127,8 +138,12 @@ class Checkpoints:
         """Look after `<run>/checkpoints/` of the store; raises CheckpointError for a name unfit for a key."""
         if not _RUN.fullmatch(run):
             raise CheckpointError(f"run {run!r}: use letters, digits and . _ - = + (and / between names)")
-        self._run = run
+        self._root, self._run = store, run
         self._store = store.child(f"{run}/checkpoints")
+
+    def patient(self, seconds: float) -> "Checkpoints":
+        """Return the same with another patience of its store: how long what fails is tried again."""
+        return Checkpoints(self._root.patient(seconds), self._run)
 
     def save(
         self,
@@ -146,8 +161,9 @@ class Checkpoints:
         """Write a checkpoint and return its manifest, once it is committed.
 
         `state` and `config` must be plain JSON; `parent` is the name of the checkpoint that this run went
-        on from. Raises FencedError where another writer was first, StoreError where the store refuses;
-        then no checkpoint appears. (After a lost connection at the very end it may: with this content.)
+        on from. Raises FencedError where another writer was first or a later attempt has begun, StoreError
+        where the store refuses; then no checkpoint appears. (After a lost connection at the very end it may:
+        with this content.)
         """
         draft = Manifest(
             run=self._run,
@@ -166,30 +182,48 @@ class Checkpoints:
         folder = self._store.child(draft.name)
         stored = upload_tensors(folder, f"data/r00000-{uuid.uuid4().hex[:8]}.safetensors", tensors)
         encoded = replace(draft, objects=(stored,)).encode()
+        newest = max(_step_and_attempt(name)[1] for name in [draft.name, *self._names()])
+        if newest > attempt:
+            folder.delete([stored.key])
+            raise FencedError(
+                f"{folder.uri}: attempt {newest} of this run has begun since; stop one of the two jobs"
+            )
         try:
             folder.put(_MANIFEST, encoded, if_absent=True)
         except ObjectExistsError as error:
             # Ours after all, where the answer to a first attempt was lost; else another writer's.
-            if folder.get(_MANIFEST) != encoded:
+            info = folder.head(_MANIFEST)
+            if info is None or info.size != len(encoded) or folder.get(_MANIFEST) != encoded:
                 folder.delete([stored.key])
                 raise FencedError(
                     f"{folder.uri}: another writer has committed this checkpoint; stop one of the two jobs"
                 ) from error
         return Manifest.decode(encoded)
 
-    def list(self) -> Sequence[FoundCheckpoint]:
-        """Return all checkpoints, newest first, each committed, partial (no manifest) or corrupt."""
-        return [self._judge(name, objects) for name, objects in self._folders()]
+    def list(self, limit: int | None = None) -> Sequence[FoundCheckpoint]:
+        """Return the checkpoints, newest first, each committed, partial (no manifest) or corrupt.
 
-    def latest(self) -> Manifest | None:
+        With `limit` only so many: every one costs a request or two, so that thousands take seconds.
+        """
+        if limit is None:
+            folders = self._folders()
+        else:
+            filled = ((name, objects) for name in self._names() if (objects := self._objects(name)))
+            folders = list(islice(filled, limit))
+        return in_parallel(lambda _, folder: self._judge(*folder), folders)
+
+    def latest(self, *, deep: bool = False) -> Manifest | None:
         """Return the newest checkpoint that is whole, by step and then by attempt; None where there is none.
 
         Whole means: the manifest can be read, and its objects have the size and the etag that it says. An
-        object with another etag, such as a copy, is read and counts where its CRC32s match. What is passed
-        over is logged.
+        object with another etag, such as a copy, is read and counts where its CRC32s match; with `deep`
+        every object is read. What is passed over is logged.
         """
-        for name, objects in self._folders():
-            found = self._judge(name, objects)
+        for name in self._names():
+            objects = self._objects(name)
+            if not objects:
+                continue
+            found = self._judge(name, objects, deep)
             if found.manifest is not None and found.status == "committed":
                 return found.manifest
             _logger.warning("%s/%s is passed over: %s", self._store.uri, name, found.reason)
@@ -216,47 +250,111 @@ class Checkpoints:
         (stored,) = manifest.objects
         restore_tensors(self._store.child(manifest.name), stored, into)
 
-    def prune(self, keep_last: int, keep_every: int | None, protect: Collection[str]) -> Sequence[str]:
-        """Delete old checkpoints and return their names.
+    def prune(
+        self, keep_last: int, keep_every: int | None, protect: Collection[str], *, dry_run: bool = False
+    ) -> Sequence[str]:
+        """Delete old checkpoints and return their names; with `dry_run` only return them.
 
         Kept are the newest `keep_last` that are whole, all with a step divisible by `keep_every`, those
-        named in `protect`, and what has no manifest: it may be on its way. Raises ValueError for a
+        named in `protect` or pinned, and what has no manifest: it may be on its way. Raises ValueError for a
         `keep_last` below 1.
         """
         if keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}, must be 1 or more")
         pruned = []
         whole = 0
-        for name, objects in self._folders():
-            if _MANIFEST not in objects:
-                continue
+        for name in self._names():
             if whole < keep_last:  # beyond those there is no need to read manifests
-                whole += self._judge(name, objects).status == "committed"
+                whole += self._judge(name, self._objects(name)).status == "committed"
                 continue
             step = _step_and_attempt(name)[0]
             if name in protect or (keep_every and step % keep_every == 0):
                 continue
+            objects = self._objects(name)
+            if _MANIFEST not in objects or _PIN in objects:
+                continue
+            pruned.append(name)
+            if dry_run:
+                continue
             # The manifest first: from then on nobody takes the rest for a checkpoint.
             self._store.delete([f"{name}/{_MANIFEST}"])
             self._store.delete([f"{name}/{key}" for key in objects if key != _MANIFEST])
-            pruned.append(name)
         return pruned
+
+    def pin(self, name: str) -> None:
+        """Keep a checkpoint from every `prune`; raises CheckpointError where there is none of this name.
+
+        The data is not read: one that is damaged can be pinned, to be looked at.
+        """
+        manifest, pin = f"{name}/{_MANIFEST}", f"{name}/{_PIN}"
+        missing = CheckpointError(f"{self._store.uri}/{name}: no such checkpoint")
+        if not _FOLDER.fullmatch(name) or self._store.head(manifest) is None:
+            raise missing
+        self._store.put(pin, b"")
+        if self._store.head(manifest) is None:  # pruned just now; a pin alone would be litter
+            self._store.delete([pin])
+            raise missing
+
+    def unpin(self, name: str) -> None:
+        """Take the pin away; one that is not there is fine."""
+        if _FOLDER.fullmatch(name):
+            self._store.delete([f"{name}/{_PIN}"])
+
+    def pinned(self) -> frozenset[str]:
+        """Return the names of the checkpoints that are pinned."""
+        return frozenset(
+            name for name, objects in self._folders() if _PIN in objects and _MANIFEST in objects
+        )
 
     def next_attempt(self) -> int:
         """Return a number above that of every attempt that has left anything here, at least 1."""
-        return 1 + max((_step_and_attempt(name)[1] for name, _ in self._folders()), default=0)
+        return 1 + max((_step_and_attempt(name)[1] for name in self._names()), default=0)
 
-    def _folders(self) -> Iterator[tuple[str, dict[str, ObjectInfo]]]:
-        """Yield names and objects (by key within the folder), newest first, from one listing."""
+    def orphans(self, older_than_seconds: float, attempt: int | None = None) -> Sequence[str]:
+        """Return the names of folders that have no manifest and in which nothing was written for so long.
+
+        They are what killed writers left. Spared are those of `attempt`, the one that runs now. Choose an
+        age well above what a save may take with all its retries: an hour or more.
+        """
+        border = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
+        return [name for name, objects in self._folders() if _is_orphan(name, objects, border, attempt)]
+
+    def delete_orphans(self, older_than_seconds: float, attempt: int | None = None) -> Sequence[str]:
+        """Delete what `orphans` names, and uploads as old that never ended; return the folders' names."""
+        border = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
+        deleted = []
+        for name in self.orphans(older_than_seconds, attempt):
+            objects = self._objects(name)
+            if _is_orphan(name, objects, border, attempt):  # it still is
+                self._store.delete([f"{name}/{key}" for key in objects])
+                deleted.append(name)
+        try:
+            unfinished = self._store.discard_unfinished(older_than_seconds)
+        except AccessDeniedError as error:  # a right of its own, which a trainer's key need not have
+            _logger.warning("unfinished uploads are left to the bucket's lifecycle rule: %s", error)
+        else:
+            _logger.info("%s: %d unfinished uploads were discarded", self._store.uri, len(unfinished))
+        return deleted
+
+    def _names(self) -> Sequence[str]:
+        """Return the names of all folders, newest first. Some may be empty: deleted a moment ago."""
+        names = (name for name in self._store.folders() if _FOLDER.fullmatch(name))
+        return sorted(names, key=_step_and_attempt, reverse=True)
+
+    def _objects(self, name: str) -> dict[str, ObjectInfo]:
+        """Return what lies under a checkpoint's folder, by key within it."""
+        return {info.key.removeprefix(f"{name}/"): info for info in self._store.list(f"{name}/")}
+
+    def _folders(self) -> Sequence[tuple[str, dict[str, ObjectInfo]]]:
+        """Return names and objects (by key within the folder), newest first, from one listing."""
         folders: dict[str, dict[str, ObjectInfo]] = {}
         for info in self._store.list():
             name, _, key = info.key.partition("/")
             if key and _FOLDER.fullmatch(name):
                 folders.setdefault(name, {})[key] = info
-        for name in sorted(folders, key=_step_and_attempt, reverse=True):
-            yield name, folders[name]
+        return [(name, folders[name]) for name in sorted(folders, key=_step_and_attempt, reverse=True)]
 
-    def _judge(self, name: str, objects: Mapping[str, ObjectInfo]) -> FoundCheckpoint:
+    def _judge(self, name: str, objects: Mapping[str, ObjectInfo], deep: bool = False) -> FoundCheckpoint:
         """Say whether a checkpoint is whole."""
         step, attempt = _step_and_attempt(name)
         manifest: Manifest | None = None
@@ -265,21 +363,24 @@ class Checkpoints:
         try:
             if _MANIFEST not in objects:
                 raise ObjectMissingError("it has no manifest: the save never ended, or is under way")
-            if objects[_MANIFEST].size > _MANIFEST_BYTES:
-                raise CheckpointError(f"its manifest has more than {_MANIFEST_BYTES} bytes")
-            manifest = Manifest.decode(self._store.get(f"{name}/{_MANIFEST}"))
+            size = objects[_MANIFEST].size
+            if size > _MANIFEST_BYTES:
+                raise CheckpointError(f"its manifest has {size} bytes, above {_MANIFEST_BYTES}")
+            encoded = bytearray(size)  # no more is read, whatever lies there by now
+            self._store.read_into(f"{name}/{_MANIFEST}", 0, [memoryview(encoded)])
+            manifest = Manifest.decode(bytes(encoded))
             if manifest.name != name:
                 raise CheckpointError(f"its manifest is that of {manifest.name}")
             for stored in manifest.objects:
-                self._check(name, stored, objects.get(stored.key))
+                self._check(name, stored, objects.get(stored.key), deep)
         except ObjectMissingError as error:
             status, reason = "partial", str(error)
-        except CheckpointError as error:
+        except (CheckpointError, ObjectChangedError) as error:
             status, reason = "corrupt", str(error)
-        size = sum(info.size for info in objects.values())
-        return FoundCheckpoint(name, step, attempt, status, reason, size, manifest)
+        total = sum(info.size for info in objects.values())
+        return FoundCheckpoint(name, step, attempt, status, reason, total, manifest)
 
-    def _check(self, name: str, stored: StoredObject, found: ObjectInfo | None) -> None:
+    def _check(self, name: str, stored: StoredObject, found: ObjectInfo | None, deep: bool) -> None:
         """Raise CheckpointError where an object is not the one of the manifest."""
         if found is None:
             raise CheckpointError(f"{stored.key} is missing")
@@ -287,6 +388,7 @@ class Checkpoints:
             raise CheckpointError(f"{stored.key} has {found.size} bytes instead of {stored.size}")
         if found.etag != stored.etag:
             _logger.info("%s/%s: %s has another etag; reading it", self._store.uri, name, stored.key)
+        if deep or found.etag != stored.etag:
             verify_object(self._store.child(name), stored)
 
 
@@ -325,11 +427,27 @@ def _step_and_attempt(name: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def _is_orphan(name: str, objects: Mapping[str, ObjectInfo], border: datetime, attempt: int | None) -> bool:
+    return (
+        _MANIFEST not in objects
+        and _step_and_attempt(name)[1] != attempt
+        and all(info.modified < border for info in objects.values())
+    )
+
+
+def _no_duplicates(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("it names something twice")
+    return found
+
+
 def _decoded(encoded: bytes) -> Manifest:
     """Return the manifest; raises ValueError or CheckpointError in a line that names the field."""
     if len(encoded) > _MANIFEST_BYTES:
         raise ValueError(f"more than {_MANIFEST_BYTES} bytes")
-    content = json.loads(encoded.decode("utf-8"))
+    content = json.loads(encoded.decode("utf-8"), object_pairs_hook=_no_duplicates)
+    _encoded(content)  # what UTF-8 cannot say (escaped half characters) would fail in whoever prints it
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"its format is not {_FORMAT}")
     if content.get("version") != _VERSION:

@@ -9,6 +9,7 @@ import base64
 import contextlib
 import io
 import logging
+import math
 import os
 import random
 import threading
@@ -18,11 +19,11 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 from urllib.parse import unquote, urlencode, urlsplit
 
 import pyarrow.fs
@@ -43,6 +44,7 @@ from botocore.exceptions import (
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
 )
+from botocore.parsers import ResponseParserError
 
 from jebm.errors import StoreError
 
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import (
         CompletedPartTypeDef,
         GetObjectRequestTypeDef,
+        ListMultipartUploadsRequestTypeDef,
         ListObjectsV2OutputTypeDef,
         ListObjectsV2RequestTypeDef,
         PutObjectRequestTypeDef,
@@ -78,7 +81,10 @@ __all__ = [
 PART_THREADS = 4
 """Parts of one object that travel at a time; each has one socket buffer's worth of extra memory."""
 
-_ATTEMPTS = 8  # with the waits below 13 s on average: a server restart, or a burst of SlowDown
+_PATIENCE_SECONDS = 30.0  # a server restart, or a burst of SlowDown; after that a person wants to know
+_PROBE_PATIENCE_SECONDS = 1.0  # at a start a wrong endpoint is likelier than a busy one
+_CONNECT_TIMEOUT_SECONDS = 10.0
+_READ_TIMEOUT_SECONDS = 20.0  # between two bytes, or before the first: far above what a busy server takes
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 10.0
 _BODY_BYTES = 1 << 16  # what a write copies at a time out of the caller's memory
@@ -89,7 +95,9 @@ _PARTIAL = ".partial-"  # names of local files on their way; never a key
 _BAD_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidClientTokenId", "InvalidSecurity"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
 _TRANSIENT = {
+    "BadDigest",  # a bit was flipped on the way
     "ConditionalRequestConflict",
+    "IncompleteBody",
     "InternalError",
     "OperationAborted",
     "RequestTimeout",
@@ -99,9 +107,11 @@ _TRANSIENT = {
     "Throttling",
     "ThrottlingException",
     "TooManyRequests",
+    "XAmzContentSHA256Mismatch",
 }
 
 _logger = logging.getLogger(__name__)
+_RequestError: TypeAlias = BotoCoreError | ClientError | ResponseParserError
 _Item = TypeVar("_Item")
 _T = TypeVar("_T")
 
@@ -127,7 +137,7 @@ class BucketMissingError(StoreError):
 
 
 class EndpointError(StoreError):
-    """Nobody answers at the endpoint, or the connection broke more often than we retry."""
+    """Nobody answers at the endpoint, or the connection broke for longer than we retry."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +211,15 @@ class Store(Protocol):
     def child(self, prefix: str) -> "Store":
         """Return the store of the folder `prefix`."""
 
+    def patient(self, seconds: float) -> "Store":
+        """Return this store with another patience: how long a request that fails is tried again."""
+
+    def discard_unfinished(self, older_than_seconds: float) -> Sequence[str]:
+        """Give up uploads that began longer ago and never ended; return their keys.
+
+        No listing shows them, yet their bytes are stored and paid for.
+        """
+
     def probe(self, *, write: bool = True) -> Probe:
         """Check that the place can be reached, exists, and can be read and (with `write`) written.
 
@@ -213,6 +232,7 @@ def open_store(uri: str) -> Store:
 
     Nothing is created and nobody is called: `probe()` does that. Endpoint, region and credentials of S3
     are found the way the aws tool finds them (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_PROFILE, …).
+    A request to S3 that may succeed later is tried again for 30 s; `patient()` changes that.
     """
     scheme, bucket, prefix = _split(uri)
     if scheme == "s3":
@@ -387,8 +407,8 @@ class _Connection:
 
 def _connect() -> _Connection:
     config = Config(
-        connect_timeout=10,
-        read_timeout=60,
+        connect_timeout=_CONNECT_TIMEOUT_SECONDS,
+        read_timeout=_READ_TIMEOUT_SECONDS,
         tcp_keepalive=True,
         max_pool_connections=4 * PART_THREADS,
         # One attempt: the retries are ours, since botocore's do not cover the body of an answer.
@@ -448,10 +468,12 @@ def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def _transient(error: BotoCoreError | ClientError) -> bool:
+def _transient(error: _RequestError) -> bool:
     """Whether the same request may well succeed a moment later."""
     if isinstance(error, ClientError):
         return _status(error) >= 500 or _status(error) == 429 or _code(error) in _TRANSIENT
+    if isinstance(error, ResponseParserError):  # half an answer, or a gateway's page in its place
+        return True
     if isinstance(error, SSLError):
         return False
     return isinstance(error, BotoConnectionError | HTTPClientError | IncompleteReadError)
@@ -468,9 +490,15 @@ def _rest(pieces: Sequence[memoryview], skip: int) -> Iterator[memoryview]:
 class S3Store:
     """A prefix of a bucket."""
 
-    def __init__(self, connection: _Connection, bucket: str, prefix: str) -> None:
+    def __init__(
+        self,
+        connection: _Connection,
+        bucket: str,
+        prefix: str,
+        patience_seconds: float = _PATIENCE_SECONDS,
+    ) -> None:
         self._connection, self._bucket, self._prefix = connection, bucket, prefix
-        self._client = connection.client
+        self._client, self._patience_seconds = connection.client, patience_seconds
 
     def __repr__(self) -> str:
         return f"S3Store({self.uri!r})"
@@ -492,8 +520,8 @@ class S3Store:
             self._call("write", key, lambda: self._complete(key, name, upload_id, [part for part, _ in sent]))
         except BaseException:
             # Best effort: where this fails too, the bucket's lifecycle rule collects the parts.
-            with contextlib.suppress(BotoCoreError, ClientError):
-                self._client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload_id)
+            with contextlib.suppress(BotoCoreError, ClientError, ResponseParserError):
+                self._abort(name, upload_id)
             raise
         info = self._head(key)
         size = sum(piece.nbytes for part in parts for piece in part)
@@ -542,7 +570,7 @@ class S3Store:
                         done += len(data)  # a retry goes on from here
 
         if total:
-            self._call("read", key, fetch)
+            self._call("read", key, fetch, progress=lambda: done)
 
     def head(self, key: str) -> ObjectInfo | None:
         name = _under(self._prefix, key)
@@ -579,10 +607,35 @@ class S3Store:
             self._call("delete", "", partial(self._delete, batch))
 
     def child(self, prefix: str) -> "S3Store":
-        return S3Store(self._connection, self._bucket, _under(self._prefix, prefix.strip("/")))
+        name = _under(self._prefix, prefix.strip("/"))
+        return S3Store(self._connection, self._bucket, name, self._patience_seconds)
+
+    def patient(self, seconds: float) -> "S3Store":
+        return S3Store(self._connection, self._bucket, self._prefix, seconds)
+
+    def discard_unfinished(self, older_than_seconds: float) -> Sequence[str]:
+        border = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
+        folder = _folder(self._prefix)
+        discarded = []
+        request: ListMultipartUploadsRequestTypeDef = {"Bucket": self._bucket, "Prefix": folder}
+        while True:
+            page = self._call("list", "", partial(self._client.list_multipart_uploads, **request))
+            for found in page.get("Uploads", ()):
+                name = found["Key"]
+                # Not every server heeds the prefix.
+                if name.startswith(folder) and found["Initiated"] < border:
+                    self._call("delete", "", partial(self._abort, name, found["UploadId"]))
+                    discarded.append(name[len(folder) :])
+            if not page.get("IsTruncated"):
+                return discarded
+            request["KeyMarker"], request["UploadIdMarker"] = (
+                page["NextKeyMarker"],
+                page["NextUploadIdMarker"],
+            )
 
     def probe(self, *, write: bool = True) -> Probe:
-        self._call("list", "", lambda: self._page("", "", "", limit=1), attempts=2)
+        hasty = self.patient(min(self._patience_seconds, _PROBE_PATIENCE_SECONDS))
+        hasty._call("list", "", lambda: hasty._page("", "", "", limit=1))
         if not write:
             return Probe(writable=False, conditional_writes=False)
         return _probe_writes(self)
@@ -610,6 +663,13 @@ class S3Store:
         return self._client.create_multipart_upload(Bucket=self._bucket, Key=name, ChecksumAlgorithm="CRC32")[
             "UploadId"
         ]
+
+    def _abort(self, name: str, upload_id: str) -> None:
+        try:
+            self._client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload_id)
+        except ClientError as error:
+            if _code(error) != "NoSuchUpload":  # it has ended since
+                raise
 
     def _send(
         self, key: str, name: str, upload_id: str, parts: Sequence[Sequence[memoryview]]
@@ -677,22 +737,37 @@ class S3Store:
             request["ContinuationToken"] = token
         return self._client.list_objects_v2(**request)
 
-    def _call(self, what: str, key: str, call: Callable[[], _T], attempts: int = _ATTEMPTS) -> _T:
-        """Return what the call returns, tried again with growing random waits while that may help."""
-        for attempt in range(1, attempts + 1):
+    def _call(
+        self,
+        what: str,
+        key: str,
+        call: Callable[[], _T],
+        progress: Callable[[], int] = lambda: 0,
+    ) -> _T:
+        """Return what the call returns, tried again with growing random waits while that may help.
+
+        Patience is counted in seconds, since a count of attempts says nothing of an outage: refused
+        connections use it up in no time, silent ones take a timeout each. It begins with the first failure,
+        and anew where `progress` grows. So a call ends at most patience + 2 timeouts after its last progress.
+        """
+        failures, deadline, seen = 0, math.inf, progress()
+        while True:
             try:
                 return call()
-            except (BotoCoreError, ClientError) as error:
-                if attempt == attempts or not _transient(error):
-                    raise self._explain(what, key, error) from error
-                longest = min(_FIRST_WAIT_SECONDS * 2 ** (attempt - 1), _LONGEST_WAIT_SECONDS)
+            except (BotoCoreError, ClientError, ResponseParserError) as error:
+                failures += 1
+                if failures == 1 or progress() > seen:
+                    failures, seen = 1, progress()
+                    deadline = time.monotonic() + self._patience_seconds
+                longest = min(_FIRST_WAIT_SECONDS * 2 ** (failures - 1), _LONGEST_WAIT_SECONDS)
                 # Random, so that the ranks of a job do not come back all at once.
                 seconds = random.uniform(0, longest)  # noqa: S311
+                if not _transient(error) or time.monotonic() + seconds > deadline:
+                    raise self._explain(what, key, error) from error
                 _logger.info("%s/%s: %s failed, again in %.1f s: %s", self.uri, key, what, seconds, error)
                 time.sleep(seconds)
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _explain(self, what: str, key: str, error: BotoCoreError | ClientError) -> StoreError:
+    def _explain(self, what: str, key: str, error: _RequestError) -> StoreError:
         """Return the error to raise: one line with the place, the cause and the remedy."""
         place = f"{self.uri}/{key}" if key else self.uri
         endpoint = self._client.meta.endpoint_url
@@ -704,7 +779,9 @@ class S3Store:
             return AccessDeniedError(f"{place}: no AWS credentials: {_one_line(error)}; log in again")
         if isinstance(error, SSLError):
             return EndpointError(f"{place}: {endpoint} is not trusted: {_one_line(error)}; see AWS_CA_BUNDLE")
-        if isinstance(error, BotoConnectionError | HTTPClientError | IncompleteReadError):
+        if isinstance(
+            error, BotoConnectionError | HTTPClientError | IncompleteReadError | ResponseParserError
+        ):
             return EndpointError(
                 f"{place}: no good answer from {endpoint} ({type(error).__name__}); "
                 "is it running, and is AWS_ENDPOINT_URL right?"
@@ -724,6 +801,8 @@ class S3Store:
             return AccessDeniedError(
                 f"{place}: the session token of {self._credentials()} has expired; log in again ({code})"
             )
+        if code == "RequestTimeTooSkewed":
+            return AccessDeniedError(f"{place}: the clock of this machine is off, set it right ({code})")
         if status == 412 or code == "PreconditionFailed":
             if what == "write":
                 return ObjectExistsError(f"{place}: exists already")
@@ -850,6 +929,20 @@ class LocalStore:
 
     def child(self, prefix: str) -> "LocalStore":
         return LocalStore(self._path(prefix.strip("/")))
+
+    def patient(self, seconds: float) -> "LocalStore":  # no failure here goes by itself
+        return self
+
+    def discard_unfinished(self, older_than_seconds: float) -> Sequence[str]:
+        border = time.time() - older_than_seconds
+        discarded = []
+        for folder, _, names in os.walk(self._root):
+            for path in (Path(folder, name) for name in names if name.startswith(_PARTIAL)):
+                with self._errors("delete", ""), contextlib.suppress(FileNotFoundError):  # ended since
+                    if path.stat().st_mtime < border:
+                        path.unlink()
+                        discarded.append(path.relative_to(self._root).as_posix())
+        return discarded
 
     def probe(self, *, write: bool = True) -> Probe:
         if write:
@@ -1010,6 +1103,12 @@ class MemoryStore:
 
     def child(self, prefix: str) -> "MemoryStore":
         return MemoryStore(self._name, _under(self._prefix, prefix.strip("/")))
+
+    def patient(self, seconds: float) -> "MemoryStore":  # nothing here ever fails
+        return self
+
+    def discard_unfinished(self, older_than_seconds: float) -> Sequence[str]:
+        return ()
 
     def probe(self, *, write: bool = True) -> Probe:
         return Probe(writable=write, conditional_writes=write)

@@ -20,9 +20,15 @@ from jebm.errors import JebmError, StoreError
 from jebm.store.checkpoint import Checkpoints, FencedError, Manifest, plain_json
 
 __all__ = [
+    "PATIENCE_SECONDS",
     "AsyncWriter",
     "WriterStats",
 ]
+
+PATIENCE_SECONDS = 120.0
+"""How long a background save rides out a storage that fails: nobody waits for it, and the outages that are
+survived by waiting (a restart, a failover, a network that flaps) take a minute or less. Beyond it the save
+fails, so that the next one, with newer tensors, gets its buffer."""
 
 _BUFFERS = 2  # one on its way, one being filled
 _ALIGNMENT_BYTES = 64
@@ -107,13 +113,15 @@ class AsyncWriter:
         keep_every: int | None = None,
         protect: Collection[str] = (),
         tolerate_failures: int = 3,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         """Write to `checkpoints`, and keep there what `Checkpoints.prune` says.
 
         `protect` names what must never be pruned: above all the checkpoint that the run was resumed from.
-        More than `tolerate_failures` failed saves in a row are an error, fewer are logged and counted.
+        A request that fails is tried again for `patience_seconds`; then its save has failed. More than
+        `tolerate_failures` failed saves in a row are an error, fewer are logged and counted.
         """
-        self._checkpoints = checkpoints
+        self._checkpoints = checkpoints.patient(patience_seconds)
         self._keep_last, self._keep_every, self._protect = keep_last, keep_every, frozenset(protect)
         self._tolerate_failures = tolerate_failures
         self._changed = threading.Condition()

@@ -77,9 +77,10 @@ def fit(
         ConfigError, DataError, StoreError, CheckpointError: before the first step, nothing lost.
         DivergedError: loss or gradient not finite; the newest checkpoint is from before.
     """
-    images = _load(config, "data.train", config.data.train)
-    held_out = _load(config, "data.held_out", config.data.held_out) if config.data.held_out else images
-    loader = _loader(config, runtime, images)
+    with runtime.together():
+        images = _load(config, "data.train", config.data.train)
+        held_out = _load(config, "data.held_out", config.data.held_out) if config.data.held_out else images
+        loader = _loader(config, runtime, images)
     total_steps = total_steps_of(config, loader.steps_per_epoch)
     state = TrainState.build(config, runtime)
     store = open_store(config.run.storage)
@@ -160,21 +161,29 @@ def _resume(
     config: Config, runtime: Runtime, state: TrainState, checkpoints: Checkpoints, data: DatasetManifest
 ) -> Manifest | None:
     """Read the run's newest checkpoint into `state` on every rank; return its manifest, or None."""
-    manifest = runtime.from_main(checkpoints.latest() if runtime.is_main else None)
+    with runtime.together():
+        found = checkpoints.latest() if runtime.is_main else None
+    manifest = runtime.from_main(found)
     if manifest is None:
         return None
-    if not config.run.accept_changes:
-        keys = differing_keys(config, manifest.config)
-        if manifest.state["data_sha256"] != data.sha256:
-            keys.append("data.train (its content)")
-        if keys:
-            raise ConfigError(
-                f"run.name: run {config.run.name} has a checkpoint (step {manifest.step}) made with another "
-                f"{', '.join(keys)}; choose a new run.name, or set run.accept_changes to true"
-            )
-    checkpoints.load(manifest, state.tensors())
+    with runtime.together():
+        if not config.run.accept_changes:
+            _check_same(config, manifest, data)
+        checkpoints.load(manifest, state.tensors())
     state.step = manifest.step
     return manifest
+
+
+def _check_same(config: Config, manifest: Manifest, data: DatasetManifest) -> None:
+    """Raise `ConfigError` where the checkpoint is of another model, objective or data set."""
+    keys = differing_keys(config, manifest.config)
+    if manifest.state["data_sha256"] != data.sha256:
+        keys.append("data.train (its content)")
+    if keys:
+        raise ConfigError(
+            f"run.name: run {config.run.name} has a checkpoint (step {manifest.step}) made with another "
+            f"{', '.join(keys)}; choose a new run.name, or set run.accept_changes to true"
+        )
 
 
 def _facts(

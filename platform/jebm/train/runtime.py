@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from jebm.config import Config
-from jebm.errors import ConfigError
+from jebm.errors import ConfigError, JebmError
 
 __all__ = ["Runtime", "prepare_process", "process_runtime", "started_by_torchrun"]
 
@@ -39,6 +39,24 @@ class Runtime:
         votes = torch.tensor(flags, dtype=torch.int32, device=self.device)
         dist.all_reduce(votes, dist.ReduceOp.MIN)
         return [bool(vote) for vote in votes.tolist()]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Within it, no collectives; what raises a `JebmError` on one rank raises it on all of them.
+
+        Else the others would wait in their next collective for a rank that is gone.
+        """
+        error: JebmError | None = None
+        try:
+            yield
+        except JebmError as raised:
+            error = raised
+        errors = [error]
+        if self.world_size > 1:
+            errors = [None] * self.world_size
+            dist.all_gather_object(errors, error)
+        for first in filter(None, errors):
+            raise first
 
     def from_main(self, value: T) -> T:
         """Return rank 0's `value` on every rank; a small plain object."""

@@ -128,12 +128,13 @@ class TrainState:
 
     @torch.no_grad()
     def average(self) -> None:
-        """Move the averaged weights towards the current ones; buffers are copied."""
+        """Move the averaged weights towards the current ones."""
         if self.ema is None:
             return
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - self.ema_decay)
-        for mine, theirs in zip(self.ema.buffers(), self.model.buffers(), strict=True):
-            mine.copy_(theirs)
+        if self.ema.energy is not None:
+            # Of the averaged weights: with the live ones' singular vectors their slope would pass the bound.
+            self.ema.energy.power_iteration()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor that a resume needs, by name; the live ones, to be saved or read into."""
