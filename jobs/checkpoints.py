@@ -45,6 +45,7 @@ from jebm.store.retrieve import (
 )
 from jebm.store.storage import ObjectChangedError, ObjectMissingError
 
+_SHOWN = 30  # names of changed tensors
 _LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
 
 
@@ -64,7 +65,7 @@ def list_(place: RunStore, arguments: Namespace) -> Answer:
         raise CheckpointError(place.nothing())
     whole = [item for item in found if item.status == "committed"]
     latest = whole[0].name if whole else ""
-    pinned = place.checkpoints.pinned()
+    pinned = place.checkpoints.pinned([item.name for item in found])
     sign = 1 if arguments.mode == "min" else -1
     values = {item.name: value for item in whole if math.isfinite(value := _metric(item, arguments.metric))}
     best = min(values, key=lambda name: sign * values[name], default="")
@@ -145,6 +146,8 @@ def show(place: RunStore, arguments: Namespace) -> Answer:
 
 def get(place: RunStore, arguments: Namespace) -> Answer:
     """Bring one checkpoint to a local folder."""
+    if "://" in arguments.output:
+        raise ConfigError(f"--output {arguments.output}: must be a local folder")
     manifest = _chosen(place, arguments)
     began = time.monotonic()
     with _progress(manifest.name) as progress:
@@ -202,18 +205,20 @@ def prune(place: RunStore, arguments: Namespace) -> Answer:
         raise ConfigError(f"--keep-last {arguments.keep_last}: must be 1 or more")
     if arguments.keep_every is not None and arguments.keep_every < 1:
         raise ConfigError(f"--keep-every {arguments.keep_every}: must be 1 or more")
-    old = place.checkpoints.prune(arguments.keep_last, arguments.keep_every, (), dry_run=True)
+    latest = place.checkpoints.latest()
+    protect = [latest.parent] if latest and latest.parent else []  # that may be needed to tell how it came
+    old = place.checkpoints.prune(arguments.keep_last, arguments.keep_every, protect, dry_run=True)
     age = arguments.orphan_hours * 3600
     orphans = list(place.checkpoints.orphans(age)) if arguments.orphans else []
     sizes = {name: place.size(name) for name in [*old, *orphans]}
     if arguments.yes:
-        old = place.checkpoints.prune(arguments.keep_last, arguments.keep_every, ())
+        old = place.checkpoints.prune(arguments.keep_last, arguments.keep_every, protect)
         orphans = list(place.checkpoints.delete_orphans(age)) if arguments.orphans else []
     gone = [*old, *orphans]
     total = sum(sizes.get(name, 0) for name in gone)
     rows = [[name, _bytes(sizes.get(name, 0)), "" if name in old else "orphan"] for name in gone]
     end = "deleted" if arguments.yes else "would go; to delete them: --yes"
-    summary = f"{len(gone)} checkpoints, {_bytes(total)}: {end}"
+    summary = f"{len(gone)} checkpoint{'' if len(gone) == 1 else 's'}, {_bytes(total)}: {end}"
     return Answer(
         f"{_table(rows)}\n{summary}" if rows else "nothing to delete",
         {
@@ -272,7 +277,9 @@ def diff(place: RunStore, arguments: Namespace) -> Answer:
     keys = _differences(dict(leaves(one.config)), dict(leaves(other.config)))
     metrics = _differences(one.metrics, other.metrics)
     lines = [f"- {name}" for name in tensors.removed] + [f"+ {name}" for name in tensors.added]
-    lines += [f"  {name}" for name in tensors.changed]
+    lines += [f"  {name}" for name in tensors.changed[:_SHOWN]]
+    if len(tensors.changed) > _SHOWN:
+        lines.append(f"  … and {len(tensors.changed) - _SHOWN} more; --json names all")
     counts = (
         f"{len(tensors.changed)} changed, {len(tensors.added)} added, {len(tensors.removed)} removed, "
         f"{tensors.equal} equal ({_bytes(tensors.bytes_read)} read)"
@@ -338,7 +345,7 @@ _NOTES = {
     "get": "Afterwards the folder is a storage of its own: --run.storage FOLDER. A broken download goes on\n"
     "where it broke: parts that are good are kept, damaged ones are fetched again.",
     "verify": "Exit code 1 where something is damaged. Partial ones are no damage: a save may be under way.",
-    "prune": "Never deleted: the newest, and what is pinned. Without --yes nothing is deleted.",
+    "prune": "Never deleted: the newest, what is pinned, and what the newest was resumed from.",
     "export": "A plain file for any safetensors reader: the tensors of the model, without optimizers.",
     "diff": "What equal checksums of parts show to be equal is not downloaded.",
 }
@@ -401,7 +408,11 @@ def main() -> int:
     values = parse(build_parser())
     arguments = values[values.command]
     try:
-        answer = _COMMANDS[values.command](open_run(arguments.run), arguments)
+        place = open_run(arguments.run)
+        if place.uri.startswith("s3://"):
+            # At the start a wrong place is likelier than a busy one: this has less patience than the rest.
+            place.root.probe(write=values.command == "bench")
+        answer = _COMMANDS[values.command](place, arguments)
     except JebmError as error:
         if arguments.json:
             print(json.dumps({"error": " ".join(str(error).split())}))

@@ -13,6 +13,7 @@ Without Ray: --cluster.engine process, or torchrun --nproc-per-node 2 jobs/train
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
@@ -23,7 +24,7 @@ from jebm.parser import argument_parser, parse_arguments
 from jebm.train.loop import Result, fit
 from jebm.train.plan import make_plan
 from jebm.train.provenance import provenance
-from jebm.train.runtime import process_runtime, started_by_torchrun
+from jebm.train.runtime import check_processes, process_runtime, started_by_torchrun
 
 
 def train_here(config: Config) -> Result:
@@ -43,8 +44,12 @@ def main() -> None:
         "--dry-run", action="store_true", help="check everything, print the plan, start nothing"
     )
     config, arguments = parse_arguments(parser)
-    here = config.cluster.engine == "process" or started_by_torchrun()
-    if not here:
+    if started_by_torchrun():
+        config = replace(config, cluster=replace(config.cluster, engine="process"))
+    here = config.cluster.engine == "process"
+    if here:
+        check_processes(config)
+    else:
         from jebm.on_ray.trainer import resolve_paths, train  # noqa: PLC0415  (without Ray: no ray needed)
 
         config = resolve_paths(config)

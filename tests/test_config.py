@@ -58,7 +58,7 @@ def yaml_file(tmp_path):
 
 # A config in which no value is the default, so that no round trip can pass by dropping one.
 EVERYTHING = Config(
-    run=Run("other-1", "s3://bucket/some prefix: #1", 7, deterministic=False, accept_changes=True),
+    run=Run("other-1", "s3://bucket/some prefix: #1", 7, False, True, "runs/other-0"),
     data=Data("data/a", "data/b"),
     model=Model(64, 3, (1, 2, 3, 4), 0.123456789012345678),
     inference=Inference((5, 6, 7), 8),
@@ -69,9 +69,9 @@ EVERYTHING = Config(
         Optimizer(1e-5, 0.1, 0.95, 5e-4, "cosine", 0.99, 10, 1.5),
         Optimizer(2e-6, 0.2, 0.96, 1e-4, "exponential", 0.97, 20, 2.5),
     ),
-    train=Train(1.5, 24, 3, "bf16", 0.999, 7, 70),
+    train=Train(1.5, 36, 3, "bf16", 0.999, 7, 70),
     checkpoint=Checkpoint(11, 5),
-    cluster=Cluster("process", 4, 2, gpu=True, max_failures=1, autoscales=True),
+    cluster=Cluster("process", 4, 2, 2, gpu=True, max_failures=1, autoscales=True),
 )
 
 
@@ -252,7 +252,7 @@ def test_a_resume_may_change_where_and_how_long_but_not_what():
         run=Run("another", "s3://elsewhere/x", 0, deterministic=False, accept_changes=True),
         train=Train(epochs=9, report_every_steps=1, pictures_every_steps=1),
         checkpoint=Checkpoint(1, 1),
-        cluster=Cluster("process", 2, 3, gpu=True, max_failures=0, autoscales=True),
+        cluster=Cluster("process", 2, cpus_per_worker=3, gpu=True, max_failures=0, autoscales=True),
     )
     assert differing_keys(free, config_to_dict(config)) == []
     assert differing_keys(config, config_to_dict(config)) == []

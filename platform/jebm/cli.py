@@ -30,7 +30,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
 def log_lines() -> None:
     """Print this package's log, from INFO up, as bare lines on stdout; other packages' warnings as well."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.getLogger().setLevel(logging.WARNING)  # also where somebody has set up the log before
     logging.getLogger("jebm").setLevel(logging.INFO)
 
 

@@ -50,6 +50,8 @@ class Run:
         seed: Seed of everything random: initial weights, data order, noise.
         deterministic: Ask torch for deterministic algorithms (some GPU kernels get slower).
         accept_changes: Resume even though the configuration differs from the checkpoint's.
+        init_from: A new run begins with the tensors (nets, optimizers, averages) of another run's newest
+            checkpoint, storage/name, or of a certain one, storage/name/checkpoints/step-00001200-a0001.
 
     """
 
@@ -58,6 +60,7 @@ class Run:
     seed: int = 0
     deterministic: bool = True
     accept_changes: bool = False
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -283,7 +286,7 @@ class Checkpoint:
 
     Args:
         every_steps: Steps between two checkpoints; one more is written at the end.
-        keep_last: Checkpoints that stay; older ones are deleted.
+        keep_last: Checkpoints that stay; older ones are deleted (one more stays while Ray may list it).
 
     """
 
@@ -303,6 +306,8 @@ class Cluster:
         engine: ray (Ray Train; starts a local Ray where none runs) or process (this process alone, or the
             processes that torchrun started).
         workers: Number of data-parallel workers.
+        min_workers: Go on with as few as this when nodes are lost, and grow again when they return (Ray only;
+            the order of the images stays, the noise does not); null for a fixed number.
         cpus_per_worker: CPUs (and torch threads) of each worker.
         gpu: Give each worker one GPU.
         max_failures: How often Ray may restart the workers after a crash.
@@ -312,6 +317,7 @@ class Cluster:
 
     engine: Literal["ray", "process"] = "ray"
     workers: int = 1
+    min_workers: int | None = None
     cpus_per_worker: int = 1
     gpu: bool = False
     max_failures: int = 3
@@ -319,6 +325,11 @@ class Cluster:
 
     def __post_init__(self) -> None:
         _require(self.workers >= 1, "cluster.workers", "must be at least 1")
+        _require(
+            self.min_workers is None or 1 <= self.min_workers <= self.workers,
+            "cluster.min_workers",
+            f"must lie between 1 and cluster.workers = {self.workers}",
+        )
         _require(self.cpus_per_worker >= 1, "cluster.cpus_per_worker", "must be at least 1")
         _require(self.max_failures >= 0, "cluster.max_failures", "must not be negative")
 
@@ -363,12 +374,14 @@ class Config:
             f"{layers} latent layers halve the image {halvings} times, but {self.model.image_size} pixels "
             f"can be halved only {reachable}; use larger images, or fewer latent_dims and channels",
         )
-        share = self.cluster.workers * self.train.accumulate
-        _require(
-            self.train.batch_size % share == 0,
-            "train.batch_size",
-            f"{self.train.batch_size} must divide by cluster.workers x train.accumulate = {share}",
-        )
+        fewest = self.cluster.min_workers or self.cluster.workers
+        for workers in range(fewest, self.cluster.workers + 1):
+            share = workers * self.train.accumulate
+            _require(
+                self.train.batch_size % share == 0,
+                "train.batch_size",
+                f"{self.train.batch_size} must divide by cluster.workers x train.accumulate = {share}",
+            )
 
 
 _KEYS_FREE_TO_CHANGE = ("run.", "cluster.", "checkpoint.", "train.epochs", "train.report_", "train.pictures_")

@@ -1,6 +1,7 @@
 """A Ray cluster of its own with token authentication, in an environment where jebm is not installed."""
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -9,7 +10,8 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +33,67 @@ class RayCluster:
 
     python: Path
     environment: dict[str, str]
+    address: str
+    folder: Path
 
     def ray(self, *arguments: str) -> list[str]:
         """Return the command line of Ray's own tool."""
         return [str(self.python), "-m", "ray.scripts.scripts", *arguments]
+
+    def stop(self, process: "subprocess.Popen[bytes]") -> None:
+        """End what `ray start --block` has started."""
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def start(self, *options: str) -> "subprocess.Popen[bytes]":
+        """Start a node of the cluster; its environment has no address of a job server."""
+        environment = {key: value for key, value in self.environment.items() if key != "RAY_ADDRESS"}
+        with (self.folder / "log").open("a") as log:
+            return subprocess.Popen(
+                self.ray("start", "--block", "--node-ip-address", "127.0.0.1", *options),
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=self.folder,
+            )
+
+    def node_ids(self) -> set[str]:
+        """Return the ids of the nodes that are alive."""
+        listed = subprocess.run(
+            self.ray("list", "nodes", "--format", "json"),
+            env=self.environment,
+            capture_output=True,
+            check=True,
+        )
+        nodes = json.loads(listed.stdout[listed.stdout.index(b"[") :])
+        return {node["node_id"] for node in nodes if node["state"] == "ALIVE"}
+
+    @contextmanager
+    def second_node(self, cpus: int) -> Iterator[Callable[[int], None]]:
+        """Add a node; what it yields announces that the node will be taken away in so many seconds."""
+        before = self.node_ids()
+        process = self.start("--address", self.address, "--num-cpus", str(cpus))
+        try:
+            for _ in range(60):
+                if new := self.node_ids() - before:
+                    break
+                time.sleep(1)
+            (name,) = new
+
+            def drain(seconds: int) -> None:
+                notice = ["--node-id", name, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+                notice += ["--reason-message", "test", "--deadline-remaining-seconds", str(seconds)]
+                command = self.ray("drain-node", "--address", self.address, *notice)
+                subprocess.run(command, env=self.environment, check=True, timeout=60)
+
+            yield drain
+        finally:
+            self.stop(process)
 
     def submit(self, *entrypoint: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         """Submit a job from the repository's root, and follow it."""
@@ -71,14 +130,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, s3: object) -> Iterator[Ra
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
         "JEBM_CACHE": str(folder / "cache"),
     }
-    start = ["start", "--head", "--block", "--num-cpus", "3", "--port", str(port)]
-    start += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)]
     client = environment | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-    ray = RayCluster(python, client)
-    with (folder / "log").open("w") as log:
-        head = subprocess.Popen(
-            ray.ray(*start), env=environment, stdout=log, stderr=log, start_new_session=True, cwd=folder
-        )
+    ray = RayCluster(python, client, f"127.0.0.1:{port}", folder)
+    head = ray.start(
+        *("--head", "--num-cpus", "3", "--port", str(port)),
+        *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),
+    )
     try:
         for _ in range(60):
             listed = subprocess.run(ray.ray("job", "list"), env=client, capture_output=True, check=False)
@@ -90,9 +147,4 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, s3: object) -> Iterator[Ra
             pytest.fail((folder / "log").read_text())
         yield ray
     finally:
-        head.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(timeout=5)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(head.pid, signal.SIGKILL)
-        head.wait()
+        ray.stop(head)

@@ -61,8 +61,9 @@ CANNED = {
     "busy": (503, b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>later</Message></Error>"),
     "expired": (
         400,
-        b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>ExpiredToken</Code><Message>The provided token '
-        b"has expired.</Message><Token-0>IQoJb3JpZ2luX2VjE</Token-0><RequestId>4442587FB7D0A2F9</RequestId>"
+        b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>ExpiredToken</Code>'
+        b"<Message>The provided token has expired.</Message><Token-0>IQoJb3JpZ2luX2VjE</Token-0>"
+        b"<RequestId>4442587FB7D0A2F9</RequestId>"
         b"<HostId>c2F5cyBub3RoaW5n</HostId></Error>",
     ),
     "garble": (200, b"<html><body>Please sign in to the network</body></html>"),
@@ -120,7 +121,8 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Length"] = str(len(data))
         if fault == "flip" and not body:
             data = flipped(data)
-        self._answer(response.status, headers, data[: len(data) // 2] if fault in ("cut", "reset") else data)
+        half = len(data) // 2 if fault in ("cut", "reset") else len(data)
+        self._answer(response.status, headers, data[:half])
         if fault == "reset":
             self._reset()
 

@@ -4,6 +4,7 @@ The server is the real one; the proxy does to the requests what networks do. A s
 parts, so that most of its requests are parts.
 """
 
+import json
 import os
 import random
 import signal
@@ -20,7 +21,7 @@ import pytest
 import torch
 from boto3.session import Session
 
-from jebm.errors import CheckpointError, StoreError
+from jebm.errors import CheckpointError
 from jebm.store import stream
 from jebm.store.checkpoint import Checkpoints, FencedError, Manifest
 from jebm.store.storage import AccessDeniedError, EndpointError, open_store
@@ -145,9 +146,8 @@ def test_a_silent_connection_is_given_up_and_made_anew(proxy, s3_uri, monkeypatc
     now = Now()
     manifest = save(checkpoints, 1)
     assert checkpoints.latest() == manifest
-    proxy.fault = lambda method, _: "stall" if method == "GET" and proxy.seen.append("-") is None else None
-    proxy.seen.clear()
-    proxy.fault = lambda method, path: "stall" if method == "GET" and proxy.seen.count(f"GET {path}") == 1 else None
+    assert not silent
+    silent["safetensors"] = "stall"
     assert is_whole(checkpoints, manifest)
     assert not silent
     assert now.seconds < 20
@@ -186,7 +186,6 @@ from jebm.store.checkpoint import Checkpoints
 from jebm.store.storage import open_store
 stream.PART_BYTES = 5 << 20
 torch.set_num_threads(1)
-tensors = torch.load  # never called: the name only shows that it is there to be misused
 for line in sys.stdin:
     uri = line.strip()
     child = os.fork()
@@ -252,8 +251,22 @@ def test_a_writer_killed_at_any_stage_leaves_nothing_or_all(proxy, s3_uri, monke
 def kill(s3) -> str:
     """Kill the server, as a power cut would; returns its port."""
     port = s3.environment()["AWS_ENDPOINT_URL"].rpartition(":")[2]
-    os.kill(int((s3.folder / "server.pid").read_text()), signal.SIGKILL)
+    process = int((s3.folder / "server.pid").read_text())
+    os.kill(process, signal.SIGKILL)
+    ports = json.loads((s3.folder / "ports.json").read_text()).values()
+    while not all(is_free(number + shift) for number in ports for shift in (0, 10_000)):
+        time.sleep(0.02)
     return port
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def restart(s3, port: str) -> None:
@@ -269,7 +282,6 @@ def test_a_server_killed_in_mid_upload_comes_back_and_the_save_goes_on(proxy, s3
     def strike(_method, path):
         if "partNumber=3" in path and not killed:
             killed.append(kill(s3))
-        return None
 
     proxy.fault = strike
     with ThreadPoolExecutor(1) as pool:
@@ -291,7 +303,7 @@ def test_training_goes_on_through_an_outage_and_nothing_is_lost(s3, s3_uri):
     assert writer.drain(30)
     port = kill(s3)
     now = Now()
-    back = threading.Timer(12.0, restart, (s3, port))
+    back = threading.Timer(9.0, restart, (s3, port))
     back.start()
     longest_step_seconds, steps = 0.0, 0
     while back.is_alive():
@@ -305,7 +317,7 @@ def test_training_goes_on_through_an_outage_and_nothing_is_lost(s3, s3_uri):
         steps += 1
         longest_step_seconds = max(longest_step_seconds, step.seconds)
         time.sleep(0.05)
-    assert now.seconds > 12
+    assert now.seconds > 9
     assert steps > 50
     assert longest_step_seconds < 3
     assert writer.drain(60)
@@ -345,7 +357,7 @@ def test_a_flipped_bit_is_found_even_under_a_forged_etag(s3_uri, caplog):
     folder.put("MANIFEST.json", replace(second, objects=(replace(stored, etag=etag),)).encode())
     forged = checkpoints.latest()
     assert forged.step == 2
-    with pytest.raises(CheckpointError, match=r"part 2 of 6 does not match its CRC32|does not match its CRC32"):
+    with pytest.raises(CheckpointError, match="does not match its CRC32"):
         is_whole(checkpoints, forged)
     assert checkpoints.latest(deep=True) == first
     assert is_whole(checkpoints, first)
@@ -387,8 +399,11 @@ def test_bad_credentials_end_a_save_at_once(proxy, s3, s3_uri, monkeypatch, spoi
         for name, value in (s3.environment("reader") | {"AWS_ENDPOINT_URL": endpoint}).items():
             monkeypatch.setenv(name, value)
     else:  # in the middle: a token that ends while the parts travel
-        proxy.fault = lambda _, path: "expired" if proxy.seen and "partNumber=1&" not in path else None
-        monkeypatch.setenv("AWS_SESSION_TOKEN", "")
+        proxy.fault = lambda method, path: (
+            "expired"
+            if method == "DELETE" or ("partNumber=" in path and "partNumber=1&" not in path)
+            else None
+        )
     proxy.seen.clear()
     writer = AsyncWriter(checkpoints_at(s3_uri), keep_last=2, tolerate_failures=0)
     now = Now()
@@ -402,7 +417,7 @@ def test_bad_credentials_end_a_save_at_once(proxy, s3, s3_uri, monkeypatch, spoi
     monkeypatch.undo()
     checkpoints = checkpoints_at(s3_uri)
     assert checkpoints.latest() == first
-    assert is_whole(checkpoints.__class__(open_store(s3_uri), "run"), first)
+    assert is_whole(checkpoints, first)
 
 
 def test_of_sixteen_racing_commits_one_wins(s3_uri):
@@ -467,17 +482,20 @@ def test_orphans_are_found_by_age_and_deleted(store, caplog):
 
 
 def test_uploads_that_never_ended_are_given_up(s3, s3_uri, monkeypatch, caplog):
+    trainer = dict(os.environ)
     client = Session().client("s3")
     prefix = s3_uri.removeprefix(s3.uri("")).strip("/")
     for key in ("run/checkpoints/step-00000001-a0001/data/x", "elsewhere/x"):
         client.create_multipart_upload(Bucket="jebm", Key=f"{prefix}/{key}")
-    assert checkpoints_at(s3_uri).delete_orphans(0) == []  # a trainer may not see them here
+    time.sleep(1.1)
+    for name, value in s3.environment("reader").items():
+        monkeypatch.setenv(name, value)
+    assert checkpoints_at(s3_uri).delete_orphans(0) == []  # nothing to delete, and no right to give up others
     assert "left to the bucket's lifecycle rule" in caplog.text
-    for name, value in s3.environment("admin").items():
+    for name, value in trainer.items():
         monkeypatch.setenv(name, value)
     store = open_store(s3_uri)
     assert store.discard_unfinished(3600) == []
-    time.sleep(1.1)
     assert store.child("run/checkpoints").discard_unfinished(0) == ["step-00000001-a0001/data/x"]
     assert store.discard_unfinished(0) == ["elsewhere/x"]
     assert store.discard_unfinished(0) == []
@@ -490,9 +508,3 @@ def test_a_local_upload_that_never_ended_is_given_up(tmp_path):
     assert store.discard_unfinished(3600) == []
     assert store.discard_unfinished(-1) == ["a/.partial-0"]
     assert [info.key for info in store.list()] == ["a/b"]
-
-
-def test_a_store_that_gave_up_says_so_and_a_patient_one_is_another():
-    store = open_store("memory://patient")
-    assert store.patient(5).uri == store.uri
-    assert isinstance(StoreError("x"), Exception)

@@ -107,10 +107,20 @@ def test_shapes_may_change_between_saves():
         assert torch.equal(into["w"], torch.full((size,), float(size)))
 
 
+def test_a_buffer_may_be_made_ready_before_the_first_save():
+    checkpoints = memory_checkpoints()
+    writer = AsyncWriter(checkpoints, keep_last=9, like=tensors_of(0))
+    writer.submit(tensors_of(1), step=1, **KEYWORDS)
+    writer.submit({"w": torch.ones(3)}, step=2, **KEYWORDS)  # other ones after all
+    writer.close()
+    assert same(loaded(checkpoints, checkpoints.list()[1].manifest), tensors_of(1))
+    assert writer.stats.committed == 2
+
+
 def test_old_checkpoints_go_but_never_the_one_it_came_from():
     checkpoints = memory_checkpoints()
     origin = checkpoints.save(tensors_of(1), step=1, **KEYWORDS)
-    writer = AsyncWriter(checkpoints, keep_last=2, keep_every=4, protect=[origin.name])
+    writer = AsyncWriter(checkpoints, keep_last=2, keep_every=4, protect=lambda: [origin.name])
     for step in range(2, 8):
         writer.submit(tensors_of(step), step=step, **KEYWORDS | {"parent": origin.name})
     writer.close()

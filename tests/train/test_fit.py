@@ -36,8 +36,8 @@ def saved(config: Config) -> dict[str, torch.Tensor]:
 def test_a_run_leaves_all_that_a_user_looks_for(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, checkpoint__every_steps=10)
     reports: list[int] = []
-    result = train(config, on_report=lambda step, metrics: reports.append(step))
-    assert (result.status, result.step, reports) == ("finished", 20, [5, 10, 15, 20])
+    result = train(config, on_report=lambda report: reports.append(report.step) or False)
+    assert (result.status, result.step, reports) == ("finished", 20, [5, 10, 15, 20, 20])
     folder = tmp_path / "smoke"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [5, 10, 15, 20]

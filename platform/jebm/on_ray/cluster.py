@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ def job_environment() -> dict[str, Any] | None:
 
 
 def connect() -> None:
-    """Join the cluster of RAY_ADDRESS or of this machine; start a local Ray where there is none.
+    """Join the cluster of RAY_ADDRESS (a job has it); start a local Ray where it is not set.
 
     Workers find the package by PYTHONPATH: relative to the uploaded working directory in a job (the driver's
     path is not theirs), absolute otherwise. A variable that the job has set already is left to it, since Ray
@@ -42,12 +44,31 @@ def connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # 60 s is short on small machines
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the working directory of the job
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address.startswith("http"):
+        raise ConfigError(
+            f"RAY_ADDRESS: {address} is a job server's address, which only `ray job submit` can use; "
+            "unset it to train on this machine, or set it to HOST:6379 to join the cluster"
+        )
+    if address == "local":
+        _forget_dead_cluster()
+    # Not "auto": that takes any Ray of this machine, and waits for minutes for one that is gone.
+    ray.init(address=address, runtime_env=runtime_env)
+
+
+def _forget_dead_cluster() -> None:
+    """Remove the note that a killed `ray start` has left of its address, where nobody listens there any more.
+
+    Parts of Ray follow it even from within another cluster, and wait for minutes.
+    """
+    note = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
     try:
-        ray.init(address="auto", runtime_env=runtime_env)
-    except ConnectionError:
-        if job is not None or os.environ.get("RAY_ADDRESS"):
-            raise
-        ray.init(address="local", runtime_env=runtime_env)
+        host, _, port = note.read_text().strip().rpartition(":")
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        note.unlink(missing_ok=True)
 
 
 def check_capacity(config: Config) -> None:

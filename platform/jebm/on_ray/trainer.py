@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
@@ -13,8 +13,9 @@ from jebm import errors
 from jebm.config import Config, config_to_dict
 from jebm.errors import ConfigError, JebmError
 from jebm.on_ray.cluster import check_capacity, connect, job_environment
+from jebm.on_ray.filesystem import ray_filesystem
+from jebm.on_ray.stopping import stop_on_signals, stop_request
 from jebm.on_ray.worker import work
-from jebm.store.storage import arrow_filesystem
 from jebm.train.loop import Result
 
 __all__ = ["resolve_paths", "train"]
@@ -63,26 +64,34 @@ def train(config: Config, provenance: Mapping[str, str]) -> Result:
     """
     connect()
     check_capacity(config)
-    filesystem, path = arrow_filesystem(config.run.storage)
+    cluster = config.cluster
+    request = stop_request()
+    workers = (cluster.min_workers, cluster.workers) if cluster.min_workers else cluster.workers
     trainer = TorchTrainer(
         work,  # type: ignore[arg-type]  # what it returns is rank 0's return_value
-        train_loop_config={"config": config_to_dict(config), "provenance": dict(provenance)},
-        torch_config=TorchConfig(backend="nccl" if config.cluster.gpu else "gloo"),
+        train_loop_config={
+            "config": config_to_dict(config),
+            "provenance": dict(provenance),
+            "stop_request": request,
+        },
+        torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.cluster.workers,
-            use_gpu=config.cluster.gpu,
-            resources_per_worker={"CPU": config.cluster.cpus_per_worker}
-            | ({"GPU": 1} if config.cluster.gpu else {}),
+            num_workers=workers,  # type: ignore[arg-type]
+            use_gpu=cluster.gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.gpu else {}),
         ),
         run_config=RunConfig(
-            name="ray",  # Ray's own files, beside ours
-            storage_path=f"{path}/{config.run.name}",
-            storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=config.cluster.max_failures),
+            # Ray's folder is that of our checkpoints, so that it takes them for its own.
+            name="checkpoints",
+            storage_path=config.run.name,
+            storage_filesystem=ray_filesystem(config.run.storage),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
     )
     try:
-        value = trainer.fit().return_value  # type: ignore[attr-defined]
+        with stop_on_signals(request):
+            value = trainer.fit().return_value  # type: ignore[attr-defined]
     except WorkerGroupError as error:
         raise _known_cause(error) from error
     if "error" in value:

@@ -1,16 +1,23 @@
 """What runs in each Ray Train worker: the context becomes a `Runtime`, and `fit` does the rest."""
 
 import dataclasses
+import json
 import logging
+from collections import deque
 from typing import Any
 
 import ray.train
 import ray.train.torch
+from ray.train import Checkpoint, CheckpointUploadMode
 
+from jebm import errors
 from jebm.cli import log_lines
+from jebm.config import Config
 from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError
+from jebm.on_ray.stopping import follow_stop_request
 from jebm.parser import config_from_dict
-from jebm.train.loop import fit
+from jebm.store.storage import ObjectMissingError, open_store
+from jebm.train.loop import Report, fit
 from jebm.train.runtime import Runtime, prepare_process
 
 __all__ = ["work"]
@@ -23,18 +30,70 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
     meet the same again: bad values, data or checkpoint (raised on all ranks alike), or divergence.
     """
     log_lines()
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it prints every report in full
+    for name in ("ray.train", "ray.train.v2._internal.execution.context"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # it prints every report in full
     config = config_from_dict(arguments["config"])
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     prepare_process(config, device)
     runtime = Runtime(context.get_world_rank(), context.get_world_size(), device)
+    reporter = _Reporter(config)
+    stop = follow_stop_request(arguments["stop_request"])
     try:
-        result = fit(config, runtime, provenance=arguments["provenance"], on_report=_report)
+        result = fit(
+            config,
+            runtime,
+            provenance=arguments["provenance"],
+            on_report=reporter,
+            should_stop=stop.is_set,
+            protect=reporter.listed,
+        )
     except (ConfigError, DataError, CheckpointError, DivergedError) as error:
-        return {"error": type(error).__name__, "message": str(error)}
+        kind = next(base for base in type(error).__mro__ if base.__module__ == errors.__name__)
+        return {"error": kind.__name__, "message": str(error)}
+    finally:
+        stop.set()  # ends the thread that waits for it
     return dataclasses.asdict(result)
 
 
-def _report(step: int, metrics: dict[str, float]) -> None:
-    ray.train.report({"step": step, **metrics})
+class _Reporter:
+    """Hands reports to Ray Train, with each checkpoint once it is committed."""
+
+    def __init__(self, config: Config) -> None:
+        # What Ray lists: to prune it would break a restart. It keeps `keep_last` of what is reported.
+        self._listed = deque(_snapshot(config), maxlen=config.checkpoint.keep_last + 1)
+        self._folder = f"{config.run.name}/checkpoints"
+        self._last: str | None = None
+
+    def listed(self) -> tuple[str, ...]:
+        """Return the names of the checkpoints that Ray may list."""
+        return tuple(self._listed)
+
+    def __call__(self, report: Report) -> bool:
+        """Report; return whether a node of this group is about to be taken away."""
+        checkpoint = None
+        if report.checkpoint is not None and report.checkpoint.name != self._last:
+            self._last = report.checkpoint.name
+            self._listed.append(self._last)
+            filesystem = ray.train.get_context().get_storage().storage_filesystem
+            checkpoint = Checkpoint(f"{self._folder}/{self._last}", filesystem)
+        ray.train.report(
+            {"step": report.step, **report.metrics},
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+            delete_local_checkpoint_after_upload=False,  # else Ray would delete the checkpoint itself
+        )
+        notice = ray.train.get_preemption_info()
+        if notice is not None:
+            logging.getLogger("jebm.on_ray").info("nodes are about to go: saving at step %d", report.step)
+        return notice is not None
+
+
+def _snapshot(config: Config) -> list[str]:
+    """Return the names of the checkpoints that Ray wrote down in an earlier attempt."""
+    store = open_store(config.run.storage).child(config.run.name)
+    try:
+        results = json.loads(store.get("checkpoints/checkpoint_manager_snapshot.json"))["checkpoint_results"]
+    except ObjectMissingError:
+        return []
+    return [result["checkpoint_dir_name"] for result in results]

@@ -300,8 +300,11 @@ class Checkpoints:
         if _FOLDER.fullmatch(name):
             self._store.delete([f"{name}/{_PIN}"])
 
-    def pinned(self) -> frozenset[str]:
-        """Return the names of the checkpoints that are pinned."""
+    def pinned(self, names: Sequence[str] | None = None) -> frozenset[str]:
+        """Return the names of all checkpoints that are pinned, or of those in `names`: a request each."""
+        if names is not None:
+            pins = in_parallel(lambda _, name: self._store.head(f"{name}/{_PIN}"), names)
+            return frozenset(name for name, pin in zip(names, pins, strict=True) if pin is not None)
         return frozenset(
             name for name, objects in self._folders() if _PIN in objects and _MANIFEST in objects
         )

@@ -316,22 +316,21 @@ def measure(run: RunStore, size: int) -> Throughput:
     Raises StoreError where the place cannot be written, CheckpointError where it does not give back what it
     was given.
     """
-    folder = run.root.child(f"{run.name}/checkpoints/bench-{uuid.uuid4().hex[:8]}")
     generator = torch.Generator().manual_seed(0)
     tensors = {
         f"bench.{number}": torch.randint(-(2**62), 2**62, (length // 8,), generator=generator)
         for number, length in enumerate(_lengths(size))
     }
-    key = "data/r00000-00000000.safetensors"
+    key = f"{run.name}/checkpoints/bench-{uuid.uuid4().hex}/data.safetensors"  # no checkpoint's name
     try:
         began, cpu = time.perf_counter(), time.process_time()
-        stored = upload_tensors(folder, key, tensors)
+        stored = upload_tensors(run.root, key, tensors)
         upload_seconds, upload_cpu = time.perf_counter() - began, time.process_time() - cpu
         began, cpu = time.perf_counter(), time.process_time()
-        restore_tensors(folder, stored, tensors)
+        restore_tensors(run.root, stored, tensors)
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
     finally:
-        folder.delete([key])
+        run.root.delete([key])
     return Throughput(stored.size, upload_seconds, upload_cpu, seconds, cpu_seconds)
 
 
@@ -421,6 +420,11 @@ def _fetch_object(source: Store, stored: StoredObject, path: Path, count: Callab
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the file's name has to outlive a power cut just as the manifest's does
+    finally:
+        os.close(folder)
     return sum(fetched)
 
 

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -62,13 +62,15 @@ class _Snapshot:
         self._copies: dict[str, Tensor] = {}
         self._copied: list[torch.cuda.Event] = []
 
+    def prepare(self, like: Mapping[str, Tensor]) -> None:
+        """Get the memory for tensors like these, from the system too: it hands it out at the first touch."""
+        self._plan_for(like)
+        for copy in self._copies.values():
+            copy.zero_()
+
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy the tensors; from CUDA the copy is only started, in the order of the current streams."""
-        plan = [(name, item.dtype, item.shape, item.is_cuda) for name, item in tensors.items()]
-        if plan != self._plan:
-            self._plan, self._copies = [], {}  # let go of the old memory before asking for new
-            self._copies = _allocated(tensors)
-            self._plan = plan
+        self._plan_for(tensors)
         with torch.no_grad():
             for name, item in tensors.items():
                 self._copies[name].copy_(item, non_blocking=True)
@@ -77,6 +79,13 @@ class _Snapshot:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(device))
             self._copied.append(event)
+
+    def _plan_for(self, tensors: Mapping[str, Tensor]) -> None:
+        plan = [(name, item.dtype, item.shape, item.is_cuda) for name, item in tensors.items()]
+        if plan != self._plan:
+            self._plan, self._copies = [], {}  # let go of the old memory before asking for new
+            self._copies = _allocated(tensors)
+            self._plan = plan
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the copies, complete."""
@@ -111,22 +120,28 @@ class AsyncWriter:
         *,
         keep_last: int,
         keep_every: int | None = None,
-        protect: Collection[str] = (),
+        protect: Callable[[], Collection[str]] = tuple,
         tolerate_failures: int = 3,
         patience_seconds: float = PATIENCE_SECONDS,
+        like: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write to `checkpoints`, and keep there what `Checkpoints.prune` says.
 
-        `protect` names what must never be pruned: above all the checkpoint that the run was resumed from.
+        `protect` names what must never be pruned, above all the checkpoint that the run was resumed from; it
+        is looked at before each pruning, so the caller may change it.
         A request that fails is tried again for `patience_seconds`; then its save has failed. More than
-        `tolerate_failures` failed saves in a row are an error, fewer are logged and counted.
+        `tolerate_failures` failed saves in a row are an error, fewer are logged and counted. Given tensors
+        `like` those to come, the first buffer is made ready in the background: the first touch of fresh
+        memory takes several times as long as a copy.
         """
         self._checkpoints = checkpoints.patient(patience_seconds)
-        self._keep_last, self._keep_every, self._protect = keep_last, keep_every, frozenset(protect)
+        self._keep_last, self._keep_every, self._protect = keep_last, keep_every, protect
         self._tolerate_failures = tolerate_failures
         self._changed = threading.Condition()
         # All below is guarded by it.
-        self._free = [_Snapshot() for _ in range(_BUFFERS)]
+        self._free: list[_Snapshot] = []
+        if like is None:
+            self._free = [_Snapshot() for _ in range(_BUFFERS)]
         self._waiting: deque[tuple[_Snapshot, _Save]] = deque()
         self._busy = False
         self._closed = False
@@ -135,7 +150,7 @@ class AsyncWriter:
         self._last_committed: Manifest | None = None
         self._stats = WriterStats()
         # A daemon: an interpreter that ends without close() must not wait for a storage that is down.
-        self._thread = threading.Thread(target=self._run, name="jebm-checkpoints", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(like,), name="jebm-checkpoints", daemon=True)
         self._thread.start()
 
     @property
@@ -226,7 +241,16 @@ class AsyncWriter:
         if self._error is not None and self._fatal():
             raise self._error
 
-    def _run(self) -> None:
+    def _run(self, like: Mapping[str, Tensor] | None) -> None:
+        if like is not None:
+            snapshots = [_Snapshot() for _ in range(_BUFFERS)]
+            try:
+                snapshots[-1].prepare(like)  # the last one is the next to be taken
+            except Exception as error:  # the save itself will meet it, and raise it where it is heard
+                _logger.warning("no buffer was made ready: %s", error)
+            with self._changed:
+                self._free = snapshots
+                self._changed.notify_all()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
@@ -276,7 +300,7 @@ class AsyncWriter:
 
     def _prune(self) -> None:
         try:
-            pruned = self._checkpoints.prune(self._keep_last, self._keep_every, self._protect)
+            pruned = self._checkpoints.prune(self._keep_last, self._keep_every, self._protect())
         except JebmError as error:  # the next commit tries again; a checkpoint too many harms nobody
             _logger.warning("old checkpoints were not pruned: %s", error)
         else:

@@ -1,13 +1,14 @@
 """What rank 0 writes beside the checkpoints: a line log, JSONL metrics, TensorBoard, pictures, run.json.
 
-Files are written to a folder. Where the run's storage is remote, the folder is a scratch one, and `sync` puts
-what has changed under `<run>/` in the store, so that the log outlives the machine.
+Files are written to a folder. Where the run's storage is remote, the folder is a scratch one, and a thread
+puts what has changed under `<run>/` in the store every 15 s, so that the log outlives the machine.
 """
 
 import json
 import logging
 import math
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from jebm.train.pictures import sheet
 __all__ = ["Journal"]
 
 _LOG = logging.getLogger("jebm.train")
-_SYNC_EVERY_SECONDS = 15.0
+_MIRROR_EVERY_SECONDS = 15.0
 
 
 class Journal:
@@ -41,14 +42,13 @@ class Journal:
             self._scratch = tempfile.TemporaryDirectory(prefix="jebm-")
             self._folder = Path(self._scratch.name)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._sent: dict[str, tuple[int, float]] = {}
-        self._synced_at = time.monotonic()
         self._fetch("run.json", "metrics.jsonl")
         self._drop_lines_after(step)
         self._write_facts(config, step, facts)
         self._metrics = (self._folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step or None)
         self._config = config
+        self._mirror = None if self._remote is None else _Mirror(self._folder, self._remote)
 
     def __enter__(self) -> "Journal":
         return self
@@ -58,7 +58,8 @@ class Journal:
     ) -> None:
         self._metrics.close()
         self._board.close()
-        self.sync(force=True)
+        if self._mirror is not None:
+            self._mirror.close()
         if self._scratch is not None:
             self._scratch.cleanup()
 
@@ -76,7 +77,6 @@ class Journal:
             self._board.add_scalar(name, value, step)
         self._board.flush()
         _LOG.info("%s", _line(step, total_steps, metrics))
-        self.sync()
 
     def pictures(self, step: int, grids: dict[str, Tensor]) -> None:
         """Write one sheet of pictures (PNG) and each grid to TensorBoard."""
@@ -94,27 +94,6 @@ class Journal:
             for key, value in leaves(config_to_dict(self._config))
         }
         self._board.add_hparams(values, {f"final/{name}": v for name, v in metrics.items()}, run_name=".")
-
-    def sync(self, *, force: bool = False) -> None:
-        """Put changed files into the remote store, at most every 15 s; a failure is logged, not raised.
-
-        The log is not worth a run: what could not be sent now is sent with the next call.
-        """
-        now = time.monotonic()
-        if self._remote is None or (not force and now - self._synced_at < _SYNC_EVERY_SECONDS):
-            return
-        self._synced_at = now
-        for path in sorted(p for p in self._folder.rglob("*") if p.is_file()):
-            key = path.relative_to(self._folder).as_posix()
-            stamp = (path.stat().st_size, path.stat().st_mtime)
-            if self._sent.get(key) == stamp:
-                continue
-            try:
-                self._remote.put(key, path.read_bytes())
-            except StoreError as error:
-                _LOG.warning("could not store %s, will try again: %s", key, error)
-                return
-            self._sent[key] = stamp
 
     def _fetch(self, *keys: str) -> None:
         for key in keys:
@@ -136,6 +115,43 @@ class Journal:
         attempts.append({"started": now, "from_step": step, **facts})
         record = {"run": config.run.name, "config": config_to_dict(config), "attempts": attempts}
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+class _Mirror:
+    """A thread that copies changed files of a folder into a store.
+
+    What fails is tried again: the log is not worth a run, and training never waits for it.
+    """
+
+    def __init__(self, folder: Path, store: Store) -> None:
+        self._folder, self._store = folder, store
+        self._sent: dict[str, tuple[int, int]] = {}
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Copy what is left, and end."""
+        self._end.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._end.wait(_MIRROR_EVERY_SECONDS):
+            self._copy()
+        self._copy()
+
+    def _copy(self) -> None:
+        for path in sorted(p for p in self._folder.rglob("*") if p.is_file()):
+            key = path.relative_to(self._folder).as_posix()
+            stamp = (path.stat().st_size, path.stat().st_mtime_ns)
+            if self._sent.get(key) == stamp:
+                continue
+            try:
+                self._store.put(key, path.read_bytes())
+            except StoreError as error:
+                _LOG.warning("could not store %s, will try again: %s", key, error)
+                return
+            self._sent[key] = stamp
 
 
 def _finite(value: float) -> float | None:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,9 +14,10 @@ from torch import Tensor
 from jebm.config import Config, config_to_dict, differing_keys
 from jebm.data.loader import Loader, to_float
 from jebm.data.shards import DatasetManifest, ImageSet, load_images, read_manifest
-from jebm.errors import ConfigError
+from jebm.errors import ConfigError, JebmError, StoreError
 from jebm.rng import gaussian_noise
 from jebm.store.checkpoint import Checkpoints, Manifest
+from jebm.store.retrieve import open_run
 from jebm.store.storage import open_store
 from jebm.store.writer import AsyncWriter
 from jebm.train.journal import Journal
@@ -25,7 +27,7 @@ from jebm.train.runtime import Runtime
 from jebm.train.state import TrainState
 from jebm.train.step import train_step
 
-__all__ = ["Result", "check_images", "fit", "total_steps_of"]
+__all__ = ["Report", "Result", "check_images", "fit", "total_steps_of"]
 
 _LOG = logging.getLogger("jebm.train")
 
@@ -41,6 +43,16 @@ class Result:
     """Of the last report; of the last checkpoint where the run was already finished."""
     place: str
     """Where the run's files are."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What training tells its surroundings, the same on every rank but for `checkpoint`."""
+
+    step: int
+    metrics: dict[str, float]
+    checkpoint: Manifest | None
+    """The newest committed checkpoint; rank 0 alone knows it."""
 
 
 def total_steps_of(config: Config, steps_per_epoch: int) -> int:
@@ -65,13 +77,16 @@ def fit(
     runtime: Runtime,
     *,
     provenance: Mapping[str, str],
-    on_report: Callable[[int, dict[str, float]], None] | None = None,
+    on_report: Callable[[Report], bool] = lambda report: False,
     should_stop: Callable[[], bool] = lambda: False,
+    protect: Callable[[], Collection[str]] = tuple,
 ) -> Result:
     """Train until `train.epochs` are done, from the newest checkpoint of the run where there is one.
 
-    Every rank calls this. `on_report(step, metrics)` is called on every rank at every report. When
-    `should_stop()` holds on any rank, all stop after the same step, with a last checkpoint.
+    Every rank calls this. `on_report` is called on every rank at every report, and once more when the last
+    checkpoint is committed; where it returns True (the machine is about to go) a checkpoint is written at
+    once. When `should_stop()` holds on any rank, all stop after the same step, with a last checkpoint.
+    `protect()` names checkpoints that retention must leave alone; it is asked before each pruning.
 
     Raises:
         ConfigError, DataError, StoreError, CheckpointError: before the first step, nothing lost.
@@ -94,13 +109,12 @@ def fit(
     meter, clock = Meter(), Clock(runtime.device)
     metrics: dict[str, float] = {}
     stopped = False
-
     with ExitStack() as stack:
         if runtime.is_main:
             facts = _facts(runtime, images.manifest, parent, provenance)
             journal = stack.enter_context(Journal(store, config, step=state.step, facts=facts))
             saver = stack.enter_context(
-                _Saver(config, runtime, state, checkpoints, parent, images.manifest, provenance)
+                _Saver(config, runtime, state, checkpoints, parent, images.manifest, provenance, protect)
             )
             painter = _Painter(config, runtime, state, held_out)
             _LOG.info("run %s: step %d of %d, results in %s", config.run.name, state.step, total_steps, place)
@@ -116,22 +130,26 @@ def fit(
                 clock,
                 steps_per_epoch=loader.steps_per_epoch,
                 total_steps=total_steps,
-                stop=should_stop(),
+                # What fails on rank 0 alone ends the run on all ranks, by the same way as a wish to stop.
+                stop=should_stop() or (runtime.is_main and saver.failure is not None),
             )
             meter.add(values)
             last = stopped or state.step == total_steps
+            leaving = False
             if last or state.step % config.train.report_every_steps == 0:
                 metrics = _report(config, runtime, meter, clock)
                 if runtime.is_main:
                     journal.metrics(state.step, total_steps, metrics | saver.metrics())
-                if on_report is not None:
-                    on_report(state.step, metrics)
+                leaving = on_report(Report(state.step, metrics, saver.newest() if runtime.is_main else None))
             if runtime.is_main and (last or _due(state.step, config.train.pictures_every_steps)):
                 journal.pictures(state.step, painter())
-            if runtime.is_main and (last or _due(state.step, config.checkpoint.every_steps)):
-                saver(metrics)
-        if runtime.is_main:
-            journal.hyperparameters(metrics)
+            if runtime.is_main and (last or leaving or _due(state.step, config.checkpoint.every_steps)):
+                saver.save(metrics)
+        with runtime.together():
+            if runtime.is_main:
+                journal.hyperparameters(metrics)
+                saver.close()
+    on_report(Report(state.step, metrics, saver.newest() if runtime.is_main else None))
     finished = state.step >= total_steps
     return Result("finished" if finished else "stopped", state.step, total_steps, metrics, place)
 
@@ -160,11 +178,17 @@ def _loader(config: Config, runtime: Runtime, images: ImageSet) -> Loader:
 def _resume(
     config: Config, runtime: Runtime, state: TrainState, checkpoints: Checkpoints, data: DatasetManifest
 ) -> Manifest | None:
-    """Read the run's newest checkpoint into `state` on every rank; return its manifest, or None."""
+    """Read the run's newest checkpoint into `state` on every rank; return its manifest, or None.
+
+    A run without one begins with the tensors of `run.init_from`, at step 0.
+    """
     with runtime.together():
         found = checkpoints.latest() if runtime.is_main else None
     manifest = runtime.from_main(found)
     if manifest is None:
+        if config.run.init_from is not None:
+            with runtime.together():
+                _load_from(config.run.init_from, state)
         return None
     with runtime.together():
         if not config.run.accept_changes:
@@ -172,6 +196,16 @@ def _resume(
         checkpoints.load(manifest, state.tensors())
     state.step = manifest.step
     return manifest
+
+
+def _load_from(uri: str, state: TrainState) -> None:
+    """Read the checkpoint that `run.init_from` names into the state."""
+    run_uri, _, name = uri.rstrip("/").partition("/checkpoints/")
+    step = re.match(r"step-(\d+)", name)
+    if name and step is None:
+        raise ConfigError(f"run.init_from: {name!r} is no checkpoint; give storage/name/checkpoints/step-…")
+    run = open_run(run_uri)
+    run.checkpoints.load(run.choose(step=int(step[1]) if step else None), state.tensors())
 
 
 def _check_same(config: Config, manifest: Manifest, data: DatasetManifest) -> None:
@@ -222,36 +256,61 @@ class _Saver:
         parent: Manifest | None,
         data: DatasetManifest,
         provenance: Mapping[str, str],
+        protect: Callable[[], Collection[str]],
     ) -> None:
         self._state = state
         self._facts: dict[str, Any] = {
             "attempt": checkpoints.next_attempt(),
-            "state": {"data_sha256": data.sha256},
+            "state": {"data_sha256": data.sha256, "init_from": config.run.init_from},
             "config": config_to_dict(config),
             "provenance": dict(provenance),
             "world_size": runtime.world_size,
             "parent": None if parent is None else parent.name,
         }
+        started_from = () if parent is None else (parent.name,)
         self._writer = AsyncWriter(
-            checkpoints, keep_last=config.checkpoint.keep_last, protect=[parent.name] if parent else []
+            checkpoints,
+            keep_last=config.checkpoint.keep_last,
+            protect=lambda: {*started_from, *protect()},
         )
+        self.failure: JebmError | None = None
+        """Why no more checkpoints can be written: too many failures in a row, or another writer's fence."""
 
-    def __call__(self, metrics: Mapping[str, float]) -> None:
+    def save(self, metrics: Mapping[str, float]) -> None:
         """Snapshot the state now and save it in the background."""
-        self._writer.submit(
-            self._state.tensors(), step=self._state.step, metrics=dict(metrics), **self._facts
-        )
+        try:
+            self._writer.submit(
+                self._state.tensors(), step=self._state.step, metrics=dict(metrics), **self._facts
+            )
+        except JebmError as error:
+            self.failure = error
+
+    def newest(self) -> Manifest | None:
+        """Return the newest checkpoint that this attempt has committed."""
+        return self._writer.last_committed
 
     def metrics(self) -> dict[str, float]:
         """Return what saving has cost since the start: seconds that training waited, uploads, bytes."""
         stats = dataclasses.asdict(self._writer.stats)
         return {f"checkpoint/{name}": float(value) for name, value in stats.items()}
 
+    def close(self) -> None:
+        """Wait for what is on its way; raises the failure, also where it is that of the last save alone."""
+        self._writer.close()
+        if self.failure is not None:
+            raise self.failure
+        newest = self._writer.last_committed
+        if newest is None or newest.step < self._state.step:
+            raise StoreError(
+                f"the checkpoint of step {self._state.step} could not be written (the log says why); "
+                "the run goes on from an earlier one when it is started again"
+            )
+
     def __enter__(self) -> "_Saver":
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Also after an error: what was snapshot before it is worth keeping.
+        # After an error, too: what was snapshot before it is worth keeping.
         self._writer.close()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from jebm.config import Config
 from jebm.errors import ConfigError, JebmError
 
-__all__ = ["Runtime", "prepare_process", "process_runtime", "started_by_torchrun"]
+__all__ = ["Runtime", "check_processes", "prepare_process", "process_runtime", "started_by_torchrun"]
 
 T = TypeVar("T")
 
@@ -91,23 +91,29 @@ def started_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def check_processes(config: Config) -> None:
+    """Raise `ConfigError` where this start has another number of processes than `cluster.workers`."""
+    processes = int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
+    if processes != config.cluster.workers:
+        raise ConfigError(
+            f"cluster.workers: is {config.cluster.workers}, but "
+            + (f"torchrun started {processes}" if started_by_torchrun() else "this is one process")
+        )
+    if config.cluster.gpu and not torch.cuda.is_available():
+        raise ConfigError("cluster.gpu: torch finds no CUDA device on this machine; set it to false")
+
+
 @contextmanager
 def process_runtime(config: Config) -> Iterator[Runtime]:
     """Give the runtime of plain python (one worker) or of a process that torchrun started.
 
     Raises:
-        ConfigError: `cluster.gpu` without a GPU, or a number of processes that is not `cluster.workers`.
+        ConfigError: as `check_processes`.
     """
+    check_processes(config)
     rank, world_size, local_rank = 0, 1, 0
     if started_by_torchrun():
         rank, world_size, local_rank = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if world_size != config.cluster.workers:
-        raise ConfigError(
-            f"cluster.workers: is {config.cluster.workers}, but "
-            + (f"torchrun started {world_size}" if started_by_torchrun() else "this is one process")
-        )
-    if config.cluster.gpu and not torch.cuda.is_available():
-        raise ConfigError("cluster.gpu: torch finds no CUDA device on this machine; set it to false")
     device = torch.device("cuda", local_rank) if config.cluster.gpu else torch.device("cpu")
     prepare_process(config, device)
     if world_size > 1:

@@ -1,0 +1,278 @@
+"""What a place does with objects, tried out: one finding after the other, each with its remedy.
+
+Everything goes through the same `Store` that training uses. What is written is deleted again.
+"""
+
+import os
+import statistics
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Literal
+
+from boto3.session import Session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from jebm.errors import StoreError
+from jebm.store.storage import (
+    AccessDeniedError,
+    BucketMissingError,
+    EndpointError,
+    ObjectExistsError,
+    Store,
+    open_store,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+__all__ = [
+    "Check",
+    "clock_check",
+    "examine",
+    "examine_store",
+]
+
+_PATIENCE_SECONDS = 2.0  # a person is waiting
+_SKEW_SECONDS = 300  # S3 refuses signatures 15 minutes off; a clock at 5 is on its way there
+_PARTS = (5 << 20, 1 << 16)  # the least that S3 takes for a part that is not the last
+_LATENCY_REQUESTS = 7
+_CONTENT = b"jebm doctor"
+_REMEDIES = {  # where the error names none
+    AccessDeniedError: "look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_PROFILE",
+    BucketMissingError: "make it, with mkdir -p",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was tried. `unreachable`: nobody answers, so that nothing else could be tried."""
+
+    name: str
+    level: Literal["ok", "warn", "fail"]
+    finding: str
+    remedy: str = ""
+    unreachable: bool = False
+
+
+def examine(uri: str) -> Iterator[Check]:
+    """Yield findings on a place as they come; after one that makes the rest pointless there are no more.
+
+    Raises StoreError for a URI that is none.
+    """
+    store = open_store(uri).patient(_PATIENCE_SECONDS)
+    if uri.startswith("s3://"):
+        for check in _examine_account(uri.removeprefix("s3://").partition("/")[0]):
+            yield check
+            if check.level == "fail":
+                return
+    check = _tried("list", lambda: _list(store))
+    yield check
+    if check.level == "ok":
+        yield from examine_store(store)
+
+
+def examine_store(store: Store) -> Iterator[Check]:
+    """Yield what a place that can be listed does with objects."""
+    folder = f".doctor-{uuid.uuid4().hex}"
+    keys = one, once, multipart = [f"{folder}/{name}" for name in ("object", "once", "multipart")]
+    try:
+        check = _tried("put", lambda: _put(store, one))
+        yield check
+        if check.level == "fail":
+            return
+        yield _tried("get", lambda: _get(store, one))
+        yield _tried("conditional put", lambda: _conditional(store, once))
+        yield _tried("multipart", lambda: _multipart(store, multipart))
+        yield _tried("latency", lambda: _latency(store, one))
+        yield _tried("delete", lambda: _delete(store, folder, keys))
+    finally:
+        with suppress(StoreError):  # whoever stops asking in between leaves nothing either
+            store.delete(keys)
+
+
+def _tried(name: str, work: Callable[[], Check | str]) -> Check:
+    try:
+        found = work()
+    except StoreError as error:
+        finding, separator, remedy = str(error).rpartition("; ")
+        if not separator:
+            finding, remedy = remedy, ""
+            for kind, usual in _REMEDIES.items():
+                remedy = usual if isinstance(error, kind) else remedy
+        return Check(name, "fail", finding, remedy, isinstance(error, EndpointError))
+    return Check(name, "ok", found) if isinstance(found, str) else found
+
+
+# ── The account ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _examine_account(bucket: str) -> Iterator[Check]:
+    """Yield endpoint, region and credentials, where each comes from, and what the server says of them."""
+    config = Config(
+        connect_timeout=5,
+        read_timeout=10,
+        retries={"mode": "standard", "total_max_attempts": 1},
+        s3={"addressing_style": "path"},
+    )
+    try:
+        session = Session(region_name=os.environ.get("AWS_REGION") or None)
+        client = session.client("s3", config=config)
+        credentials = session.get_credentials()
+        frozen = credentials.get_frozen_credentials() if credentials else None
+    except (BotoCoreError, ValueError) as error:
+        yield Check("credentials", "fail", _one_line(error), "look at AWS_PROFILE and ~/.aws")
+        return
+    endpoint = client.meta.endpoint_url
+    own = ".amazonaws.com" not in endpoint
+    yield Check("endpoint", "ok", f"{endpoint} ({_endpoint_source(session, own=own)})")
+    yield _region(session, own=own)
+    if credentials is None or frozen is None or not frozen.access_key:
+        remedy = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        yield Check("credentials", "fail", "none found", remedy)
+        return
+    token = ", with a session token" if frozen.token else ""
+    yield Check(
+        "credentials", "ok", f"access key …{frozen.access_key[-4:]} (found in: {credentials.method}{token})"
+    )
+    yield _clock(client, bucket)
+    yield _identity(session, config, endpoint if own else None)
+
+
+def _endpoint_source(session: Session, *, own: bool) -> str:
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if own and os.environ.get(name):
+            return f"from {name}"
+    return f"from profile {session.profile_name}" if own else "the default of AWS"
+
+
+def _region(session: Session, *, own: bool) -> Check:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        if os.environ.get(name):
+            return Check("region", "ok", f"{os.environ[name]} (from {name})")
+    if session.region_name:
+        return Check("region", "ok", f"{session.region_name} (from profile {session.profile_name})")
+    if own:
+        return Check("region", "ok", "none named: us-east-1, as servers of one's own expect")
+    return Check("region", "warn", "none named: us-east-1", "set AWS_REGION to that of the bucket")
+
+
+def _clock(client: "S3Client", bucket: str) -> Check:
+    """Compare this machine's clock with the server's: its date comes with refusals, too."""
+    began = datetime.now(UTC)
+    try:
+        date = client.head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"].get("date")
+    except ClientError as error:
+        date = error.response["ResponseMetadata"]["HTTPHeaders"].get("date")
+    except BotoCoreError as error:
+        finding = f"no answer from {client.meta.endpoint_url}: {_one_line(error)}"
+        remedy = "is it running, and is AWS_ENDPOINT_URL right?"
+        return Check("connection", "fail", finding, remedy, unreachable=True)
+    ended = datetime.now(UTC)
+    if date is None:
+        return Check("clock", "warn", "the server does not say what time it is", "compare it yourself")
+    return clock_check(parsedate_to_datetime(date), began + (ended - began) / 2)
+
+
+def clock_check(server: datetime, here: datetime) -> Check:
+    """Judge the distance of two clocks."""
+    seconds = (here - server).total_seconds() - 0.5  # a Date header has no fraction: half a second on average
+    if abs(seconds) < 2:
+        return Check("clock", "ok", "that of the server")
+    finding = f"{abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} the server's"
+    if abs(seconds) > _SKEW_SECONDS:
+        return Check("clock", "fail", finding, "set it, by NTP: S3 refuses what is signed 15 minutes off")
+    return Check("clock", "ok", finding)
+
+
+def _identity(session: Session, config: Config, endpoint: str | None) -> Check:
+    try:
+        arn = session.client("sts", config=config, endpoint_url=endpoint).get_caller_identity()["Arn"]
+    except (BotoCoreError, ClientError) as error:
+        if endpoint is not None:
+            return Check("identity", "ok", "the access key says it all: no STS at this server")
+        return Check("identity", "warn", f"STS tells none: {_one_line(error)}", "log in again; see below")
+    return Check("identity", "ok", arn)
+
+
+# ── The place ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _list(store: Store) -> str:
+    store.probe(write=False)
+    return f"{store.uri} exists and can be listed"
+
+
+def _put(store: Store, key: str) -> str:
+    store.put(key, _CONTENT)
+    return "an object was written"
+
+
+def _get(store: Store, key: str) -> Check | str:
+    if store.get(key) != _CONTENT:
+        return Check("get", "fail", "what came back is not what was written", "use another server or gateway")
+    part = bytearray(4)
+    store.read_into(key, 3, [memoryview(part)])
+    if part != _CONTENT[3:7]:
+        return Check("get", "fail", "a range came back wrong", "use another server or gateway")
+    return "it came back, whole and by range"
+
+
+def _conditional(store: Store, key: str) -> Check | str:
+    store.put(key, b"1", if_absent=True)
+    try:
+        store.put(key, b"2", if_absent=True)
+    except ObjectExistsError:
+        return "a second writer is refused"
+    return Check(
+        "conditional put",
+        "warn",
+        "If-None-Match is not honoured: a second writer is not refused",
+        "never let two jobs write one run",
+    )
+
+
+def _multipart(store: Store, key: str) -> Check | str:
+    parts = [memoryview(os.urandom(size)) for size in _PARTS]
+    began = time.perf_counter()
+    uploaded = store.upload(key, [[part] for part in parts])
+    sent = time.perf_counter()
+    back = memoryview(bytearray(sum(_PARTS)))
+    store.read_into(key, 0, [back], etag=uploaded.info.etag)
+    ended = time.perf_counter()
+    if zlib.crc32(back) != zlib.crc32(parts[1], zlib.crc32(parts[0])):
+        return Check("multipart", "fail", "another CRC32 came back", "use another server or gateway")
+    megabytes = sum(_PARTS) / 1e6
+    return (
+        f"{len(parts)} parts came back with their CRC32s; "
+        f"{megabytes / (sent - began):.0f} MB/s up, {megabytes / (ended - sent):.0f} MB/s down"
+    )
+
+
+def _latency(store: Store, key: str) -> str:
+    seconds = []
+    for _ in range(_LATENCY_REQUESTS):
+        began = time.perf_counter()
+        store.head(key)
+        seconds.append(time.perf_counter() - began)
+    return f"{1000 * statistics.median(seconds):.1f} ms for a request, the median of {len(seconds)}"
+
+
+def _delete(store: Store, folder: str, keys: Sequence[str]) -> Check | str:
+    remedy = f"grant DeleteObject, and delete {store.uri}/{folder}/ yourself"
+    try:
+        store.delete(keys)
+    except StoreError as error:
+        return Check("delete", "fail", str(error), remedy)
+    left = [info.key for info in store.list(f"{folder}/")]
+    return Check("delete", "fail", f"still there: {', '.join(left)}", remedy) if left else "nothing is left"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

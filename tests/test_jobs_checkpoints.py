@@ -1,0 +1,282 @@
+"""The jobs that look after checkpoints, as people and scripts use them: what they print, and how they end."""
+
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from jebm.cli import run
+from jebm.store.checkpoint import Manifest
+from jebm.store.retrieve import RunStore, open_run
+
+if TYPE_CHECKING:
+    from tests.conftest import S3Server
+
+JOBS = Path(__file__).resolve().parents[1] / "jobs"
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """All of stdout, which has to be one JSON document."""
+        return json.loads(self.out)
+
+
+Job = Callable[..., Ended]
+
+
+def loaded(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"job_{name}", JOBS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Job:
+    """Run a job in this process: `job("checkpoints", "list", uri)`; starting python takes seconds."""
+
+    def call(name: str, *arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            run(loaded(name).main)
+        captured = capsys.readouterr()
+        assert isinstance(caught.value.code, int)
+        return Ended(caught.value.code, captured.out, captured.err)
+
+    return call
+
+
+def save(place: RunStore, step: int, parent: str | None = None, **metrics: float) -> Manifest:
+    weights = torch.randn(10, generator=torch.Generator().manual_seed(step))
+    return place.checkpoints.save(
+        {"model.weight": weights, "ema.weight": weights + 1, "optimizer.step": torch.tensor(step)},
+        step=step,
+        attempt=1,
+        state={},
+        config={"energy": {"width": 100 + step}},
+        metrics={"distortion": 100.0 - step, **metrics},
+        provenance={"torch": "2"},
+        world_size=2,
+        parent=parent,
+    )
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    """A run in a local folder, with checkpoints of steps 1, 2 and 3."""
+    found = str(tmp_path / "runs" / "mine")
+    for step in (1, 2, 3):
+        save(open_run(found), step)
+    return found
+
+
+def test_list_shows_states_and_marks(job: Job, uri: str) -> None:
+    place = open_run(uri)
+    place.folder("step-00000002-a0001").delete([place.choose(step=2).objects[0].key])
+    place.folder("step-00000004-a0001").put("data/r00000-00000000.safetensors", b"half")
+    save(place, 5, distortion=float("nan"))
+    assert job("checkpoints", "pin", uri, "--step", "1").code == 0
+    table = job("checkpoints", "list", uri)
+    assert table.code == 0
+    header, *lines = table.out.splitlines()
+    assert header.split() == ["step", "attempt", "age", "size", "distortion", "status"]
+    assert [line.split()[0] for line in lines] == ["5", "4", "3", "2", "1"]
+    states = ["committed", "partial", "committed", "corrupt", "committed"]
+    marks = ["latest", "it has no manifest", "best", "is missing", "pinned"]
+    for line, state, mark in zip(lines, states, marks, strict=True):
+        assert f"  {state}" in line
+        assert mark in line
+    listed = job("checkpoints", "list", uri, "--json", "--mode", "max").document["checkpoints"]
+    assert [item["status"] for item in listed] == states
+    assert [item["best"] for item in listed] == [False, False, False, False, True]
+    assert listed[0]["metrics"] == {"distortion": None}
+    assert "is missing" in listed[3]["reason"]
+    short = job("checkpoints", "list", uri, "--limit", "1")
+    assert short.out.splitlines()[-1] == "the 1 newest; all: --limit 0"
+
+
+def test_show_tells_all_that_a_checkpoint_says(job: Job, uri: str) -> None:
+    text = job("checkpoints", "show", uri, "--step", "2").out
+    for fact in ("step-00000002-a0001", "energy.width  102", "distortion  98", "model.weight    float32  10"):
+        assert fact in text
+    document = job("checkpoints", "show", uri, "--best", "distortion", "--json").document
+    assert document["step"] == 3
+    assert document["config"] == {"energy": {"width": 103}}
+    assert {"name": "optimizer.step", "dtype": "int64", "shape": [], "bytes": 8} in document["tensors"]
+
+
+def test_get_export_and_verify(job: Job, uri: str, tmp_path: Path) -> None:
+    target = str(tmp_path / "target")
+    first = job("checkpoints", "get", uri, "--output", target, "--json").document
+    assert first["step"] == 3
+    assert job("checkpoints", "get", uri, "--output", target, "--json").document["bytes_fetched"] == 0
+    mine = f"{target}/mine"
+    assert job("checkpoints", "verify", mine, "--deep").code == 0
+    file = next(Path(first["folder"]).glob("data/*.safetensors"))
+    before = file.stat()
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    ended = job("checkpoints", "verify", mine, "--deep")
+    assert ended.code == 1
+    assert "step-00000003-a0001  damaged" in ended.out
+    assert "does not match its CRC32" in ended.out
+    assert "repaired" not in ended.out
+    assert job("checkpoints", "get", uri, "--output", target).code == 0
+    assert job("checkpoints", "verify", mine, "--step", "3", "--deep").code == 0
+    weights = str(tmp_path / "weights.safetensors")
+    assert job("checkpoints", "export", uri, "--step", "1", "--output", weights).code == 0
+    assert job("checkpoints", "export", uri, "--ema", "--output", weights, "--json").document["tensors"] == 1
+    safetensors = pytest.importorskip("safetensors")
+    with safetensors.safe_open(weights, framework="pt") as opened:
+        expected = torch.randn(10, generator=torch.Generator().manual_seed(3)) + 1
+        assert torch.equal(opened.get_tensor("weight"), expected)
+
+
+def test_verify_finds_a_flipped_bit_in_the_bucket(job: Job, s3_uri: str) -> None:
+    place = open_run(f"{s3_uri}/mine")
+    save(place, 1)
+    manifest = save(place, 2)
+    (stored,) = manifest.objects
+    folder = place.folder(manifest.name)
+    data = bytearray(folder.get(stored.key))
+    data[-1] ^= 1
+    info = folder.put(stored.key, bytes(data))
+    forged = manifest.encode().replace(stored.etag.encode(), info.etag.encode())
+    folder.put("MANIFEST.json", forged)  # who can write the one can write the other
+    assert job("checkpoints", "verify", place.uri).code == 0
+    ended = job("checkpoints", "verify", place.uri, "--deep", "--json")
+    assert ended.code == 1
+    newest, older = ended.document["checkpoints"]
+    assert (newest["name"], newest["status"]) == (manifest.name, "damaged")
+    assert "part 1 of 1 does not match its CRC32" in newest["problems"][0]
+    assert older["status"] == "ok"
+
+
+def test_prune_only_says_what_it_would_do_until_told_to(job: Job, uri: str) -> None:
+    assert job("checkpoints", "pin", uri, "--step", "1").code == 0
+    orphan = open_run(uri).folder("step-00000009-a0001")
+    orphan.put("data/r00000-00000000.safetensors", b"half")
+    said = job("checkpoints", "prune", uri, "--keep-last", "1", "--orphans", "--orphan-hours", "0", "--json")
+    names = ["step-00000002-a0001", "step-00000009-a0001"]
+    assert [item["name"] for item in said.document["checkpoints"]] == names
+    assert said.document["deleted"] is False
+    assert len(job("checkpoints", "list", uri, "--json").document["checkpoints"]) == 4
+    assert "would go" in job("checkpoints", "prune", uri, "--keep-last", "1").out
+    done = job(
+        "checkpoints", "prune", uri, "--keep-last", "1", "--orphans", "--orphan-hours", "0", "--yes", "--json"
+    )
+    assert done.document == said.document | {"deleted": True}
+    left = job("checkpoints", "list", uri, "--json").document["checkpoints"]
+    assert [item["step"] for item in left] == [3, 1]
+    assert job("checkpoints", "unpin", uri, "--step", "1").code == 0
+    assert job("checkpoints", "prune", uri, "--keep-last", "1", "--keep-every", "1", "--yes").out.startswith(
+        "nothing to delete"
+    )
+
+
+def test_prune_keeps_what_the_newest_was_resumed_from(job: Job, uri: str) -> None:
+    save(open_run(uri), 4, parent="step-00000001-a0001")
+    said = job("checkpoints", "prune", uri, "--keep-last", "1", "--json").document
+    assert [item["name"] for item in said["checkpoints"]] == ["step-00000003-a0001", "step-00000002-a0001"]
+
+
+def test_diff_and_bench(job: Job, uri: str) -> None:
+    text = job("checkpoints", "diff", uri, "1", "3").out
+    assert "tensors: 3 changed, 0 added, 0 removed, 0 equal" in text
+    assert "energy.width  101  →  103" in text
+    document = job("checkpoints", "diff", uri, "2", "2", "--json").document
+    assert document["tensors"]["changed"] == []
+    assert (document["config"], document["metrics"]) == ({}, {})
+    before = sorted(path for path in Path(uri).rglob("*"))
+    document = job("checkpoints", "bench", uri, "--megabytes", "1", "--json").document
+    assert document["upload"]["megabytes_per_second"] > 0
+    assert sorted(path for path in Path(uri).rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["list", "RUN", "--limt", "3"], 2, "unknown key limt"),
+        (["list"], 2, "list.run"),
+        (["lost", "RUN"], 2, "'lost'"),
+        (["list", "ftp://host/runs/mine"], 2, "unknown scheme"),
+        (["list", "s3://bucket"], 2, "names no run"),
+        (["list", "FOLDER/nothing"], 1, "no such run; give run.storage/run.name"),
+        (["list", "FOLDER/no/such/run"], 1, "no such run"),
+        (["show", "RUN", "--step", "77"], 1, "no checkpoint of step 77; there are 1, 2, 3"),
+        (["show", "RUN", "--step", "x"], 2, "step"),
+        (["show", "RUN", "--step", "1", "--latest"], 2, "give one of"),
+        (["get", "RUN"], 2, "get.output"),
+        (["get", "RUN", "--output", "s3://bucket/x"], 2, "must be a local folder"),
+        (["get", "RUN", "--best", "los", "--output", "x"], 1, "no checkpoint with a finite los"),
+        (["export", "RUN", "--output", "x.bin"], 2, "must end in .safetensors"),
+        (["prune", "RUN", "--keep-last", "0"], 2, "--keep-last 0: must be 1 or more"),
+        (["unpin", "RUN", "--step", "77"], 1, "no checkpoint of step 77"),
+        (["verify", "RUN", "--step", "77"], 1, "no checkpoint of step 77"),
+    ],
+)
+def test_what_is_wrong_is_one_line(job: Job, uri: str, arguments: list[str], code: int, said: str) -> None:
+    folder = str(Path(uri).parent)
+    given = [word.replace("RUN", uri).replace("FOLDER", folder) for word in arguments]
+    ended = job("checkpoints", *given)
+    assert ended.code == code
+    assert ended.out == ""
+    assert ended.err.startswith("error: ")
+    assert said in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_a_wrong_secret_and_a_dead_endpoint_are_one_line(
+    job: Job, s3: "S3Server", s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    ended = job("checkpoints", "list", f"{s3_uri}/mine", "--json")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "its secret key is wrong" in ended.document["error"]
+    assert s3.environment()["AWS_SECRET_ACCESS_KEY"] not in ended.out + ended.err
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    began = time.monotonic()
+    ended = job("checkpoints", "list", f"{s3_uri}/mine")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert "is it running" in ended.err
+    assert time.monotonic() - began < 10
+
+
+def test_the_doctor_says_it_by_line_document_and_exit_code(
+    job: Job, s3: "S3Server", s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = job("doctor", s3_uri)
+    assert ended.code == 0
+    assert len(ended.out.splitlines()) == 12
+    assert all(line.startswith("ok    ") for line in ended.out.splitlines())
+    assert job("doctor", "ftp://host").code == 2
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    ended = job("doctor", s3_uri)
+    assert ended.code == 1
+    assert ended.out.splitlines()[-1].startswith("FAIL  list ")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    ended = job("doctor", s3_uri, "--json")
+    assert ended.code == 2
+    assert ended.document["ok"] is False
+    assert ended.document["checks"][-1]["name"] == "connection"
