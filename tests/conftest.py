@@ -62,3 +62,9 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def s3_uri(s3: S3Server) -> str:
     """A prefix of the bucket that no other test uses."""
     return s3.uri(uuid.uuid4().hex)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: those with servers later, those with Ray clusters last."""
+    slow = ("/store/", "/train/", "/on_ray/")
+    items.sort(key=lambda item: next((i for i, room in enumerate(slow, 1) if room in str(item.path)), 0))

@@ -140,29 +140,17 @@ def test_a_stopped_job_saves_and_goes_on_under_its_name(cluster, s3_uri: str) ->
 
 def test_a_node_about_to_go_is_saved_in_time(cluster, s3_uri: str) -> None:  # type: ignore[no-untyped-def]
     """A second node joins, big enough for both workers; then notice is given of its end."""
+    values = ["--train.epochs=200", "--checkpoint.every_steps=100000", "--cluster.cpus_per_worker=2"]
+    entry = ["python", *command(s3_uri, "--cluster.workers=2", *values)[1:]]
+    # Not followed: Ray finds the log of a job by its node's address, and these two nodes share one.
     with cluster.second_node(cpus=4) as drain:
-        values = ["--train.epochs=200", "--checkpoint.every_steps=100000", "--cluster.cpus_per_worker=2"]
-        entry = ["python", *command(s3_uri, "--cluster.workers=2", *values)[1:]]
-        with cluster.submit(*entry) as job:
-            lines: list[str] = []
-            for line in job.stdout:
-                lines.append(line)
-                print("L1", line, end="", flush=True)
-                if re.search(r"step \d+/3200", line):
-                    break
+        with cluster.submit(*entry, options=("--no-wait", "--submission-id", "preempted")) as job:
+            assert job.wait(timeout=60) == 0
+        try:
+            wait_for(lambda: open_store(s3_uri).head("smoke/metrics.jsonl") is not None)
             assert newest(s3_uri) is None
-            print("DRAIN", flush=True)
-            drain(60)
-            print("DRAINED", flush=True)
-            for line in job.stdout:
-                lines.append(line)
-                print("L2", line, end="", flush=True)
-                if "nodes are about to go" in line:
-                    break
-            else:
-                pytest.fail("".join(lines))
-            wait_for(has_step(s3_uri, 1), 30)
-            name = re.search(r"raysubmit_\w+", "".join(lines))
-            assert name is not None
-            subprocess.run(cluster.ray("job", "stop", name[0]), env=cluster.environment, check=True)
-            job.communicate(timeout=60)
+            drain(90)
+            wait_for(has_step(s3_uri, 1), 60)  # long before the notice ends
+        finally:
+            stop = cluster.ray("job", "stop", "--no-wait", "preempted")
+            subprocess.run(stop, env=cluster.environment, check=True, capture_output=True)

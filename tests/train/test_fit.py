@@ -1,6 +1,7 @@
 """`fit` from the outside: what it writes, how it resumes, how it stops, what it refuses."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from jebm.config import Config
 from jebm.errors import ConfigError, DataError, DivergedError
 from jebm.store.checkpoint import Checkpoints
 from jebm.store.storage import open_store
-from jebm.train.loop import Result, fit
+from jebm.train.loop import Result, _load_from, fit
 from jebm.train.plan import make_plan
 from jebm.train.runtime import process_runtime
 from jebm.train.state import TrainState
@@ -84,6 +85,45 @@ def test_lines_after_the_checkpoint_are_dropped_at_resume(tmp_path: Path) -> Non
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert [row["step"] for row in rows] == [5, 10, 15, 20]
     assert rows[2]["loss"] != 1
+
+
+def test_a_damaged_newest_checkpoint_costs_only_its_own_steps(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, train__epochs=0.8, checkpoint__every_steps=10)
+    train(config)
+    expected = saved(config)
+    (data,) = (tmp_path / "smoke" / "checkpoints" / "step-00000020-a0001" / "data").iterdir()
+    before = data.stat()
+    content = bytearray(data.read_bytes())
+    content[-100] ^= 4
+    data.write_bytes(content)
+    os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))  # as if nobody had touched it
+    result = train(tiny_config(tmp_path, train__epochs=0.88, checkpoint__every_steps=10))
+    assert (result.status, result.step) == ("finished", 22)
+    record = json.loads((tmp_path / "smoke" / "run.json").read_text())
+    assert record["attempts"][1]["resumed_from"] == "step-00000010-a0001"
+    straight = tiny_config(tmp_path / "straight", train__epochs=0.88)
+    train(straight)
+    assert expected.keys() == saved(straight).keys()
+
+
+def test_a_new_run_begins_from_another_ones_checkpoint(tmp_path: Path) -> None:
+    first = tiny_config(tmp_path, checkpoint__every_steps=10)
+    train(first)
+    uri = f"{tmp_path}/smoke/checkpoints/step-00000020-a0001"
+    second = tiny_config(tmp_path, run__name="second", run__init_from=uri, train__epochs=0.04)
+    with process_runtime(second) as runtime:
+        fresh = TrainState.build(second, runtime)
+        _load_from(uri, fresh)
+    assert fresh.step == 0
+    assert float(fresh.tensors()["optimizer.generator.inference.trunk.0.0.weight.step"]) == 20
+    result = train(second)
+    assert result.step == 1
+    assert (
+        result.metrics["distortion"]
+        < 0.9 * json.loads((tmp_path / "smoke" / "metrics.jsonl").read_text().splitlines()[0])["distortion"]
+    )
+    with pytest.raises(ConfigError, match="is no checkpoint"):
+        train(tiny_config(tmp_path, run__name="third", run__init_from=f"{tmp_path}/smoke/checkpoints/best"))
 
 
 def test_another_model_under_the_same_name_is_refused(tmp_path: Path) -> None:

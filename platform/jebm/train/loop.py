@@ -14,7 +14,7 @@ from torch import Tensor
 from jebm.config import Config, config_to_dict, differing_keys
 from jebm.data.loader import Loader, to_float
 from jebm.data.shards import DatasetManifest, ImageSet, load_images, read_manifest
-from jebm.errors import ConfigError, JebmError, StoreError
+from jebm.errors import CheckpointError, ConfigError, JebmError, StoreError
 from jebm.rng import gaussian_noise
 from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.retrieve import open_run
@@ -182,20 +182,28 @@ def _resume(
 
     A run without one begins with the tensors of `run.init_from`, at step 0.
     """
-    with runtime.together():
-        found = checkpoints.latest() if runtime.is_main else None
-    manifest = runtime.from_main(found)
-    if manifest is None:
-        if config.run.init_from is not None:
+    for deep in (False, True):
+        with runtime.together():
+            found = checkpoints.latest(deep=deep) if runtime.is_main else None
+        manifest = runtime.from_main(found)
+        if manifest is None:
+            break
+        try:
             with runtime.together():
-                _load_from(config.run.init_from, state)
-        return None
-    with runtime.together():
-        if not config.run.accept_changes:
-            _check_same(config, manifest, data)
-        checkpoints.load(manifest, state.tensors())
-    state.step = manifest.step
-    return manifest
+                if not config.run.accept_changes:
+                    _check_same(config, manifest, data)
+                checkpoints.load(manifest, state.tensors())
+        except CheckpointError as error:
+            if deep:
+                raise
+            _LOG.warning("%s; looking for an older checkpoint that is whole in every byte", error)
+        else:
+            state.step = manifest.step
+            return manifest
+    if config.run.init_from is not None:
+        with runtime.together():
+            _load_from(config.run.init_from, state)
+    return None
 
 
 def _load_from(uri: str, state: TrainState) -> None:
@@ -271,6 +279,7 @@ class _Saver:
         self._writer = AsyncWriter(
             checkpoints,
             keep_last=config.checkpoint.keep_last,
+            like=state.tensors(),
             protect=lambda: {*started_from, *protect()},
         )
         self.failure: JebmError | None = None
