@@ -1,6 +1,6 @@
-"""Joint EBM prior against Gaussian prior at equal training: same initial weights, data order, posterior noise.
+r"""Joint EBM prior against Gaussian prior at equal training: same initial weights, data order, noise.
 
-  python benchmarks/priors.py --config jobs/configs/fashion_mnist.yaml --seeds '[0, 1, 2]' \\
+  python benchmarks/priors.py --config jobs/configs/fashion_mnist.yaml --seeds '[0, 1, 2]' \
     --cluster.engine process --cluster.workers 1 --run.storage runs/priors
 
 Trains two runs a seed by `fit` in this process (any key can be set; the second arm has energy.width 0) and

@@ -48,6 +48,7 @@ class Proxy(ThreadingHTTPServer):
         self.gate.set()
         self.over = threading.Event()
         self.seen: list[str] = []
+        self.headers: list[dict[str, str]] = []  # of each request in `seen`, names in small letters
 
     @property
     def url(self) -> str:
@@ -86,6 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
         size = int(self.headers.get("Content-Length", 0))
         self.server.gate.wait()
         self.server.seen.append(f"{self.command} {self.path}")
+        self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
         fault = self.server.fault(self.command, self.path)
         body = self.rfile.read(size // 2 if fault == "reset" else size)
         if fault in CANNED:

@@ -16,23 +16,25 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
 from urllib.parse import unquote, urlencode, urlsplit
 
 import pyarrow.fs
 from boto3.session import Session
+from botocore import session as botocore_session
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     CredentialRetrievalError,
+    FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
@@ -50,6 +52,7 @@ from jebm.errors import StoreError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+    from botocore.model import OperationModel
     from mypy_boto3_s3.client import S3Client
     from mypy_boto3_s3.type_defs import (
         CompletedPartTypeDef,
@@ -92,6 +95,7 @@ _SLICE_BYTES = 1 << 18  # what a read copies at a time on its way into the calle
 _DELETE_BATCH = 1000  # the most that one DeleteObjects takes
 _KEY_BYTES = 1024  # the longest key of S3
 _PARTIAL = ".partial-"  # names of local files on their way; never a key
+_ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
 _BAD_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidClientTokenId", "InvalidSecurity"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
 _TRANSIENT = {
@@ -232,7 +236,11 @@ def open_store(uri: str) -> Store:
 
     Nothing is created and nobody is called: `probe()` does that. Endpoint, region and credentials of S3
     are found the way the aws tool finds them (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_PROFILE, …).
+    JEBM_S3_SSE, JEBM_S3_SSE_KMS_KEY_ID and JEBM_S3_REQUEST_PAYER go with the requests that know them.
     A request to S3 that may succeed later is tried again for 30 s; `patient()` changes that.
+
+    Raises:
+        StoreError: the URI is none, or the environment or the profile cannot be used; nobody was called.
     """
     scheme, bucket, prefix = _split(uri)
     if scheme == "s3":
@@ -405,7 +413,54 @@ class _Connection:
     custom: bool
 
 
+def _from_environment(name: str, allowed: Collection[str]) -> str | None:
+    """Return the variable's value, None where it is unset or empty; raises StoreError for another one."""
+    value = os.environ.get(name)
+    if value and value not in allowed:
+        raise StoreError(f"{name}: {value[:80]!r} is not one of {', '.join(allowed)}")
+    return value or None
+
+
+def _parameters_of_environment() -> dict[str, str]:
+    """Return what the environment adds to every request that has a parameter of this name.
+
+    Not for a config or a URI: how a bucket wants its requests is the machine's matter, as its keys are.
+
+    Raises:
+        StoreError: a value that S3 would refuse, or heed in no request; names the variable.
+    """
+    encryption = _from_environment("JEBM_S3_SSE", _ENCRYPTIONS)
+    payer = _from_environment("JEBM_S3_REQUEST_PAYER", ("requester",))
+    key = os.environ.get("JEBM_S3_SSE_KMS_KEY_ID") or None
+    if key and encryption not in _ENCRYPTIONS[1:]:
+        # S3 refuses it beside AES256, and without an encryption it would silently use another key.
+        raise StoreError("JEBM_S3_SSE_KMS_KEY_ID: works with JEBM_S3_SSE=aws:kms or aws:kms:dsse only")
+    if key and (not key.isascii() or not key.isprintable() or " " in key):
+        raise StoreError("JEBM_S3_SSE_KMS_KEY_ID: is no key id, key ARN or alias: it holds odd characters")
+    parameters = {"ServerSideEncryption": encryption, "SSEKMSKeyId": key, "RequestPayer": payer}
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _add_parameters(
+    parameters: Mapping[str, str], *, params: dict[str, object], model: "OperationModel", **_: object
+) -> None:
+    """Add to a request those that its operation has: botocore calls this before it builds one."""
+    members = model.input_shape.members if model.input_shape is not None else {}
+    params.update({name: value for name, value in parameters.items() if name in members})
+
+
+def _checksums(core: botocore_session.Session, setting: str) -> Literal["when_required"] | None:
+    """Return how botocore should handle checksums: None, as it finds it, where the user has said so.
+
+    Else we send CRC32s of our own, and compare them when we read; older servers refuse the trailers that
+    botocore's own default, when_supported, would add.
+    """
+    named = os.environ.get(f"AWS_{setting.upper()}") or core.get_scoped_config().get(setting)
+    return None if named else "when_required"
+
+
 def _connect() -> _Connection:
+    parameters = _parameters_of_environment()
     config = Config(
         connect_timeout=_CONNECT_TIMEOUT_SECONDS,
         read_timeout=_READ_TIMEOUT_SECONDS,
@@ -413,17 +468,20 @@ def _connect() -> _Connection:
         max_pool_connections=4 * PART_THREADS,
         # One attempt: the retries are ours, since botocore's do not cover the body of an answer.
         retries={"mode": "standard", "total_max_attempts": 1},
-        # We send CRC32s of our own; older servers refuse the trailers that botocore would add.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
         # Every body has a CRC32. Over plain HTTP botocore would sign its SHA-256 as well, for half of an
         # upload's CPU. We do without, as it does over TLS: what is read back over HTTP is not signed either,
         # so it would guard nothing.
         s3={"payload_signing_enabled": False},
     )
     try:
+        core = botocore_session.Session()
         # boto3 reads AWS_DEFAULT_REGION only; every other client of AWS reads this one, and first.
-        session = Session(region_name=os.environ.get("AWS_REGION") or None)
+        session = Session(region_name=os.environ.get("AWS_REGION") or None, botocore_session=core)
+        checksums = Config(
+            request_checksum_calculation=_checksums(core, "request_checksum_calculation"),
+            response_checksum_validation=_checksums(core, "response_checksum_validation"),
+        )
+        config = config.merge(checksums)
         client = session.client("s3", config=config)
         endpoint = urlsplit(client.meta.endpoint_url)
         if endpoint.username or endpoint.password:
@@ -434,6 +492,8 @@ def _connect() -> _Connection:
             client = session.client("s3", config=config.merge(path_style))
     except (BotoCoreError, ValueError) as error:
         raise StoreError(f"the AWS configuration cannot be used: {_one_line(error)}") from error
+    if parameters:  # at this one place, so that no call can forget them
+        client.meta.events.register("before-parameter-build.s3", partial(_add_parameters, parameters))
     return _Connection(session, client, custom)
 
 
@@ -491,7 +551,10 @@ def _transient(error: _RequestError) -> bool:
         return True
     if isinstance(error, SSLError):
         return False
-    return isinstance(error, BotoConnectionError | HTTPClientError | IncompleteReadError)
+    # A wrong checksum, which botocore looks for where it is told to: a bit was flipped on the way.
+    return isinstance(
+        error, BotoConnectionError | HTTPClientError | IncompleteReadError | FlexibleChecksumError
+    )
 
 
 def _rest(pieces: Sequence[memoryview], skip: int) -> Iterator[memoryview]:
@@ -813,6 +876,8 @@ class S3Store:
                 f"{place}: no good answer from {endpoint} ({type(error).__name__}); "
                 "is it running, and is AWS_ENDPOINT_URL right?"
             )
+        if isinstance(error, FlexibleChecksumError):
+            return ObjectChangedError(f"{place}: does not have the checksum that it was stored with")
         if isinstance(error, BotoCoreError):
             return StoreError(f"{place}: cannot {what}: {_one_line(error)}")
         code, status = _code(error), _status(error)
