@@ -28,10 +28,20 @@ from jebm.train.runtime import check_processes, process_runtime, started_by_torc
 
 
 def train_here(config: Config) -> Result:
-    """Train in this process, or as one of torchrun's; SIGTERM and SIGINT stop after the current step."""
+    """Train in this process, or as one of torchrun's.
+
+    The first SIGTERM or SIGINT stops after the current step; a second one does what it always did.
+    """
     asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask(*_: object) -> None:
+        asked.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, ask)
     with process_runtime(config) as runtime:
         return fit(config, runtime, provenance=provenance(), should_stop=asked.is_set)
 

@@ -16,8 +16,13 @@ install() {
     return
   fi
   say "installing into ${VENV#"$ROOT"/} (minutes the first time)"
-  [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+  # Without python3.11-venv, or after Ctrl-C, a half-made environment is left: make it anew.
+  if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1 && ! "$python" -m venv --clear "$VENV"; then
+    echo "error: python3.11 cannot make a virtual environment (Debian: apt-get install python3.11-venv)" >&2
+    exit 2
+  fi
+  "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
+    ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} \
     --constraint "$ROOT/requirements/local.txt" --editable "$ROOT[$extras]"
   "$VENV/bin/python" -c 'import jebm, ray, torch'
   touch "$stamp"

@@ -264,7 +264,7 @@ def test_a_resume_may_change_where_and_how_long_but_not_what():
         optimizer=Optimizers(energy=Optimizer(lr=1e-4)),
         train=Train(batch_size=64),
     )
-    expected = {"run.seed", "data.train", "energy.width", "optimizer.energy.lr", "train.batch_size"}
+    expected = {"run.seed", "energy.width", "optimizer.energy.lr", "train.batch_size"}
     assert set(differing_keys(bound, config_to_dict(config))) == expected
     assert set(differing_keys(config, config_to_dict(bound))) == expected
 

@@ -384,8 +384,18 @@ class Config:
             )
 
 
-_KEYS_FREE_TO_CHANGE = ("run.", "cluster.", "checkpoint.", "train.epochs", "train.report_", "train.pictures_")
-"""A resumed run may differ in these: where it runs, how long, how often it reports. (run.seed may not.)"""
+_KEYS_FREE_TO_CHANGE = (
+    "run.",
+    "data.",
+    "cluster.",
+    "checkpoint.",
+    "train.epochs",
+    "train.report_",
+    "train.pictures_",
+)
+"""A resumed run may differ in these: where it runs and reads, how long, how often it reports.
+
+But run.seed may not; and the content of the data, whose hash a checkpoint holds, is compared in `fit`."""
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

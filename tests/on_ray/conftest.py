@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,9 +99,14 @@ class RayCluster:
     def submit(self, *entrypoint: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         """Submit a job from the repository's root, and follow it."""
         command = self.ray("job", "submit", "--working-dir", str(ROOT), *options, "--", *entrypoint)
-        return subprocess.Popen(
+        job = subprocess.Popen(
             command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        # Who reads its lines has no time limit of his own.
+        limit = threading.Timer(300, job.kill)
+        limit.daemon = True
+        limit.start()
+        return job
 
     def run(self, *entrypoint: str) -> tuple[int, str]:
         """Submit a job and wait for its end; return the exit code and what was printed."""

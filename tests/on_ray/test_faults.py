@@ -26,6 +26,7 @@ VALUES = (
     "--train.report_every_steps=4",
     "--checkpoint.every_steps=10",
     "--optimizer.generator.schedule=cosine",
+    "--langevin.steps=150",  # time enough to be killed in
 )
 
 
@@ -150,6 +151,9 @@ def test_a_node_about_to_go_is_saved_in_time(cluster, s3_uri: str) -> None:  # t
             assert newest(s3_uri) is None
             drain(90)
             wait_for(has_step(s3_uri, 1), 60)  # long before the notice ends
+            manifest = newest(s3_uri)
+            assert manifest is not None
+            assert manifest.step < 3200  # not the last one, which every run writes
         finally:
             stop = cluster.ray("job", "stop", "--no-wait", "preempted")
             subprocess.run(stop, env=cluster.environment, check=True, capture_output=True)

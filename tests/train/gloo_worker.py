@@ -21,7 +21,7 @@ from jebm.train.state import TrainState
 from jebm.train.step import train_step
 
 
-def train(runtime: Runtime, *, noisy: bool) -> dict[str, object]:
+def train(runtime: Runtime, *, noisy: str) -> dict[str, object]:
     """Do 20 updates; return the losses, means over ranks, and copies of the state's tensors."""
     config = tiny_config("unused", cluster__workers=runtime.world_size, train__ema_decay=0.9)
     prepare_process(config, runtime.device)
@@ -34,7 +34,7 @@ def train(runtime: Runtime, *, noisy: bool) -> dict[str, object]:
         device=runtime.device,
     )
     state = TrainState.build(config, runtime)
-    noise = gaussian_noise(0, runtime.rank)
+    noise = gaussian_noise(0, 0 if noisy == "same" else runtime.rank)
     silence = lambda _position, _purpose: lambda *shape: torch.zeros(shape)  # noqa: E731
     losses = []
     for step in range(20):
@@ -44,7 +44,7 @@ def train(runtime: Runtime, *, noisy: bool) -> dict[str, object]:
             config,
             runtime,
             loader.batch(step).double(),
-            noise if noisy else silence,
+            silence if noisy == "silence" else noise,
             Clock(runtime.device),
             steps_per_epoch=loader.steps_per_epoch,
             total_steps=20,
@@ -62,7 +62,7 @@ def main() -> None:
         dist.init_process_group(
             "gloo", init_method=f"file://{meeting}", rank=runtime.rank, world_size=runtime.world_size
         )
-    result = train(runtime, noisy=noisy == "noise")
+    result = train(runtime, noisy=noisy)
     if runtime.world_size > 1:
         # Only now, when nothing of DDP is left: a gloo group that outlives this call can hang at exit.
         dist.destroy_process_group()

@@ -9,10 +9,11 @@ import torch
 from helpers import ROOT, tiny_config
 
 from jebm.config import Config
-from jebm.errors import ConfigError, DataError, DivergedError
+from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError
 from jebm.store.checkpoint import Checkpoints
+from jebm.store.retrieve import open_run
 from jebm.store.storage import open_store
-from jebm.train.loop import Result, _load_from, fit
+from jebm.train.loop import Result, fit, named_checkpoint
 from jebm.train.plan import make_plan
 from jebm.train.runtime import process_runtime
 from jebm.train.state import TrainState
@@ -106,6 +107,18 @@ def test_a_damaged_newest_checkpoint_costs_only_its_own_steps(tmp_path: Path) ->
     assert expected.keys() == saved(straight).keys()
 
 
+def test_a_damaged_only_checkpoint_is_an_error_and_no_new_start(tmp_path: Path) -> None:
+    train(tiny_config(tmp_path, train__epochs=0.4))
+    (data,) = (tmp_path / "smoke" / "checkpoints" / "step-00000010-a0001" / "data").iterdir()
+    before = data.stat()
+    content = bytearray(data.read_bytes())
+    content[-100] ^= 4
+    data.write_bytes(content)
+    os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(CheckpointError, match="CRC32"):
+        train(tiny_config(tmp_path, train__epochs=0.8))
+
+
 def test_a_new_run_begins_from_another_ones_checkpoint(tmp_path: Path) -> None:
     first = tiny_config(tmp_path, checkpoint__every_steps=10)
     train(first)
@@ -113,7 +126,7 @@ def test_a_new_run_begins_from_another_ones_checkpoint(tmp_path: Path) -> None:
     second = tiny_config(tmp_path, run__name="second", run__init_from=uri, train__epochs=0.04)
     with process_runtime(second) as runtime:
         fresh = TrainState.build(second, runtime)
-        _load_from(uri, fresh)
+        open_run(f"{tmp_path}/smoke").checkpoints.load(named_checkpoint(uri), fresh.tensors())
     assert fresh.step == 0
     assert float(fresh.tensors()["optimizer.generator.inference.trunk.0.0.weight.step"]) == 20
     result = train(second)
@@ -122,7 +135,7 @@ def test_a_new_run_begins_from_another_ones_checkpoint(tmp_path: Path) -> None:
         result.metrics["distortion"]
         < 0.9 * json.loads((tmp_path / "smoke" / "metrics.jsonl").read_text().splitlines()[0])["distortion"]
     )
-    with pytest.raises(ConfigError, match="is no checkpoint"):
+    with pytest.raises(CheckpointError, match="is no whole checkpoint"):
         train(tiny_config(tmp_path, run__name="third", run__init_from=f"{tmp_path}/smoke/checkpoints/best"))
 
 

@@ -12,14 +12,14 @@ from helpers import ROOT
 HERE = Path(__file__).parent
 
 
-def train(folder: Path, name: str, *, world_size: int, noise: bool) -> dict[str, Any]:
+def train(folder: Path, name: str, *, world_size: int, noise: str) -> dict[str, Any]:
     """Do 20 updates in `world_size` processes; return rank 0's losses and tensors."""
     saved = folder / f"{name}.pt"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'platform'}:{HERE}"}
     arguments = [
         str(world_size),
         str(folder / f"{name}.meeting"),
-        "noise" if noise else "silence",
+        noise,
         str(saved),
     ]
     processes = [
@@ -33,8 +33,8 @@ def train(folder: Path, name: str, *, world_size: int, noise: bool) -> dict[str,
 
 
 def test_two_workers_equal_one_with_noise_off(tmp_path: Path) -> None:
-    one = train(tmp_path, "one", world_size=1, noise=False)
-    two = train(tmp_path, "two", world_size=2, noise=False)
+    one = train(tmp_path, "one", world_size=1, noise="silence")
+    two = train(tmp_path, "two", world_size=2, noise="silence")
     torch.testing.assert_close(two["losses"], one["losses"], rtol=1e-9, atol=1e-9)
     names = [name for name in one["tensors"] if name.startswith(("model.", "ema."))]
     assert any(name.startswith("model.energy.") for name in names)
@@ -45,10 +45,21 @@ def test_two_workers_equal_one_with_noise_off(tmp_path: Path) -> None:
 
 
 def test_two_noisy_workers_repeat_themselves_exactly(tmp_path: Path) -> None:
-    first = train(tmp_path, "first", world_size=2, noise=True)
-    again = train(tmp_path, "again", world_size=2, noise=True)
+    first = train(tmp_path, "first", world_size=2, noise="noise")
+    again = train(tmp_path, "again", world_size=2, noise="noise")
     assert first["losses"] == again["losses"]
     assert all(torch.equal(first["tensors"][name], again["tensors"][name]) for name in first["tensors"])
-    # The ranks draw different noise: with the same noise on both, a batch of copies would show it.
-    one = train(tmp_path, "one", world_size=1, noise=True)
-    assert one["losses"] != first["losses"]
+    # And the ranks draw different noise: with rank 0's on both it is another run.
+    same = train(tmp_path, "same", world_size=2, noise="same")
+    assert same["losses"][1:] != first["losses"][1:]
+
+
+def test_torchrun_ends_at_once_where_training_diverges(tmp_path: Path) -> None:
+    """Nobody is left waiting: neither in a collective, nor in the destructor of gloo's group."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    command += ["jobs/train.py", "--config=jobs/configs/smoke.yaml", f"--run.storage={tmp_path}"]
+    command += ["--energy.spectral_norm=false", "--energy.output_scale=1e30"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 1
+    assert "diverged: loss or gradient is not finite at step 0" in ended.stderr
+    assert "SIGKILL" not in ended.stderr

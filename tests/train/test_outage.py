@@ -106,7 +106,7 @@ def test_a_minute_without_storage_costs_a_minute_and_nothing_else(server: Server
             server.start()
             manifest = newest(config)
             assert manifest is not None
-            assert manifest.step < STEPS / 2  # both snapshots wait, so training does
+            assert manifest.step <= STEPS - 40  # both snapshots wait, so training does
             assert run.wait(timeout=120) == 0, log.read_text()
         finally:
             run.kill()

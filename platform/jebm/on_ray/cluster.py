@@ -1,5 +1,6 @@
 """Joining a Ray cluster, or starting a local one, so that its workers can import this package."""
 
+import contextlib
 import json
 import os
 import socket
@@ -68,7 +69,8 @@ def _forget_dead_cluster() -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError):
-        note.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another user's
+            note.unlink()
 
 
 def check_capacity(config: Config) -> None:
@@ -82,7 +84,7 @@ def check_capacity(config: Config) -> None:
     for node in nodes:
         fit_in = int(node.get("CPU", 0) // cluster.cpus_per_worker)
         places += min(fit_in, int(node.get("GPU", 0))) if cluster.gpu else fit_in
-    if places < cluster.workers:
+    if places < (cluster.min_workers or cluster.workers):
         cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
         raise ConfigError(
             f"cluster.workers: {cluster.workers} workers of {cluster.cpus_per_worker} CPU"

@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 __all__ = ["follow_stop_request", "stop_on_signals", "stop_request"]
 
@@ -30,8 +31,9 @@ class _StopRequest:
 
 
 def stop_request() -> Any:  # noqa: ANN401  # Ray's handles have no type that knows the methods
-    """Return a new request: an actor in the cluster, for as long as this driver lives."""
-    return ray.remote(num_cpus=0)(_StopRequest).remote()
+    """Return a new request: an actor on this driver's node, where no other node's end can take it away."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(_StopRequest).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 @contextmanager
@@ -69,8 +71,10 @@ def follow_stop_request(request: Any) -> threading.Event:  # noqa: ANN401
             try:
                 if ray.get(request.asked.remote()):
                     asked.set()
-            except ray.exceptions.RayError:  # the driver is gone, and this worker with it
+            except ray.exceptions.ActorDiedError:  # the driver is gone, and this worker with it
                 return
+            except ray.exceptions.RayError:  # out of reach for a moment
+                continue
 
     threading.Thread(target=poll, name="stop request", daemon=True).start()
     return asked

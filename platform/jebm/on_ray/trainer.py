@@ -15,7 +15,8 @@ from jebm.errors import ConfigError, JebmError
 from jebm.on_ray.cluster import check_capacity, connect, job_environment
 from jebm.on_ray.filesystem import ray_filesystem
 from jebm.on_ray.stopping import stop_on_signals, stop_request
-from jebm.on_ray.worker import work
+from jebm.on_ray.worker import SNAPSHOT, work
+from jebm.store.storage import open_store
 from jebm.train.loop import Result
 
 __all__ = ["resolve_paths", "train"]
@@ -43,10 +44,12 @@ def resolve_paths(config: Config) -> Config:
     def absolute(path: str) -> str:
         return path if in_job or "://" in path else str(Path(path).absolute())
 
+    init_from = config.run.init_from and absolute(config.run.init_from)
+
     held_out = config.data.held_out
     return dataclasses.replace(
         config,
-        run=dataclasses.replace(config.run, storage=absolute(storage)),
+        run=dataclasses.replace(config.run, storage=absolute(storage), init_from=init_from),
         data=dataclasses.replace(
             config.data,
             train=absolute(config.data.train),
@@ -65,6 +68,9 @@ def train(config: Config, provenance: Mapping[str, str]) -> Result:
     connect()
     check_capacity(config)
     cluster = config.cluster
+    # Ray would refuse to start where its list names a checkpoint that has been pruned. Nothing here reads
+    # that list: a run goes on from the newest checkpoint in its storage.
+    open_store(config.run.storage).child(config.run.name).delete([SNAPSHOT])
     request = stop_request()
     workers = (cluster.min_workers, cluster.workers) if cluster.min_workers else cluster.workers
     trainer = TorchTrainer(

@@ -20,7 +20,10 @@ from jebm.store.storage import ObjectMissingError, open_store
 from jebm.train.loop import Report, fit
 from jebm.train.runtime import Runtime, prepare_process
 
-__all__ = ["work"]
+__all__ = ["SNAPSHOT", "work"]
+
+SNAPSHOT = "checkpoints/checkpoint_manager_snapshot.json"
+"""Where Ray writes its list of checkpoints, below the run."""
 
 
 def work(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -90,10 +93,10 @@ class _Reporter:
 
 
 def _snapshot(config: Config) -> list[str]:
-    """Return the names of the checkpoints that Ray wrote down in an earlier attempt."""
+    """Return the names of the checkpoints that Ray has listed since the driver started."""
     store = open_store(config.run.storage).child(config.run.name)
     try:
-        results = json.loads(store.get("checkpoints/checkpoint_manager_snapshot.json"))["checkpoint_results"]
+        results = json.loads(store.get(SNAPSHOT))["checkpoint_results"]
     except ObjectMissingError:
         return []
     return [result["checkpoint_dir_name"] for result in results]

@@ -148,7 +148,7 @@ class _Mirror:
                 continue
             try:
                 self._store.put(key, path.read_bytes())
-            except StoreError as error:
+            except (StoreError, OSError) as error:
                 _LOG.warning("could not store %s, will try again: %s", key, error)
                 return
             self._sent[key] = stamp

@@ -2,11 +2,10 @@
 
 import dataclasses
 import logging
-import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from torch import Tensor
@@ -27,7 +26,7 @@ from jebm.train.runtime import Runtime
 from jebm.train.state import TrainState
 from jebm.train.step import train_step
 
-__all__ = ["Report", "Result", "check_images", "fit", "total_steps_of"]
+__all__ = ["Report", "Result", "check_images", "fit", "named_checkpoint", "total_steps_of"]
 
 _LOG = logging.getLogger("jebm.train")
 
@@ -182,6 +181,7 @@ def _resume(
 
     A run without one begins with the tensors of `run.init_from`, at step 0.
     """
+    damage: CheckpointError | None = None
     for deep in (False, True):
         with runtime.together():
             found = checkpoints.latest(deep=deep) if runtime.is_main else None
@@ -196,24 +196,40 @@ def _resume(
         except CheckpointError as error:
             if deep:
                 raise
+            damage = error
             _LOG.warning("%s; looking for an older checkpoint that is whole in every byte", error)
         else:
             state.step = manifest.step
             return manifest
+    if damage is not None:
+        raise damage  # there was one, it is damaged, and half of it stands in the tensors
     if config.run.init_from is not None:
         with runtime.together():
-            _load_from(config.run.init_from, state)
+            chosen = named_checkpoint(config.run.init_from) if runtime.is_main else None
+        origin = runtime.from_main(chosen)
+        with runtime.together():
+            open_run(_run_of(config.run.init_from)).checkpoints.load(cast(Manifest, origin), state.tensors())
     return None
 
 
-def _load_from(uri: str, state: TrainState) -> None:
-    """Read the checkpoint that `run.init_from` names into the state."""
-    run_uri, _, name = uri.rstrip("/").partition("/checkpoints/")
-    step = re.match(r"step-(\d+)", name)
-    if name and step is None:
-        raise ConfigError(f"run.init_from: {name!r} is no checkpoint; give storage/name/checkpoints/step-…")
-    run = open_run(run_uri)
-    run.checkpoints.load(run.choose(step=int(step[1]) if step else None), state.tensors())
+def _run_of(uri: str) -> str:
+    return uri.rstrip("/").partition("/checkpoints/")[0]
+
+
+def named_checkpoint(uri: str) -> Manifest:
+    """Return the checkpoint that `run.init_from` names: a certain one, or the run's newest.
+
+    Raises:
+        CheckpointError: there is no such run, or no such whole checkpoint.
+    """
+    name = uri.rstrip("/").partition("/checkpoints/")[2]
+    run = open_run(_run_of(uri))
+    if not name:
+        return run.choose()
+    for found in run.checkpoints.list():
+        if found.name == name and found.manifest is not None and found.status == "committed":
+            return found.manifest
+    raise CheckpointError(f"run.init_from: {uri} is no whole checkpoint; jobs/checkpoints.py list shows them")
 
 
 def _check_same(config: Config, manifest: Manifest, data: DatasetManifest) -> None:

@@ -8,7 +8,7 @@ from jebm.data.shards import DatasetManifest, read_manifest
 from jebm.errors import ConfigError
 from jebm.store.checkpoint import Checkpoints
 from jebm.store.storage import open_store
-from jebm.train.loop import check_images, total_steps_of
+from jebm.train.loop import check_images, named_checkpoint, total_steps_of
 
 __all__ = ["Plan", "make_plan"]
 
@@ -73,6 +73,8 @@ def make_plan(config: Config) -> Plan:
     store = open_store(config.run.storage)
     store.probe()
     latest = Checkpoints(store, config.run.name).latest()
+    if latest is None and config.run.init_from is not None:
+        named_checkpoint(config.run.init_from)
     model = build_model(config)
     parameters = {
         name: sum(parameter.numel() for parameter in net.parameters()) for name, net in model.named_children()

@@ -1,6 +1,8 @@
 """Where a worker stands among its peers, and the few collectives that training needs."""
 
+import gc
 import os
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +83,7 @@ def prepare_process(config: Config, device: torch.device) -> None:
     torch.set_num_threads(config.cluster.cpus_per_worker)
     torch.use_deterministic_algorithms(config.run.deterministic, warn_only=True)
     if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is not deterministic
         torch.cuda.set_device(device)
         torch.backends.cudnn.deterministic = config.run.deterministic
         torch.backends.cudnn.benchmark = not config.run.deterministic
@@ -120,6 +123,20 @@ def process_runtime(config: Config) -> Iterator[Runtime]:
         dist.init_process_group("nccl" if config.cluster.gpu else "gloo")
     try:
         yield Runtime(rank, world_size, device)
+    except BaseException as error:
+        _let_go(error)
+        raise
     finally:
         if world_size > 1:
+            # A gloo group that dies with the last DDP module, instead of before it, can hang for ever: its
+            # thread waits for the interpreter, which waits for the thread. So nothing of DDP may be left.
+            gc.collect()
             dist.destroy_process_group()
+
+
+def _let_go(error: BaseException) -> None:
+    """Clear the frames that an error's tracebacks keep alive, and with them what they hold."""
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__
