@@ -27,6 +27,7 @@ __all__ = ["Journal"]
 
 _LOG = logging.getLogger("jebm.train")
 _MIRROR_EVERY_SECONDS = 15.0
+_LAST_PATIENCE_SECONDS = 60.0  # of the last copy: after it the scratch folder is gone
 
 
 class Journal:
@@ -138,6 +139,7 @@ class _Mirror:
     def _run(self) -> None:
         while not self._end.wait(_MIRROR_EVERY_SECONDS):
             self._copy()
+        self._store = self._store.patient(_LAST_PATIENCE_SECONDS)
         self._copy()
 
     def _copy(self) -> None:
