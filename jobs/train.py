@@ -67,6 +67,9 @@ def main() -> None:
     print(plan.describe(), flush=True)
     if arguments.dry_run:
         return
+    if plan.finished:
+        print(f"already finished: all {plan.total_steps:,} steps; to go on, raise train.epochs")
+        return
     result = train_here(config) if here else train(config, provenance())
     print(f"{result.status}: step {result.step:,} of {result.total_steps:,}; results in {result.place}")
 

@@ -25,6 +25,11 @@ class Plan:
     resumes_at: int | None
     """Step of the checkpoint that the run goes on from; None for a new run."""
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.resumes_at is not None and self.resumes_at >= self.total_steps
+
     def describe(self) -> str:
         """Return the plan as a few lines for a person."""
         config, data = self.config, self.data
