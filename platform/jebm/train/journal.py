@@ -89,10 +89,11 @@ class Journal:
         self._board.flush()
 
     def hyperparameters(self, metrics: Mapping[str, float]) -> None:
-        """Write the whole config beside the final metrics, for TensorBoard's HPARAMS page."""
+        """Write what shapes the result beside the final metrics, for TensorBoard's HPARAMS page."""
         values = {
             key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
             for key, value in leaves(config_to_dict(self._config))
+            if key == "run.seed" or not key.startswith(("run.", "data.", "checkpoint.", "cluster."))
         }
         self._board.add_hparams(values, {f"final/{name}": v for name, v in metrics.items()}, run_name=".")
 
