@@ -19,26 +19,27 @@ print("worker says", ray.get(look.remote()))
 
 
 def test_a_submitted_job_trains_into_s3(cluster, s3_uri: str) -> None:  # type: ignore[no-untyped-def]
-    found = subprocess.run(
+    missing = subprocess.run(
         [cluster.python, "-c", "import jebm"], env=cluster.environment, capture_output=True, check=False
     )
-    assert b"No module named 'jebm'" in found.stderr
-    config = ("--config", "jobs/configs/smoke.yaml", "--train.epochs", "1")
+    assert b"No module named 'jebm'" in missing.stderr
+    config = ("--config", "jobs/configs/smoke.yaml", "--train.epochs", "4")
     with cluster.submit("python", "jobs/train.py", *config, "--run.storage", s3_uri) as job:
         lines, streamed = [], False
         for line in job.stdout:
             lines.append(line)
-            if "step 10/16" in line:  # the log comes while the job runs: there is no checkpoint yet
-                streamed = Checkpoints(open_store(s3_uri), "smoke").latest() is None
+            if "step 10/64" in line:  # the log comes while the job runs: its last checkpoint is not there
+                found = Checkpoints(open_store(s3_uri), "smoke").latest()
+                streamed = found is None or found.step < 64
         code = job.wait(timeout=60)
     output = "".join(lines)
     assert code == 0, output
     assert streamed, output
-    assert "finished: step 16 of 16" in output
+    assert "finished: step 64 of 64" in output
     store = open_store(s3_uri)
     manifest = Checkpoints(store, "smoke").latest()
     assert manifest is not None
-    assert (manifest.step, manifest.world_size) == (16, 2)
+    assert (manifest.step, manifest.world_size) == (64, 2)
     assert manifest.provenance["machine"].startswith("Linux")
     keys = [info.key for info in store.list()]
     assert {"smoke/metrics.jsonl", "smoke/run.json"} <= set(keys)
