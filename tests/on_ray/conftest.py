@@ -129,6 +129,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, s3: object) -> Iterator[Ra
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTHON"))}
     environment |= {
         "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",  # `python` of a job's command line
+        "PYTHONUNBUFFERED": "1",  # on a pipe, Ray's tool would hold lines back that a terminal gets
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
