@@ -19,7 +19,7 @@ def energy_net(latent_dim: int = 16, seed: int = 0, **section) -> EnergyNet:
 
 
 def top_singular_values(energy: EnergyNet) -> torch.Tensor:
-    weights = [weight for weight, _ in energy.resolved()]
+    weights = [weight for weight, _ in energy.resolved().layers]
     weights[-1] = weights[-1] / energy.output_scale
     return torch.stack([torch.linalg.svdvals(weight)[0] for weight in weights])
 
@@ -87,7 +87,7 @@ def test_f_is_the_scaled_perceptron_of_the_resolved_weights(spectral_norm):
     assert f.shape == (32,)
     np.testing.assert_allclose(f.detach().numpy(), reference(energy, z), rtol=0, atol=2e-5)
     h = z
-    layers = energy.resolved()
+    layers = energy.resolved().layers
     for weight, bias in layers[:-1]:
         h = torch.nn.functional.leaky_relu(h @ weight.T + bias, 0.2)
     torch.testing.assert_close((h @ layers[-1][0].T + layers[-1][1]).squeeze(1), f.detach())

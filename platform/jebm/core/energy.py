@@ -1,10 +1,11 @@
 """The joint energy net f(z): one MLP over the concatenation of all latent layers (paper eq. 5).
 
 The prior is p(z) proportional to exp(+f(z)) p0(z). f is the *negative* energy; nothing else negates it.
-Shapes: B batch, D latent width of all layers together.
+Shapes: B batch, D latent width of all layers together, W width of a hidden layer.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from jebm.config import Energy
 
-__all__ = ["SLOPE", "EnergyNet", "SpectralLinear"]
+__all__ = ["SLOPE", "EnergyNet", "ResolvedEnergy", "SpectralLinear"]
 
 SLOPE = 0.2
 """Slope of the LeakyReLU below zero."""
@@ -53,6 +54,56 @@ class SpectralLinear(nn.Linear):
         return F.linear(z, self.normalised_weight(), self.bias)
 
 
+@dataclass(frozen=True)
+class ResolvedEnergy:
+    """f with spectral norm and output scale already applied to its weights, held constant.
+
+    `layers` is (weight, bias) of each linear map, the last one with one row; between them LeakyReLU 0.2.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+    def f(self, z_BD: Tensor) -> Tensor:
+        """Return the values of f, (B,), in nats; differentiable by z."""
+        h = z_BD
+        for weight, bias in self.layers[:-1]:
+            h = F.leaky_relu(F.linear(h, weight, bias), SLOPE)
+        return F.linear(h, *self.layers[-1]).squeeze(1)
+
+    @torch.no_grad()
+    def gradient(self, z_BD: Tensor) -> Tensor:
+        """Return grad f(z), (B, D), in closed form: no graph, and nothing to differentiate further."""
+        return self.first_layer_gradient(z_BD, self.buffers(z_BD)) @ self.layers[0][0]
+
+    def buffers(self, z_BD: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return room for the values and gradients of each hidden layer, two (B, W)."""
+        shapes = [(len(z_BD), len(weight)) for weight, _ in self.layers[:-1]]
+        return [(z_BD.new_empty(shape), z_BD.new_empty(shape)) for shape in shapes]
+
+    def first_layer_gradient(self, z_BD: Tensor, buffers: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the gradient of f by the first linear map's output, (B, W), computed in the `buffers`.
+
+        Times the first weight it is grad f(z). A LeakyReLU keeps the sign, so its output tells its slope: 1
+        where it is above zero, 0.2 at and below zero, as for autograd. Call it under `torch.no_grad()`.
+        """
+        h = z_BD
+        for (weight, bias), (values, _) in zip(self.layers[:-1], buffers, strict=True):
+            torch.addmm(bias, h, weight.mT, out=values)
+            h = F.leaky_relu_(values, SLOPE)
+        gradient = self.layers[-1][0].expand(len(z_BD), -1)
+        for i in range(len(buffers) - 1, -1, -1):
+            values, out = buffers[i]
+            if i < len(buffers) - 1:
+                gradient = torch.mm(buffers[i + 1][1], self.layers[i + 1][0], out=out)
+            torch.ops.aten.leaky_relu_backward.grad_input(gradient, values, SLOPE, True, grad_input=out)
+        return buffers[0][1]
+
+    def scaled(self, factor: float) -> "ResolvedEnergy":
+        """Return factor * f: the bridge between p0 (0) and the prior (1) of annealed importance sampling."""
+        weight, bias = self.layers[-1]
+        return ResolvedEnergy((*self.layers[:-1], (weight * factor, bias * factor)))
+
+
 class EnergyNet(nn.Module):
     """f(z) = scale * MLP(z), hidden layers with LeakyReLU 0.2, one output."""
 
@@ -72,19 +123,17 @@ class EnergyNet(nn.Module):
         return self.output_scale * f_B
 
     @torch.no_grad()
-    def resolved(self) -> list[tuple[Tensor, Tensor]]:
-        """Return (weight, bias) of each layer as plain tensors, spectral norm and scale already applied.
+    def resolved(self) -> ResolvedEnergy:
+        """Return f with its weights as they are now.
 
-        An MLP of these with LeakyReLU between is f. They are copies where the layer is normalised and views
-        of the live parameters where it is not: use them before the next optimizer step.
+        They are copies where the layer is normalised and views of the live parameters where it is not: use
+        them before the next optimizer step.
         """
         layers = []
         for linear in cast(Iterable[nn.Linear], self.linears):
             weight = linear.normalised_weight() if isinstance(linear, SpectralLinear) else linear.weight
             layers.append((weight.detach(), linear.bias.detach()))
-        weight, bias = layers[-1]
-        layers[-1] = (weight * self.output_scale, bias * self.output_scale)
-        return layers
+        return ResolvedEnergy(tuple(layers)).scaled(self.output_scale)
 
     def power_iteration(self) -> None:
         """Follow a weight update with five power iterations per layer; no effect without spectral norm.

@@ -7,15 +7,17 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from jebm.config import Langevin
-from jebm.core.energy import SLOPE, EnergyNet
+from jebm.core.chain import closed_form_langevin
+from jebm.core.energy import EnergyNet
 from jebm.core.langevin import ChainInfo, langevin, score_of
 from jebm.core.model import JointModel
+from jebm.core.philox import PhiloxNoise
+from jebm.native import chain as native
 from jebm.rng import Normal
 
-__all__ = ["log_density", "sample_prior"]
+__all__ = ["chain_kernel", "log_density", "sample_prior"]
 
 
 def log_density(energy: EnergyNet, latents: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -23,14 +25,10 @@ def log_density(energy: EnergyNet, latents: Callable[[Tensor], Tensor]) -> Calla
 
     The energy's weights are resolved once (spectral norm does not depend on z) and held as constants.
     """
-    layers = energy.resolved()
+    f = energy.resolved().f
 
     def density(noise_BD: Tensor) -> Tensor:
-        h = latents(noise_BD)
-        for weight, bias in layers[:-1]:
-            h = F.leaky_relu(F.linear(h, weight, bias), SLOPE)
-        weight, bias = layers[-1]
-        return F.linear(h, weight, bias).squeeze(1) - 0.5 * noise_BD.square().sum(1)
+        return f(latents(noise_BD)) - 0.5 * noise_BD.square().sum(1)
 
     return density
 
@@ -42,11 +40,37 @@ def sample_prior(
     """Return `count` latents (B, D) from the model's prior, and the chain's info.
 
     With an energy: `config.steps` Langevin steps from fresh N(0, I) (short-run: the chain is part of the
-    model). Without (the Gaussian prior): exact samples, and no chain.
+    model), without autograd where T is the identity. Without (the Gaussian prior): exact samples, and no
+    chain.
     """
-    noise_BD = normal(count, model.latent_dim)
+    start_BD = normal(count, model.latent_dim)
+    start_z_BD = model.generator.latents(start_BD)
     if model.energy is None:
-        return model.generator.latents(noise_BD), None
+        return start_z_BD, None
+    if config.noise == "philox":
+        normal = PhiloxNoise(normal)
+    if start_z_BD is start_BD and config.kernel != "autograd":  # T is the identity
+        return closed_form_langevin(
+            model.energy.resolved(),
+            start_BD,
+            normal,
+            steps=config.steps,
+            step_size=config.step_size,
+            compiled=config.kernel == "auto",
+        )
     score = score_of(log_density(model.energy, model.generator.latents))
-    noise_BD, info = langevin(score, noise_BD, normal, steps=config.steps, step_size=config.step_size)
+    noise_BD, info = langevin(score, start_BD, normal, steps=config.steps, step_size=config.step_size)
     return model.generator.latents(noise_BD), info
+
+
+@torch.no_grad()
+def chain_kernel(model: JointModel, config: Langevin) -> str:
+    """Return in a few words what computes the chains of `sample_prior` for this model, where it is now."""
+    if model.energy is None:
+        return "none (Gaussian prior)"
+    noise_BD = next(model.energy.parameters()).new_zeros(1, model.latent_dim)
+    if config.kernel == "autograd" or model.generator.latents(noise_BD) is not noise_BD:
+        return "autograd"
+    if config.kernel == "torch" or not noise_BD.is_cpu or noise_BD.dtype != torch.float32:
+        return "torch"
+    return native.describe()

@@ -1,0 +1,95 @@
+"""The chain on p(z) proportional to exp(f(z)) N(z; 0, I) without autograd: grad f in closed form.
+
+`jebm.core.langevin.langevin` with `score_of` defines the result; with the same noise both ways here, torch
+operations in place and the C kernel, differ from it by rounding. Shapes: B chains, D dimensions, K steps.
+"""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from jebm.core.energy import SLOPE, ResolvedEnergy
+from jebm.core.langevin import ChainInfo
+from jebm.core.philox import PhiloxNoise
+from jebm.native import chain as native
+from jebm.rng import Normal
+
+__all__ = ["closed_form_langevin"]
+
+_SMALL = 20_000
+"""Chains times width of the hidden layers up to which torch is faster with one thread than with several."""
+
+_NOISE_NUMBERS = 1_000_000
+"""Draws that are kept at a time for the C kernel."""
+
+
+@torch.no_grad()
+def closed_form_langevin(
+    energy: ResolvedEnergy,
+    start_BD: Tensor,
+    normal: Normal,
+    *,
+    steps: int,
+    step_size: float,
+    compiled: bool = True,
+) -> tuple[Tensor, ChainInfo]:
+    """Return what `langevin` returns for the score grad f(z) - z: positions (B, D) and chain info.
+
+    Noise is drawn as there, one `normal(B, D)` a step. `start_BD` is left as it was. With `compiled` the C
+    kernel of `jebm.native` computes it where it can (float32 on a CPU, with a C compiler); that changes
+    rounding only.
+    """
+    z_BD = start_BD.clone(memory_format=torch.contiguous_format)
+    if compiled and native.usable(z_BD):
+        gradient_BD = _compiled(energy, z_BD, normal, steps, step_size)
+    else:
+        gradient_BD = _in_place(energy, z_BD, normal, steps, step_size)
+    info = ChainInfo(gradient_BD.norm(dim=1).mean(), (z_BD - start_BD).norm(dim=1).mean())
+    return z_BD, info
+
+
+def _in_place(energy: ResolvedEnergy, z_BD: Tensor, normal: Normal, steps: int, step_size: float) -> Tensor:
+    """Move `z_BD` by `steps`; return the gradient of log p at the last one."""
+    gradient_BD = torch.zeros_like(z_BD)
+    first_weight = energy.layers[0][0]
+    buffers = energy.buffers(z_BD)
+    half_square = 0.5 * step_size**2
+    with _one_thread(z_BD.is_cpu and buffers[0][0].numel() <= _SMALL):
+        for step in range(steps):
+            first = energy.first_layer_gradient(z_BD, buffers)
+            if step == steps - 1:
+                gradient_BD = torch.addmm(z_BD, first, first_weight, beta=-1)
+            z_BD.addmm_(first, first_weight, beta=1 - half_square, alpha=half_square)
+            z_BD.add_(normal(*z_BD.shape), alpha=step_size)
+    return gradient_BD
+
+
+def _compiled(energy: ResolvedEnergy, z_BD: Tensor, normal: Normal, steps: int, step_size: float) -> Tensor:
+    """Do what `_in_place` does in the C kernel."""
+    run = functools.partial(native.run, energy.layers, z_BD, slope=SLOPE, step_size=step_size)
+    if isinstance(normal, PhiloxNoise):
+        first_step, normal.step = normal.step, normal.step + steps
+        return run(normal.key, steps=steps, first_step=first_step)
+    gradient_BD = torch.zeros_like(z_BD)
+    at_once = max(1, _NOISE_NUMBERS // max(1, z_BD.numel()))
+    for done in range(0, steps, at_once):
+        count = min(at_once, steps - done)
+        # One draw a step: torch's stream depends on how it is cut, unless B x D is a multiple of 16.
+        noise_KBD = torch.stack([normal(*z_BD.shape) for _ in range(count)])
+        gradient_BD = run(noise_KBD, steps=count)
+    return gradient_BD
+
+
+@contextmanager
+def _one_thread(when: bool) -> Iterator[None]:
+    """Let torch compute with one thread inside, if `when`."""
+    threads = torch.get_num_threads()
+    if when:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

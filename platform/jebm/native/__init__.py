@@ -1,0 +1,1 @@
+"""Compiled code: optional, and never the only way to a result."""

@@ -1,0 +1,271 @@
+/* Langevin chains on p(z) proportional to exp(f(z)) N(z; 0, I), f an MLP with LeakyReLU. Called by chain.py.
+
+   Chains lie along the lanes of SIMD registers: a block of one or two vectors of chains keeps its positions and
+   hidden values in cache as (feature, chain), weights are broadcast, and sums over the inputs of ROWS features
+   stay in registers. Products are fused with sums only where it says so (and -ffp-contract=off), so that what a
+   chain computes depends neither on its block nor on the number of threads. */
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define ROWS 10 /* 10 x 2 sums, 2 inputs and a weight: 23 of 32 registers */
+#elif defined(__AVX2__)
+#define LANES 8
+#define ROWS 5
+#else
+#define LANES 4
+#define ROWS 5
+#endif
+#define VECTORS 2 /* of a large block */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint64_t wide __attribute__((vector_size(4 * LANES)));
+
+/* The same, field by field, as _Job in chain.py. All arrays are float32 and contiguous. */
+typedef struct {
+    int64_t chains, dims, steps, first_step, depth, threads;
+    const int64_t *widths;          /* of each hidden layer */
+    const float *const *weights;    /* of each hidden layer (out, in) */
+    const float *const *transposed; /* of each hidden layer (in, out) */
+    const float *const *biases;
+    const float *last; /* weight of the output */
+    const float *noise; /* (steps, chains, dims); NULL: drawn here */
+    float *z;           /* (chains, dims): in the start, out the positions */
+    float *gradient;    /* (chains, dims): out, of log p at the last step */
+    float step_size, slope;
+    uint32_t key[2];
+} Job;
+
+INLINE floats choose(ints where, floats yes, floats no) {
+    return (floats)((where & (ints)yes) | (~where & (ints)no));
+}
+
+/* a * b + c, rounded once where the CPU can. */
+INLINE floats fused(floats a, floats b, floats c) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__FP_FAST_FMAF)
+    float *x = (float *)&a, *y = (float *)&b, *sum = (float *)&c;
+    for (int l = 0; l < LANES; l++) sum[l] = __builtin_fmaf(x[l], y[l], sum[l]);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+
+/* Minus, since a + 0 is not a for a = -0, so that a compiler would have to add. */
+INLINE floats all(float a) { return a - (floats){0}; }
+
+enum { FORWARD, BACKWARD, PLAIN };
+
+/* out[r] = sum_i weight[i * stride + r] x[i] for r < rows. FORWARD: plus bias[r], through the LeakyReLU.
+   BACKWARD: times the LeakyReLU's slope at the value that out[r] held. */
+INLINE void tile(int rows, int vectors, int kind, int64_t inputs, int64_t stride, const float *weight,
+                 const floats *x, const float *bias, float slope, floats *out) {
+    floats sum[ROWS][VECTORS];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) sum[r][v] = all(kind == FORWARD ? bias[r] : 0.0f);
+    for (int64_t i = 0; i < inputs; i++)
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < vectors; v++)
+                sum[r][v] = fused(all(weight[i * stride + r]), x[i * vectors + v], sum[r][v]);
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) {
+            floats *value = out + r * vectors + v;
+            if (kind == PLAIN) *value = sum[r][v];
+            else *value = choose((kind == FORWARD ? sum[r][v] : *value) > 0, sum[r][v], slope * sum[r][v]);
+        }
+}
+
+INLINE void product(int vectors, int kind, int64_t outputs, int64_t inputs, const float *weight,
+                    const floats *x, const float *bias, float slope, floats *out) {
+    int64_t o = 0;
+    for (; o + ROWS <= outputs; o += ROWS)
+        tile(ROWS, vectors, kind, inputs, outputs, weight + o, x, bias + o, slope, out + o * vectors);
+    for (; o + 2 <= outputs; o += 2)
+        tile(2, vectors, kind, inputs, outputs, weight + o, x, bias + o, slope, out + o * vectors);
+    if (o < outputs)
+        tile(1, vectors, kind, inputs, outputs, weight + o, x, bias + o, slope, out + o * vectors);
+}
+
+/* The even words of a times b, 64 bits each. */
+INLINE wide products(wide a, uint32_t b) {
+#if defined(__AVX512F__)
+    return (wide)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+#elif defined(__AVX2__)
+    return (wide)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+#else
+    return (a & 0xFFFFFFFFu) * b;
+#endif
+}
+
+INLINE void multiply(words a, uint32_t by, words *low, words *high) {
+    const wide mask = (wide){0} + 0xFFFFFFFFu, even = products((wide)a, by), odd = products((wide)a >> 32, by);
+    *low = (words)((even & mask) | (odd << 32));
+    *high = (words)((even >> 32) | (odd & ~mask));
+}
+
+/* Philox4x32-10 (Salmon et al. 2011), four words in place. */
+INLINE void philox(words c[4], const uint32_t key[2]) {
+    uint32_t k0 = key[0], k1 = key[1];
+    for (int round = 0; round < 10; round++) {
+        words low0, high0, low1, high1;
+        multiply(c[0], 0xD2511F53u, &low0, &high0);
+        multiply(c[2], 0xCD9E8D57u, &low1, &high1);
+        c[0] = high1 ^ c[1] ^ k0, c[1] = low1;
+        c[2] = high0 ^ c[3] ^ k1, c[3] = low0;
+        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+    }
+}
+
+/* log of x in (0, 1]: x = 2^e (1 + m), 1 + m in [sqrt(1/2), sqrt(2)); polynomial of Cephes' logf. */
+INLINE floats logarithm(floats x) {
+    const ints e = ((ints)x - 0x3F3504F3) >> 23;
+    const floats m = (floats)((ints)x - (e << 23)) - 1.0f, n = __builtin_convertvector(e, floats), m2 = m * m;
+    static const float c[] = {-1.1514610310e-1f, 1.1676998740e-1f,  -1.2420140846e-1f,
+                              1.4249322787e-1f,  -1.6668057665e-1f, 2.0000714765e-1f,
+                              -2.4999993993e-1f, 3.3333331174e-1f,  -0.5f};
+    floats y = all(7.0376836292e-2f);
+    for (int i = 0; i < 9; i++) y = fused(y, m, all(c[i]));
+    return fused(n, all(0.693147181f), fused(y, m2, m));
+}
+
+INLINE floats square_root(floats x) {
+    floats y = x;
+    for (int l = 0; l < LANES; l++) ((float *)&y)[l] = __builtin_sqrtf(((float *)&x)[l]);
+    return y;
+}
+
+/* Box and Muller's two normals of two words. The radius takes 24 bits of a. Of b, two bits choose the quarter
+   turn and 23 the angle in (-pi/4, pi/4) within it; polynomials of Cephes' sinf and cosf. */
+INLINE void normals(words a, words b, floats *first, floats *second) {
+    const floats u = __builtin_convertvector((ints)(a >> 8) + 1, floats) * 0x1p-24f;
+    const floats radius = square_root(-2.0f * logarithm(u));
+    const ints quarter = (ints)(b >> 30);
+    const floats turn = __builtin_convertvector((ints)((b << 2) >> 9), floats) * 0x1p-23f + (0x1p-24f - 0.5f);
+    const floats t = turn * 1.57079632679f, t2 = t * t;
+    floats sine = fused(all(-1.9515295891e-4f), t2, all(8.3321608736e-3f));
+    sine = fused(fused(sine, t2, all(-1.6666654611e-1f)), t2 * t, t);
+    floats cosine = fused(all(2.443315712e-5f), t2, all(-1.388731625e-3f));
+    cosine = fused(fused(fused(cosine, t2, all(4.166664568e-2f)), t2, all(-0.5f)), t2, all(1));
+    const ints odd = (quarter & 1) != 0;
+    *first = radius * (floats)((ints)choose(odd, sine, cosine) ^ (((quarter + 1) & 2) << 30));
+    *second = radius * (floats)((ints)choose(odd, cosine, sine) ^ ((quarter & 2) << 30));
+}
+
+/* Vectors of scratch memory that a block of `vectors` needs. */
+INLINE int64_t scratch(const Job *job, int vectors) {
+    int64_t features = 3 * job->dims + 4; /* positions, gradient, noise in fours */
+    for (int64_t j = 0; j < job->depth; j++) features += job->widths[j];
+    return features * vectors;
+}
+
+INLINE void block(const Job *job, int vectors, int64_t first, floats *memory) {
+    const int64_t dims = job->dims, depth = job->depth, width = vectors * LANES;
+    const int64_t chains = job->chains - first < width ? job->chains - first : width;
+    const float s = job->step_size, half = 0.5f * s * s, slope = job->slope;
+    floats *z = memory, *gradient = z + dims * vectors, *noise = gradient + dims * vectors;
+    floats *hidden[depth];
+    hidden[0] = noise + (dims + 4) * vectors;
+    for (int64_t j = 1; j < depth; j++) hidden[j] = hidden[j - 1] + job->widths[j - 1] * vectors;
+    words index = {0};
+    for (int l = 0; l < LANES; l++) ((uint32_t *)&index)[l] = (uint32_t)(first + l);
+
+    for (int64_t i = 0; i < dims * vectors; i++) z[i] = noise[i] = (floats){0};
+    for (int64_t c = 0; c < chains; c++)
+        for (int64_t d = 0; d < dims; d++) ((float *)z)[d * width + c] = job->z[(first + c) * dims + d];
+    for (int64_t k = 0; k < job->steps; k++) {
+        const floats *x = z;
+        int64_t inputs = dims;
+        for (int64_t j = 0; j < depth; j++) {
+            product(vectors, FORWARD, job->widths[j], inputs, job->transposed[j], x, job->biases[j], slope,
+                    hidden[j]);
+            x = hidden[j], inputs = job->widths[j];
+        }
+        for (int64_t o = 0; o < inputs; o++)
+            for (int v = 0; v < vectors; v++) {
+                const floats weight = all(job->last[o]);
+                floats *value = hidden[depth - 1] + o * vectors + v;
+                *value = choose(*value > 0, weight, slope * weight);
+            }
+        for (int64_t j = depth - 1; j > 0; j--) /* a layer's gradient takes the place of its values */
+            product(vectors, BACKWARD, job->widths[j - 1], job->widths[j], job->weights[j], hidden[j],
+                    job->biases[j - 1], slope, hidden[j - 1]);
+        product(vectors, PLAIN, dims, job->widths[0], job->weights[0], hidden[0], job->weights[0], 0,
+                gradient); /* a bias is not read here, nor above */
+        if (k == job->steps - 1)
+            for (int64_t c = 0; c < chains; c++)
+                for (int64_t d = 0; d < dims; d++)
+                    job->gradient[(first + c) * dims + d] =
+                        ((float *)gradient)[d * width + c] - ((float *)z)[d * width + c];
+        if (job->noise) {
+            const float *given = job->noise + (k * job->chains + first) * dims;
+            for (int64_t c = 0; c < chains; c++)
+                for (int64_t d = 0; d < dims; d++) ((float *)noise)[d * width + c] = given[c * dims + d];
+        } else {
+            for (int64_t d = 0; d < dims; d += 4)
+                for (int v = 0; v < vectors; v++) {
+                    words c[4] = {index + (uint32_t)(v * LANES),
+                                  (words){0} + (uint32_t)(job->first_step + k),
+                                  (words){0} + (uint32_t)(d / 4), (words){0}};
+                    floats *out = noise + d * vectors + v;
+                    philox(c, job->key);
+                    normals(c[0], c[1], out, out + vectors);
+                    normals(c[2], c[3], out + 2 * vectors, out + 3 * vectors);
+                }
+        }
+        for (int64_t i = 0; i < dims * vectors; i++)
+            z[i] = fused(all(s), noise[i], fused(all(half), gradient[i] - z[i], z[i]));
+    }
+    for (int64_t c = 0; c < chains; c++)
+        for (int64_t d = 0; d < dims; d++) job->z[(first + c) * dims + d] = ((float *)z)[d * width + c];
+}
+
+typedef struct {
+    const Job *job;
+    int64_t begin, end;
+    floats *memory;
+} Share;
+
+static void *run(void *given) {
+    const Share *share = given;
+    int64_t first = share->begin;
+    for (; share->end - first > LANES; first += VECTORS * LANES)
+        block(share->job, VECTORS, first, share->memory);
+    if (first < share->end) block(share->job, 1, first, share->memory);
+    return NULL;
+}
+
+/* Runs the job; returns 0, or -1 (and nothing was done) where there is no memory for it. */
+int jebm_chain(const Job *job) {
+    const int64_t blocks = (job->chains + LANES - 1) / LANES;
+    const int64_t threads = job->threads < blocks ? job->threads : blocks;
+    const int64_t each = scratch(job, VECTORS);
+    floats *memory = NULL;
+    if (threads < 1) return 0;
+    if (posix_memalign((void **)&memory, sizeof(floats), threads * each * sizeof(floats))) return -1;
+    pthread_t thread[threads];
+    Share share[threads];
+    for (int64_t t = 0; t < threads; t++) {
+        const int64_t begin = blocks * t / threads * LANES, end = blocks * (t + 1) / threads * LANES;
+        share[t] = (Share){job, begin, end < job->chains ? end : job->chains, memory + t * each};
+    }
+    int64_t started = 1;
+    while (started < threads && !pthread_create(&thread[started], NULL, run, &share[started])) started++;
+    run(&share[0]);
+    for (int64_t t = started; t < threads; t++) run(&share[t]); /* those that got no thread */
+    for (int64_t t = 1; t < started; t++) pthread_join(thread[t], NULL);
+    free(memory);
+    return 0;
+}

@@ -1,0 +1,161 @@
+"""The Langevin chain of `jebm.core.chain` as one call into C, built on first use by the compiler at hand.
+
+The source, `chain.c`, travels with the package, so that a node needs a C compiler (cc, gcc, clang, or the one
+in the wheel `ziglang`: `pip install jebm[native]`) and no build step. What was built is kept in the user's
+cache folder, under a hash of the source, the compiler's version and the CPU's instruction set.
+Shapes: B chains, D dimensions, K steps.
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["describe", "run", "usable"]
+
+_SOURCE = Path(__file__).with_name("chain.c")
+_FLAGS = ("-O3", "-march=native", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno")
+_TIMEOUT_SECONDS = 300
+
+
+class _Job(ctypes.Structure):
+    """The struct Job of chain.c."""
+
+    _fields_ = [
+        *[(name, ctypes.c_int64) for name in ("chains", "dims", "steps", "first_step", "depth", "threads")],
+        *[(name, ctypes.c_void_p) for name in ("widths", "weights", "transposed", "biases", "last")],
+        *[(name, ctypes.c_void_p) for name in ("noise", "z", "gradient")],
+        *[(name, ctypes.c_float) for name in ("step_size", "slope")],
+        ("key", ctypes.c_uint32 * 2),
+    ]
+
+
+def usable(z_BD: Tensor) -> bool:
+    """Return whether `run` can take these positions: float32 on a CPU, and the kernel could be built."""
+    return z_BD.is_cpu and z_BD.dtype == torch.float32 and _library()[0] is not None
+
+
+def describe() -> str:
+    """Return in a few words what computes chains on this machine's CPU, and why not the C kernel if not."""
+    return _library()[1]
+
+
+def run(
+    layers: Sequence[tuple[Tensor, Tensor]],
+    z_BD: Tensor,
+    noise: Tensor | tuple[int, int],
+    *,
+    first_step: int = 0,
+    slope: float,
+    steps: int,
+    step_size: float,
+) -> Tensor:
+    """Move the chains `z_BD` by `steps` in place; return the gradient (B, D) of log p at the last step.
+
+    `layers` are (weight, bias) of the linear maps of f, the last one with one row. `noise` is (K, B, D), or
+    the key (two 32-bit words) of noise that the kernel draws itself from `first_step` on: that of
+    `jebm.core.philox`. Uses as many threads as torch; the result does not depend on their number.
+    """
+    library, why = _library()
+    if library is None:
+        raise RuntimeError(f"no C kernel: {why}")
+    hidden = [
+        (weight.contiguous(), weight.mT.contiguous(), bias.contiguous()) for weight, bias in layers[:-1]
+    ]
+    weights, transposed, biases = (_pointers(tensors) for tensors in zip(*hidden, strict=True))
+    widths = (ctypes.c_int64 * len(hidden))(*[len(weight) for weight, _, _ in hidden])
+    last = layers[-1][0].contiguous()
+    gradient_BD = torch.empty_like(z_BD)
+    given = noise.contiguous() if isinstance(noise, Tensor) else None
+    job = _Job(
+        *(*z_BD.shape, steps, first_step, len(hidden), torch.get_num_threads()),
+        *(ctypes.addressof(array) for array in (widths, weights, transposed, biases)),
+        last.data_ptr(),
+        None if given is None else given.data_ptr(),
+        *(z_BD.data_ptr(), gradient_BD.data_ptr(), step_size, slope),
+        (ctypes.c_uint32 * 2)(*(noise if isinstance(noise, tuple) else (0, 0))),
+    )
+    if library.jebm_chain(ctypes.byref(job)) != 0:
+        raise MemoryError("no memory for the scratch space of the Langevin chains")
+    return gradient_BD
+
+
+def _pointers(tensors: Sequence[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
+    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+
+
+@functools.cache
+def _library() -> tuple[ctypes.CDLL | None, str]:
+    """Return the loaded kernel, or None, and a description."""
+    failures = []
+    for compiler in _compilers():
+        name = shlex.join(compiler)
+        try:
+            return ctypes.CDLL(str(_built(compiler))), f"C kernel (compiled by {name})"
+        except (OSError, subprocess.SubprocessError) as error:
+            output = getattr(error, "stderr", None) or str(error)
+            failures.append(f"{name}: {(output.strip().splitlines() or ['failed'])[0]}")
+    return None, f"torch (no C kernel: {'; '.join(failures) or 'no C compiler found'})"
+
+
+def _compilers() -> Iterator[list[str]]:
+    """Yield the commands of the C compilers that are there, the best guess first."""
+    if os.environ.get("CC"):
+        yield shlex.split(os.environ["CC"])
+    yield from ([name] for name in ("cc", "gcc", "clang") if shutil.which(name))
+    if importlib.util.find_spec("ziglang"):
+        yield [sys.executable, "-m", "ziglang", "cc"]
+
+
+def _built(compiler: list[str]) -> Path:
+    """Return the shared library of this source, compiler and CPU; build it unless it is in the cache.
+
+    Raises:
+        OSError, subprocess.SubprocessError: The compiler cannot be run, or refuses.
+
+    """
+    # What the compiler predefines tells its version and, by -march=native, the CPU's instruction set.
+    predefined = _output([*compiler, *_FLAGS, "-dM", "-E", "-x", "c", os.devnull])
+    digest = hashlib.blake2b(_SOURCE.read_bytes() + predefined.encode(), digest_size=16).hexdigest()
+    folder = _cache_folder()
+    library = folder / f"chain-{digest}.so"
+    if not library.exists():
+        partial = folder / f"{library.name}.{os.getpid()}"
+        _output([*compiler, *_FLAGS, "-shared", "-fPIC", "-pthread", "-o", str(partial), str(_SOURCE)])
+        partial.replace(library)  # whole or not at all, whoever else builds it at the same time
+    return library
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(  # noqa: S603 (the compiler that the user's environment names)
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=_TIMEOUT_SECONDS,
+        stdin=subprocess.DEVNULL,
+    )
+    return done.stdout
+
+
+def _cache_folder() -> Path:
+    """Return a folder of this user alone that can be written to: the cache's, or one for this process."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jebm"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
+            return folder
+    except (OSError, RuntimeError):  # no home
+        pass
+    return Path(tempfile.mkdtemp(prefix="jebm-"))
