@@ -25,8 +25,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 import pyarrow.fs
@@ -34,7 +34,7 @@ import torch
 from boto3.session import Session
 from torch import Tensor
 
-from jebm.store.checkpoint import Checkpoints
+from jebm.store.checkpoint import Checkpoints, Facts
 from jebm.store.storage import arrow_uri, open_store
 from jebm.store.writer import AsyncWriter
 
@@ -50,14 +50,7 @@ WAYS = {
     "async": ("ours",),
     "restore": ("ours", "ray", "wire"),
 }
-FACTS: dict[str, Any] = {
-    "attempt": 1,
-    "config": {},
-    "metrics": {},
-    "provenance": {},
-    "world_size": 1,
-    "parent": None,
-}
+FACTS = Facts(step=1, attempt=1, world_size=1, config={}, provenance={}, metrics={}, state={}, parent=None)
 Figures = dict[str, float]
 
 
@@ -206,7 +199,7 @@ def written() -> int:
 
 def our_upload(tensors: Mapping[str, Tensor], uri: str) -> Callable[[], object]:
     checkpoints = Checkpoints(open_store(uri), "ours")
-    return lambda: checkpoints.save(tensors, step=int(time.time()), state={}, **FACTS)
+    return lambda: checkpoints.save(tensors, replace(FACTS, step=int(time.time())))
 
 
 def asynchronous(tensors: Mapping[str, Tensor], uri: str) -> Callable[[], object]:
@@ -215,7 +208,7 @@ def asynchronous(tensors: Mapping[str, Tensor], uri: str) -> Callable[[], object
     def work() -> None:
         writer = AsyncWriter(checkpoints, keep_last=1, like=tensors)
         time.sleep(0.5)  # a first save comes seconds after the start
-        writer.submit(tensors, step=1, state={}, **FACTS)
+        writer.submit(tensors, FACTS)
         writer.close()
 
     return work
@@ -336,7 +329,7 @@ def training(tensors: Mapping[str, Tensor], uri: str, seconds: float, every: flo
         left = torch.tanh(left @ right)
         tensors[names[steps % len(names)]].mul_(0.999)
         if writer is not None and now >= due and every is not None:
-            writer.submit(tensors, step=steps, state={}, **FACTS)
+            writer.submit(tensors, replace(FACTS, step=steps))
             due += every
         steps += 1
         longest = max(longest, time.perf_counter() - now)
@@ -347,7 +340,7 @@ def training(tensors: Mapping[str, Tensor], uri: str, seconds: float, every: flo
         stats = writer.stats
         paused = stats.stall_seconds + stats.stage_seconds
         figures |= {
-            "saves": float(stats.committed),
+            "checkpoints": float(stats.committed),
             "pause_per_save_s": paused / stats.submitted,
             "share_lost_percent": 100 * paused / stats.submitted / every if every is not None else 0.0,
             "upload_s": stats.upload_seconds / stats.submitted,

@@ -31,7 +31,8 @@ from jebm.cli import run
 from jebm.config import leaves
 from jebm.errors import CheckpointError, ConfigError, JebmError
 from jebm.parser import job_parser, parse
-from jebm.store.checkpoint import FoundCheckpoint, JsonObject, Manifest
+from jebm.store.checkpoint import FoundCheckpoint, Manifest
+from jebm.store.manifest import JsonObject
 from jebm.store.retrieve import (
     Progress,
     RunStore,
@@ -117,6 +118,7 @@ def show(place: RunStore, arguments: Namespace) -> Answer:
         for name, entry in sorted(tensor_table(place.folder(manifest.name), manifest).items())
     ]
     size = sum(stored.size for stored in manifest.objects)
+    objects, parts = len(manifest.objects), sum(len(stored.crc32) for stored in manifest.objects)
     document = json.loads(manifest.encode()) | {"name": manifest.name, "size": size, "tensors": tensors}
     facts = [
         ["checkpoint", manifest.name],
@@ -125,7 +127,7 @@ def show(place: RunStore, arguments: Namespace) -> Answer:
         ["written", f"{manifest.created:%Y-%m-%d %H:%M:%S} UTC, {_age(manifest.created)} ago"],
         ["workers", str(manifest.world_size)],
         ["parent", manifest.parent or "-"],
-        ["size", f"{_bytes(size)} in {sum(len(stored.crc32) for stored in manifest.objects)} parts"],
+        ["size", f"{_bytes(size)} in {parts} parts" + (f" of {objects} objects" if objects > 1 else "")],
         ["config", manifest.config_sha256],
     ]
     table = [["tensor", "dtype", "shape", "bytes"]]
@@ -169,13 +171,11 @@ def get(place: RunStore, arguments: Namespace) -> Answer:
 
 def verify(place: RunStore, arguments: Namespace) -> Answer:
     """Check sizes and etags of all checkpoints, or of the one chosen; with --deep every byte."""
-    found = place.checkpoints.list()
-    if _is_chosen(arguments):
-        if arguments.step is not None:  # a damaged one cannot be chosen, and is what this looks for
-            found = [item for item in found if item.step == arguments.step]
-        else:
-            name = _chosen(place, arguments).name
-            found = [item for item in found if item.name == name]
+    if _is_chosen(arguments) and arguments.step is None:
+        chosen = place.checkpoints.find(_chosen(place, arguments).name)
+        found: Sequence[FoundCheckpoint] = [] if chosen is None else [chosen]
+    else:  # of one step all: a damaged one cannot be chosen, and is what this looks for
+        found = place.checkpoints.list(step=arguments.step)
     if not found:
         raise CheckpointError(
             place.nothing()
@@ -262,7 +262,7 @@ def pin(place: RunStore, arguments: Namespace) -> Answer:
 
 def unpin(place: RunStore, arguments: Namespace) -> Answer:
     """Let a checkpoint be pruned again."""
-    names = sorted(item.name for item in place.checkpoints.list() if item.step == arguments.step)
+    names = sorted(item.name for item in place.checkpoints.list(step=arguments.step))
     if not names:
         raise CheckpointError(f"{place.uri}: no checkpoint of step {arguments.step}")
     for name in names:

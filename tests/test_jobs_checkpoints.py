@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from jebm.cli import run
-from jebm.store.checkpoint import Manifest
+from jebm.store.checkpoint import Facts, Manifest
 from jebm.store.retrieve import RunStore, open_run
+from jebm.store.shares import Share
 
 if TYPE_CHECKING:
     from tests.conftest import S3Server
@@ -65,10 +67,9 @@ def job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
-def save(place: RunStore, step: int, parent: str | None = None, **metrics: float) -> Manifest:
+def contents(step: int, parent: str | None = None, **metrics: float) -> tuple[dict[str, torch.Tensor], Facts]:
     weights = torch.randn(10, generator=torch.Generator().manual_seed(step))
-    return place.checkpoints.save(
-        {"model.weight": weights, "ema.weight": weights + 1, "optimizer.step": torch.tensor(step)},
+    facts = Facts(
         step=step,
         attempt=1,
         state={},
@@ -78,6 +79,12 @@ def save(place: RunStore, step: int, parent: str | None = None, **metrics: float
         world_size=2,
         parent=parent,
     )
+    tensors = {"model.weight": weights, "ema.weight": weights + 1, "optimizer.step": torch.tensor(step)}
+    return tensors, facts
+
+
+def save(place: RunStore, step: int, parent: str | None = None, **metrics: float) -> Manifest:
+    return place.checkpoints.save(*contents(step, parent, **metrics))
 
 
 @pytest.fixture
@@ -122,6 +129,23 @@ def test_show_tells_all_that_a_checkpoint_says(job: Job, uri: str) -> None:
     assert document["step"] == 3
     assert document["config"] == {"energy": {"width": 103}}
     assert {"name": "optimizer.step", "dtype": "int64", "shape": [], "bytes": 8} in document["tensors"]
+
+
+def test_a_sharded_checkpoint_looks_like_any_other(job: Job, uri: str, tmp_path: Path) -> None:
+    place = open_run(uri)
+    for rank in (1, 0):
+        place.checkpoints.save_share(*contents(4), Share(rank, 2, "5ca1ab1e"), 0)
+    assert "in 2 parts of 2 objects" in job("checkpoints", "show", uri, "--latest").out
+    assert len(job("checkpoints", "show", uri, "--json").document["tensors"]) == 3
+    assert job("checkpoints", "list", uri, "--json").document["checkpoints"][0]["status"] == "committed"
+    verified = job("checkpoints", "verify", uri, "--latest", "--deep", "--json").document["checkpoints"]
+    assert [(item["name"], item["status"]) for item in verified] == [("step-00000004-a0001", "ok")]
+    assert "3 changed" in job("checkpoints", "diff", uri, "3", "4").out
+    target = str(tmp_path / "target")
+    assert job("checkpoints", "get", uri, "--step", "4", "--output", target).code == 0
+    weights = str(tmp_path / "weights.safetensors")
+    assert job("checkpoints", "export", f"{target}/mine", "--output", weights).code == 0
+    assert torch.equal(load_file(weights)["weight"], contents(4)[0]["model.weight"])
 
 
 def test_get_export_and_verify(job: Job, uri: str, tmp_path: Path) -> None:

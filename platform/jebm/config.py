@@ -20,6 +20,7 @@ __all__ = [
     "Config",
     "Data",
     "Energy",
+    "Evaluation",
     "Generator",
     "Inference",
     "Langevin",
@@ -183,11 +184,18 @@ class Langevin:
         step_size: s, the standard deviation of the noise of a step (other codes name s^2 or s^2/2 so).
             Below 2: at 2 and above the chain diverges even on N(0, I). K steps forget the start when
             (1 - s^2/2)^K is small: s = 0.4, K = 40 leaves 0.035; s = 0.1, K = 40 leaves 0.82.
+        kernel: What computes the chain: auto (compiled C on a CPU where a C compiler is found, else torch),
+            torch (gradient in closed form) or autograd (the reference). They differ by rounding only, and
+            autograd is used in any case where the generator maps noise to latents.
+        noise: What draws the noise of the steps: torch (its generators) or philox (counter-based: drawn in
+            the C kernel, and the same with every kernel and on every device).
 
     """
 
     steps: int = 40
     step_size: float = 0.4
+    kernel: Literal["auto", "torch", "autograd"] = "auto"
+    noise: Literal["torch", "philox"] = "torch"
 
     def __post_init__(self) -> None:
         _require(self.steps >= 1, "langevin.steps", "must be at least 1")
@@ -287,15 +295,43 @@ class Checkpoint:
     Args:
         every_steps: Steps between two checkpoints; one more is written at the end.
         keep_last: Checkpoints that stay; older ones are deleted (one more stays while Ray may list it).
+        sharded: Each worker writes its share of the tensors: for large models, or a storage that one writer
+            cannot fill.
 
     """
 
     every_steps: int = 500
     keep_last: int = 3
+    sharded: bool = False
 
     def __post_init__(self) -> None:
         _require(self.every_steps >= 1, "checkpoint.every_steps", "must be at least 1")
         _require(self.keep_last >= 1, "checkpoint.keep_last", "must be at least 1")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measures of samples and of the prior while training, on the held-out images (docs/evaluation.md).
+
+    Args:
+        every_steps: Steps between two evaluations, one more at the end; 0 for none.
+        features: Where distances between images are taken: classifier (a small one, trained once on each
+            node on the labels of data.train) or effnetlite0 (needs `pip install jebm[features]`).
+        samples: Prior samples of each evaluation, compared with as many held-out images.
+        chain_factor: Length of the long chains in multiples of langevin.steps: short-run chains can look good
+            without having mixed, and these show it.
+
+    """
+
+    every_steps: int = 0
+    features: Literal["classifier", "effnetlite0"] = "classifier"
+    samples: int = 2000
+    chain_factor: int = 20
+
+    def __post_init__(self) -> None:
+        _require(self.every_steps >= 0, "evaluation.every_steps", "must not be negative (0 is never)")
+        _require(self.samples >= 100, "evaluation.samples", "must be at least 100")
+        _require(self.chain_factor >= 1, "evaluation.chain_factor", "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -348,6 +384,7 @@ class Config:
     optimizer: Optimizers = field(default_factory=Optimizers)
     train: Train = field(default_factory=Train)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:
@@ -389,6 +426,8 @@ _KEYS_FREE_TO_CHANGE = (
     "data.",
     "cluster.",
     "checkpoint.",
+    "evaluation.",
+    "langevin.kernel",
     "train.epochs",
     "train.report_",
     "train.pictures_",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jebm.errors import CheckpointError, StoreError
-from jebm.store.checkpoint import Checkpoints, Manifest
+from jebm.store.checkpoint import Checkpoints, Facts, Manifest
 from jebm.store.retrieve import (
     RunStore,
     compare,
@@ -53,8 +53,7 @@ def state(seed: int = 0) -> dict[str, Tensor]:
 
 
 def save(checkpoints: Checkpoints, step: int, tensors: Mapping[str, Tensor], attempt: int = 1) -> Manifest:
-    return checkpoints.save(
-        tensors,
+    facts = Facts(
         step=step,
         attempt=attempt,
         state={"position": step},
@@ -64,6 +63,7 @@ def save(checkpoints: Checkpoints, step: int, tensors: Mapping[str, Tensor], att
         world_size=1,
         parent=None,
     )
+    return checkpoints.save(tensors, facts)
 
 
 class Watched:

@@ -12,7 +12,8 @@ import torch
 from boto3.session import Session
 
 from jebm.errors import CheckpointError
-from jebm.store.checkpoint import Checkpoints, FencedError, Manifest, plain_json
+from jebm.store.checkpoint import Checkpoints, Facts, FencedError, Manifest
+from jebm.store.manifest import plain_json
 from jebm.store.storage import open_store
 
 PLATFORM = Path(__file__).parents[2] / "platform"
@@ -32,7 +33,7 @@ def save(checkpoints: Checkpoints, step: int, attempt: int = 1, **changed) -> Ma
         "world_size": 2,
         "parent": None,
     }
-    return checkpoints.save(tensors_of(step), step=step, attempt=attempt, **keywords | changed)
+    return checkpoints.save(tensors_of(step), Facts(step=step, attempt=attempt, **keywords | changed))
 
 
 def loaded(checkpoints: Checkpoints, manifest: Manifest) -> dict[str, torch.Tensor]:
@@ -187,8 +188,9 @@ def test_prune_keeps_what_it_should(store, checkpoints):
 def test_what_could_not_be_read_again_is_not_written(changed, message):
     store = open_store(f"memory://{message}")
     keywords = {"state": {}, "config": {}, "metrics": {}, "provenance": {}, "world_size": 1, "parent": None}
+    facts = Facts(**{"step": 1, "attempt": 1} | keywords | changed)
     with pytest.raises(CheckpointError, match=message):
-        Checkpoints(store, "run").save({"w": torch.ones(2)}, **{"step": 1, "attempt": 1} | keywords | changed)
+        Checkpoints(store, "run").save({"w": torch.ones(2)}, facts)
     assert list(store.list()) == []
 
 
@@ -233,6 +235,9 @@ def hostile_object(**changed):
         (hostile(objects=[]), "objects"),
         (hostile(objects={}), "objects"),
         (hostile(objects=[1]), "object"),
+        (lambda content: content | {"objects": content["objects"] * 2}, "twice"),
+        (lambda content: content | {"objects": content["objects"] * 10_001}, "more than"),
+        (lambda content: content | {"objects": [*content["objects"], {}]}, "missing or unknown fields"),
         (hostile_object(key="../../other/data"), "data key"),
         (hostile_object(key="data/r00000-00000000.safetensors\n"), "data key"),
         (hostile_object(key=["data"]), "data key"),
@@ -296,13 +301,13 @@ def test_plain_json_is_a_copy():
 
 SAVES_UNTIL_KILLED = """
 import sys, torch
-from jebm.store.checkpoint import Checkpoints
+from jebm.store.checkpoint import Checkpoints, Facts
 from jebm.store.storage import open_store
 checkpoints = Checkpoints(open_store(sys.argv[1]), "run")
 keywords = dict(attempt=1, state={}, config={}, metrics={}, provenance={}, world_size=1, parent=None)
-checkpoints.save({"w": torch.arange(100)}, step=1, **keywords)
+checkpoints.save({"w": torch.arange(100)}, Facts(step=1, **keywords))
 print("saved", flush=True)
-checkpoints.save({"w": torch.zeros(100 << 20)}, step=2, **keywords)
+checkpoints.save({"w": torch.zeros(100 << 20)}, Facts(step=2, **keywords))
 """
 
 

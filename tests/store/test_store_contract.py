@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from pyarrow.fs import FileSystem
 
 from jebm.errors import StoreError
 from jebm.store.storage import (
@@ -14,7 +15,6 @@ from jebm.store.storage import (
     ObjectExistsError,
     ObjectMissingError,
     Probe,
-    arrow_filesystem,
     arrow_uri,
     open_store,
 )
@@ -138,9 +138,11 @@ def test_sixteen_conditional_puts_have_one_winner(store):
     assert store.get("marker") == b"%d" % won.index(True)
 
 
-def test_lists_and_deletes_more_than_a_page(store):
-    keys = [f"many/{number:05d}" for number in range(1_030)]
-    with ThreadPoolExecutor(12) as pool:
+def test_lists_and_deletes_more_than_a_page(store, monkeypatch):
+    monkeypatch.setattr("jebm.store.s3._PAGE", 10)
+    monkeypatch.setattr("jebm.store.s3._DELETE_BATCH", 10)
+    keys = [f"many/{number:05d}" for number in range(33)]
+    with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda key: store.put(key, b"x"), keys))
     store.put("other", b"")
     assert [info.key for info in store.list("many/")] == keys
@@ -206,10 +208,10 @@ def test_local_store_names_what_the_system_refuses(tmp_path):
 def test_arrow_writes_where_we_read(store):
     if store.uri.startswith("memory://"):
         with pytest.raises(StoreError, match="other processes"):
-            arrow_filesystem(store.uri)
+            arrow_uri(store.uri)
         return
     store.put("a", b"1")
-    filesystem, path = arrow_filesystem(store.uri)
+    filesystem, path = FileSystem.from_uri(arrow_uri(store.uri))
     with filesystem.open_output_stream(f"{path}/b") as stream:
         stream.write(b"2")
     assert store.get("b") == b"2"

@@ -23,21 +23,22 @@ from boto3.session import Session
 
 from jebm.errors import CheckpointError
 from jebm.store import stream
-from jebm.store.checkpoint import Checkpoints, FencedError, Manifest
+from jebm.store.checkpoint import Checkpoints, Facts, FencedError, Manifest
 from jebm.store.storage import AccessDeniedError, EndpointError, open_store
 from jebm.store.writer import PATIENCE_SECONDS, AsyncWriter
 
 PLATFORM = Path(__file__).parents[2] / "platform"
 MIB = 1 << 20
-KEYWORDS = {
-    "attempt": 1,
-    "state": {"position": 64},
-    "config": {},
-    "metrics": {},
-    "provenance": {},
-    "world_size": 1,
-    "parent": None,
-}
+FACTS = Facts(
+    step=0,
+    attempt=1,
+    state={"position": 64},
+    config={},
+    metrics={},
+    provenance={},
+    world_size=1,
+    parent=None,
+)
 
 
 def tensors_of(step: int) -> dict[str, torch.Tensor]:
@@ -51,7 +52,7 @@ def tensors_of(step: int) -> dict[str, torch.Tensor]:
 
 
 def save(checkpoints: Checkpoints, step: int, **changed) -> Manifest:
-    return checkpoints.save(tensors_of(step), step=step, **KEYWORDS | changed)
+    return checkpoints.save(tensors_of(step), replace(FACTS, step=step, **changed))
 
 
 def is_whole(checkpoints: Checkpoints, manifest: Manifest) -> bool:
@@ -135,7 +136,7 @@ def test_a_part_that_breaks_in_the_middle_is_sent_again(proxy, s3_uri, fault):
 
 
 def test_a_silent_connection_is_given_up_and_made_anew(proxy, s3_uri, monkeypatch):
-    monkeypatch.setattr("jebm.store.storage._READ_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("jebm.store.s3._READ_TIMEOUT_SECONDS", 1.0)
     checkpoints = checkpoints_at(s3_uri)
     silent = {"partNumber=2": "stall", "partNumber=4": "hush", "MANIFEST.json": "hush", "list-type": "stall"}
 
@@ -154,7 +155,7 @@ def test_a_silent_connection_is_given_up_and_made_anew(proxy, s3_uri, monkeypatc
 
 
 def test_a_server_that_stays_silent_is_named_in_time(proxy, s3_uri, monkeypatch):
-    monkeypatch.setattr("jebm.store.storage._READ_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("jebm.store.s3._READ_TIMEOUT_SECONDS", 1.0)
     checkpoints = checkpoints_at(s3_uri).patient(2)
     proxy.fault = lambda *_: "stall"
     now = Now()
@@ -165,8 +166,8 @@ def test_a_server_that_stays_silent_is_named_in_time(proxy, s3_uri, monkeypatch)
 
 
 def test_a_server_that_does_not_even_read_is_named_in_time(s3_uri, monkeypatch):
-    monkeypatch.setattr("jebm.store.storage._READ_TIMEOUT_SECONDS", 1.0)
-    monkeypatch.setattr("jebm.store.storage._CONNECT_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("jebm.store.s3._READ_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("jebm.store.s3._CONNECT_TIMEOUT_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0), backlog=64) as deaf:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
         store = open_store(s3_uri).patient(1)
@@ -182,7 +183,7 @@ def test_a_server_that_does_not_even_read_is_named_in_time(s3_uri, monkeypatch):
 SAVES_IN_A_CHILD = """
 import os, sys, torch
 from jebm.store import stream
-from jebm.store.checkpoint import Checkpoints
+from jebm.store.checkpoint import Checkpoints, Facts
 from jebm.store.storage import open_store
 stream.PART_BYTES = 5 << 20
 torch.set_num_threads(1)
@@ -196,8 +197,8 @@ for line in sys.stdin:
             "odd": torch.randint(0, 255, ((1 << 20) + 1,), dtype=torch.uint8, generator=generator),
             "step": torch.tensor(2),
         }
-        keywords = dict(attempt=1, state={}, config={}, metrics={}, provenance={}, world_size=1, parent=None)
-        Checkpoints(open_store(uri), "run").save(tensors, step=2, **keywords)
+        keywords = dict(state={}, config={}, metrics={}, provenance={}, world_size=1, parent=None)
+        Checkpoints(open_store(uri), "run").save(tensors, Facts(step=2, attempt=1, **keywords))
         os._exit(0)
     print(child, flush=True)
 """
@@ -299,7 +300,7 @@ def test_training_goes_on_through_an_outage_and_nothing_is_lost(s3, s3_uri):
     checkpoints = checkpoints_at(s3_uri)
     writer = AsyncWriter(checkpoints, keep_last=9)
     tensors = tensors_of(1)
-    writer.submit(tensors, step=1, **KEYWORDS)
+    writer.submit(tensors, replace(FACTS, step=1))
     assert writer.drain(30)
     port = kill(s3)
     now = Now()
@@ -313,7 +314,7 @@ def test_training_goes_on_through_an_outage_and_nothing_is_lost(s3, s3_uri):
         if steps in (10, 20):
             for name, tensor in tensors_of(steps).items():
                 tensors[name].copy_(tensor)
-            writer.submit(tensors, step=steps, **KEYWORDS)
+            writer.submit(tensors, replace(FACTS, step=steps))
         steps += 1
         longest_step_seconds = max(longest_step_seconds, step.seconds)
         time.sleep(0.05)
@@ -334,7 +335,7 @@ def test_a_background_save_waits_for_the_storage_as_long_as_it_is_told(s3_uri, m
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")  # nobody is there any more
     writer = AsyncWriter(checkpoints_at(s3_uri), keep_last=1, tolerate_failures=0, patience_seconds=3)
     now = Now()
-    writer.submit({"w": torch.ones(1)}, step=1, **KEYWORDS)
+    writer.submit({"w": torch.ones(1)}, replace(FACTS, step=1))
     assert writer.drain(20)
     assert 1 < now.seconds < 6
     with pytest.raises(EndpointError, match="no good answer"):
@@ -407,7 +408,7 @@ def test_bad_credentials_end_a_save_at_once(proxy, s3, s3_uri, monkeypatch, spoi
     proxy.seen.clear()
     writer = AsyncWriter(checkpoints_at(s3_uri), keep_last=2, tolerate_failures=0)
     now = Now()
-    writer.submit(tensors_of(2), step=2, **KEYWORDS)
+    writer.submit(tensors_of(2), replace(FACTS, step=2))
     assert writer.drain(20)
     with pytest.raises(AccessDeniedError) as caught:
         writer.close()
@@ -428,7 +429,7 @@ def test_of_sixteen_racing_commits_one_wins(s3_uri):
         start.wait()
         try:
             checkpoints = Checkpoints(store, "run")
-            return checkpoints.save({"w": torch.full((9,), number)}, step=1, **KEYWORDS)
+            return checkpoints.save({"w": torch.full((9,), number)}, replace(FACTS, step=1))
         except FencedError as error:
             return error
 
@@ -445,19 +446,19 @@ def test_of_sixteen_racing_commits_one_wins(s3_uri):
 def test_of_two_attempts_at_one_run_the_older_is_stopped(s3_uri):
     checkpoints = checkpoints_at(s3_uri)
     older = AsyncWriter(checkpoints, keep_last=9)
-    older.submit({"w": torch.ones(1)}, step=1, **KEYWORDS)
+    older.submit({"w": torch.ones(1)}, replace(FACTS, step=1))
     older.drain()
     attempt = checkpoints.next_attempt()  # a second driver begins
     newer = AsyncWriter(checkpoints_at(s3_uri), keep_last=9)
-    newer.submit({"w": torch.ones(1)}, step=1, **KEYWORDS | {"attempt": attempt})
+    newer.submit({"w": torch.ones(1)}, replace(FACTS, step=1, attempt=attempt))
     newer.drain()
-    older.submit({"w": torch.ones(1)}, step=2, **KEYWORDS)
+    older.submit({"w": torch.ones(1)}, replace(FACTS, step=2))
     older.drain()
     with pytest.raises(FencedError, match="attempt 2 of this run has begun since; stop one of the two jobs"):
-        older.submit({"w": torch.ones(1)}, step=3, **KEYWORDS)
+        older.submit({"w": torch.ones(1)}, replace(FACTS, step=3))
     with pytest.raises(FencedError):
         older.close()
-    newer.submit({"w": torch.ones(1)}, step=2, **KEYWORDS | {"attempt": attempt})
+    newer.submit({"w": torch.ones(1)}, replace(FACTS, step=2, attempt=attempt))
     newer.close()
     names = [found.name for found in checkpoints.list()]
     assert names == ["step-00000002-a0002", "step-00000001-a0002", "step-00000001-a0001"]
@@ -468,7 +469,7 @@ def test_of_two_attempts_at_one_run_the_older_is_stopped(s3_uri):
 
 def test_orphans_are_found_by_age_and_deleted(store, caplog):
     checkpoints = Checkpoints(store, "run")
-    whole = checkpoints.save({"w": torch.ones(1)}, step=1, **KEYWORDS)
+    whole = checkpoints.save({"w": torch.ones(1)}, replace(FACTS, step=1))
     store.put("run/checkpoints/step-00000002-a0001/data/r00000-00000000.safetensors", b"left behind")
     store.put("run/checkpoints/step-00000003-a0002/data/r00000-00000000.safetensors", b"on its way")
     time.sleep(1.1)  # S3 tells whole seconds

@@ -13,25 +13,32 @@ import pytest
 import torch
 
 from jebm.errors import CheckpointError
-from jebm.store.checkpoint import Checkpoints, Manifest
+from jebm.store.checkpoint import Checkpoints, Facts, Manifest
 from jebm.store.storage import Store, open_store
-from jebm.store.stream import StoredObject, read_header, restore_tensors, verify_object
+from jebm.store.stream import (
+    StoredObject,
+    read_headers,
+    restore_tensors,
+    upload_tensors,
+    verify_object,
+)
 
 MIB = 1 << 20
-KEYWORDS = {
-    "attempt": 1,
-    "state": {},
-    "config": {},
-    "metrics": {},
-    "provenance": {},
-    "world_size": 1,
-    "parent": None,
-}
+FACTS = Facts(
+    step=0,
+    attempt=1,
+    state={},
+    config={},
+    metrics={},
+    provenance={},
+    world_size=1,
+    parent=None,
+)
 FOLDER = "run/checkpoints/step-00000002-a0001"
 
 
 def save(checkpoints: Checkpoints, step: int) -> Manifest:
-    return checkpoints.save({"w": torch.arange(100) + step}, step=step, **KEYWORDS)
+    return checkpoints.save({"w": torch.arange(100) + step}, replace(FACTS, step=step))
 
 
 def is_whole(checkpoints: Checkpoints, manifest: Manifest) -> bool:
@@ -241,9 +248,39 @@ def test_a_hostile_header_under_a_manifest_that_vouches_for_it_writes_nothing(wh
     into = {"w": torch.full((1,), 7)}
     before = peak_bytes()
     with pytest.raises(CheckpointError, match=words):
-        restore_tensors(store, described(store, "a"), into)
+        restore_tensors(store, [described(store, "a")], into)
     assert peak_bytes() - before < 64 * MIB
     assert into["w"].item() == 7
+
+
+def test_a_tensor_in_two_objects_writes_nothing():
+    """Each object is good by itself, and only together they are not what any writer writes."""
+    store = open_store(f"memory://{uuid.uuid4().hex}")
+    checkpoints = Checkpoints(store, "run")
+    first, second = save(checkpoints, 1), save(checkpoints, 2)
+    folder = store.child(FOLDER)
+    copy = replace(second.objects[0], key="data/r00001-00000000.safetensors")
+    copy = replace(copy, etag=folder.put(copy.key, folder.get(second.objects[0].key)).etag)
+    forged = replace(second, objects=(second.objects[0], copy))
+    folder.put("MANIFEST.json", forged.encode())
+    into = {"w": torch.full((100,), 7)}
+    with pytest.raises(CheckpointError, match=r"r00001-00000000\.safetensors: 'w' is in another"):
+        checkpoints.load(forged, into)
+    assert torch.equal(into["w"], torch.full((100,), 7))
+    assert is_whole(checkpoints, first)
+
+
+def test_many_headers_are_no_order_for_memory(monkeypatch):
+    """Together they may not be longer than one."""
+    monkeypatch.setattr("jebm.store.stream._HEADER_BYTES", 10_000)
+    store = open_store(f"memory://{uuid.uuid4().hex}")
+    objects = []
+    for number in range(30):
+        upload_tensors(store, f"{number}", {f"{number}-{'n' * 600}": torch.ones(1)})
+        objects.append(described(store, f"{number}"))
+    assert len(read_headers(store, objects[:12])) == 12
+    with pytest.raises(CheckpointError, match="a header of"):
+        read_headers(store, objects)
 
 
 @pytest.mark.parametrize("length", [0, 1, 9, 1 << 24, (1 << 24) + 1, 1 << 40, (1 << 64) - 1])
@@ -251,7 +288,7 @@ def test_a_header_length_is_no_order_for_memory(length):
     store = open_store(f"memory://{uuid.uuid4().hex}")
     store.put("a", length.to_bytes(8, "little") + b"{}")
     with pytest.raises(CheckpointError, match="a header of"):
-        read_header(store, described(store, "a"))
+        read_headers(store, [described(store, "a")])
 
 
 def test_a_name_in_the_bucket_does_not_lead_out_of_it(tmp_path):

@@ -12,7 +12,7 @@ from boto3.session import Session
 
 from jebm.errors import StoreError
 from jebm.store import stream
-from jebm.store.checkpoint import Checkpoints
+from jebm.store.checkpoint import Checkpoints, Facts
 from jebm.store.storage import S3Store, open_store
 
 MIB = 1 << 20
@@ -81,7 +81,7 @@ def lies_in_clear(folder: Path) -> bool:
 def round_trip(uri: str) -> None:
     """Save a checkpoint, find it, and compare every bit."""
     keywords = {"state": {}, "config": {}, "metrics": {}, "provenance": {}, "world_size": 1, "parent": None}
-    Checkpoints(open_store(uri), "run").save(tensors(), step=1, attempt=1, **keywords)
+    Checkpoints(open_store(uri), "run").save(tensors(), Facts(step=1, attempt=1, **keywords))
     checkpoints = Checkpoints(open_store(uri), "run")
     manifest = checkpoints.latest(deep=True)
     assert manifest is not None

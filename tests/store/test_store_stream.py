@@ -8,7 +8,7 @@ import torch
 from jebm.errors import CheckpointError
 from jebm.store import stream
 from jebm.store.storage import open_store
-from jebm.store.stream import StoredObject, read_header, restore_tensors, upload_tensors, verify_object
+from jebm.store.stream import StoredObject, read_headers, restore_tensors, upload_tensors, verify_object
 
 MIB = 1 << 20
 DTYPES = [
@@ -53,7 +53,7 @@ def test_every_dtype_comes_back_bit_by_bit(store, tensors):
     stored = upload_tensors(store, "a", tensors)
     into = emptied(tensors)
     addresses = {name: tensor.data_ptr() for name, tensor in into.items()}
-    restore_tensors(store, stored, into)
+    restore_tensors(store, [stored], into)
     for name, tensor in tensors.items():
         assert bits(into[name]) == bits(tensor), name
         assert into[name].data_ptr() == addresses[name]
@@ -73,7 +73,7 @@ def test_the_safetensors_library_reads_it(store, tensors):
 def test_we_read_what_the_library_writes(tmp_path):
     tensors = {"b": torch.randn(7), "a": torch.arange(4), "c": torch.ones(2, 3, dtype=torch.bfloat16)}
     safetensors.torch.save_file(tensors, tmp_path / "a", metadata={"written by": "them"})
-    header = read_header(open_store(str(tmp_path)), stored_as_it_is(tmp_path / "a"))
+    (header,) = read_headers(open_store(str(tmp_path)), [stored_as_it_is(tmp_path / "a")])
     assert {name: (entry.dtype, entry.shape) for name, entry in header.items()} == {
         name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()
     }
@@ -85,7 +85,7 @@ def test_parts_cut_through_tensors(store):
     stored = upload_tensors(store, "a", tensors)
     assert (stored.part_size, len(stored.crc32)) == (16 * MIB, 3)
     into = emptied(tensors)
-    restore_tensors(store, stored, into)
+    restore_tensors(store, [stored], into)
     assert all(torch.equal(into[name], tensor) for name, tensor in tensors.items())
 
 
@@ -102,7 +102,7 @@ def test_tensors_that_are_not_contiguous_are_copied(store):
     into = {"transposed": target.transpose(0, 2), "strided": torch.zeros(2, 4, 4)[:, ::2]} | {
         name: torch.zeros(tensors[name].shape, dtype=tensors[name].dtype) for name in ("conj", "expanded")
     }
-    restore_tensors(store, stored, into)
+    restore_tensors(store, [stored], into)
     assert all(torch.equal(into[name], tensor) for name, tensor in tensors.items())
     assert torch.equal(target, base)
 
@@ -110,7 +110,7 @@ def test_tensors_that_are_not_contiguous_are_copied(store):
 def test_parameters_of_a_model_are_restored_in_place(store):
     source, target = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     stored = upload_tensors(store, "a", dict(source.named_parameters()))
-    restore_tensors(store, stored, dict(target.named_parameters()))
+    restore_tensors(store, [stored], dict(target.named_parameters()))
     assert torch.equal(source.weight, target.weight)
     assert target.weight.requires_grad
 
@@ -124,7 +124,7 @@ def test_every_flipped_bit_is_found(store):
         damaged[place] ^= 0x10
         store.put("a", bytes(damaged))
         with pytest.raises(CheckpointError, match="does not match its CRC32"):
-            restore_tensors(store, stored, emptied(tensors))
+            restore_tensors(store, [stored], emptied(tensors))
         with pytest.raises(CheckpointError, match="does not match its CRC32"):
             verify_object(store, stored)
 
@@ -134,10 +134,10 @@ def test_an_object_that_is_gone_or_short_is_named(store):
     stored = upload_tensors(store, "a", tensors)
     store.put("a", store.get("a")[:-1])
     with pytest.raises(CheckpointError, match="bytes instead of"):
-        restore_tensors(store, stored, emptied(tensors))
+        restore_tensors(store, [stored], emptied(tensors))
     store.delete(["a"])
     with pytest.raises(CheckpointError, match="is gone"):
-        restore_tensors(store, stored, emptied(tensors))
+        restore_tensors(store, [stored], emptied(tensors))
 
 
 def test_what_does_not_fit_is_listed_and_nothing_is_written():
@@ -145,14 +145,14 @@ def test_what_does_not_fit_is_listed_and_nothing_is_written():
     stored = upload_tensors(store, "a", {"same": torch.ones(2), "old": torch.ones(1), "w": torch.ones(2, 3)})
     into = {"same": torch.zeros(2), "new": torch.zeros(1), "w": torch.zeros(3, 2, dtype=torch.int32)}
     with pytest.raises(CheckpointError) as caught:
-        restore_tensors(store, stored, into)
+        restore_tensors(store, [stored], into)
     message = str(caught.value)
     assert "new is missing in the checkpoint" in message
     assert "old is only in the checkpoint" in message
     assert "w is torch.float32[2, 3] in the checkpoint and torch.int32[3, 2] in the model" in message
     assert torch.equal(into["same"], torch.zeros(2))
     with pytest.raises(CheckpointError, match=r"; and 97 more"):
-        restore_tensors(store, stored, {f"{number}": torch.zeros(1) for number in range(97)})
+        restore_tensors(store, [stored], {f"{number}": torch.zeros(1) for number in range(97)})
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_hostile_header_is_refused(tmp_path, header, message):
     text = (header if isinstance(header, str) else json.dumps(header)).encode()
     (tmp_path / "a").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
     with pytest.raises(CheckpointError, match=message):
-        read_header(open_store(str(tmp_path)), stored_as_it_is(tmp_path / "a"))
+        read_headers(open_store(str(tmp_path)), [stored_as_it_is(tmp_path / "a")])
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_hostile_header_is_refused(tmp_path, header, message):
 def test_a_header_ends_within_its_object(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(CheckpointError, match="a header of"):
-        read_header(open_store(str(tmp_path)), stored_as_it_is(tmp_path / "a"))
+        read_headers(open_store(str(tmp_path)), [stored_as_it_is(tmp_path / "a")])
 
 
 def test_a_long_header_takes_a_second_read(monkeypatch):
@@ -225,10 +225,10 @@ def test_a_long_header_takes_a_second_read(monkeypatch):
     tensors = {"n" * 300 + str(number): torch.tensor(float(number)) for number in range(500)}
     stored = upload_tensors(store, "a", tensors)
     into = emptied(tensors)
-    restore_tensors(store, stored, into)
+    restore_tensors(store, [stored], into)
     assert all(torch.equal(into[name], tensor) for name, tensor in tensors.items())
     monkeypatch.setattr(stream, "_HEADER_BYTES", 1000)
     with pytest.raises(CheckpointError, match="a header of"):
-        read_header(store, stored)
+        read_headers(store, [stored])
     with pytest.raises(CheckpointError, match="need a header above"):
         upload_tensors(store, "b", tensors)

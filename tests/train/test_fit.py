@@ -13,7 +13,7 @@ from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError
 from jebm.store.checkpoint import Checkpoints
 from jebm.store.retrieve import open_run
 from jebm.store.storage import open_store
-from jebm.train.loop import Result, fit, named_checkpoint
+from jebm.train.loop import Report, Result, fit, named_checkpoint
 from jebm.train.plan import make_plan
 from jebm.train.runtime import process_runtime
 from jebm.train.state import TrainState
@@ -60,6 +60,28 @@ def test_a_run_leaves_all_that_a_user_looks_for(tmp_path: Path) -> None:
     assert {"distortion", "rate/1", "time/images_per_second"} <= set(tags["scalars"])
     assert len(tags["images"]) == 5  # reconstructions, samples, and three layers varied
     assert [event.step for event in board.Scalars("distortion")] == [5, 10, 15, 20]
+
+
+def test_what_is_measured_joins_the_metrics_of_its_step_alone(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, train__epochs=0.64, evaluation__every_steps=7)
+    reports: list[tuple[int, float | None]] = []
+
+    def note(report: Report) -> bool:
+        reports.append((report.step, report.metrics.get("evaluation/step")))
+        return False
+
+    result = train(config, on_report=note, measure=lambda model, step: {"step": float(step)})
+    assert reports == [(5, None), (7, 7), (10, None), (14, 14), (15, None), (16, 16), (16, 16)]
+    rows = [json.loads(line) for line in (tmp_path / "smoke" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "evaluation/step" in row] == [7, 14, 16]
+    assert result.metrics["evaluation/step"] == 16
+    manifest = Checkpoints(open_store(config.run.storage), "smoke").latest()
+    assert manifest is not None
+    assert manifest.metrics["evaluation/step"] == 16
+    unmeasured = tiny_config(tmp_path / "unmeasured", train__epochs=0.64)
+    train(unmeasured)
+    expected, found = saved(unmeasured), saved(config)
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
 def test_stopped_and_resumed_in_mid_epoch_equals_uninterrupted(tmp_path: Path) -> None:

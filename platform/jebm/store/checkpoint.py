@@ -1,6 +1,6 @@
 """Checkpoints of a run: objects under a prefix, and the manifest that makes them one, written last.
 
-    <run>/checkpoints/step-00001200-a0001/data/r00000-<uuid8>.safetensors
+    <run>/checkpoints/step-00001200-a0001/data/r00000-<uuid8>.safetensors        or one of each rank
     <run>/checkpoints/step-00001200-a0001/MANIFEST.json
 
 There is no pointer to the latest one, so none can lie: it is found by listing. Nothing is pickled, nothing
@@ -8,22 +8,21 @@ is renamed, no data key is used twice, and of two writers of one checkpoint the 
 attempts at one run the older is refused. See docs/checkpoint-protocol.md.
 """
 
-import hashlib
-import json
 import logging
 import math
-import re
+import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Literal
 
 from torch import Tensor
 
-from jebm.errors import CheckpointError
-from jebm.store.storage import (
+from jebm.errors import CheckpointError, StoreError
+from jebm.store.manifest import FOLDER_NAME, MANIFEST_BYTES, RUN_NAME, Facts, Manifest
+from jebm.store.protocol import (
     AccessDeniedError,
     ObjectChangedError,
     ObjectExistsError,
@@ -32,90 +31,29 @@ from jebm.store.storage import (
     Store,
     in_parallel,
 )
-from jebm.store.stream import StoredObject, restore_tensors, upload_tensors, verify_object
+from jebm.store.shares import RECORD_BYTES, Share
+from jebm.store.stream import (
+    MOST_PARTS,
+    StoredObject,
+    fitting_headers,
+    restore_tensors,
+    upload_tensors,
+    verify_object,
+)
 
-__all__ = [
-    "Checkpoints",
-    "FencedError",
-    "FoundCheckpoint",
-    "JsonObject",
-    "Manifest",
-    "plain_json",
-]
+__all__ = ["Checkpoints", "Facts", "FencedError", "FoundCheckpoint", "Manifest"]
 
-JsonObject: TypeAlias = dict[str, Any]
-"""What JSON can say: dicts with string keys, lists, strings, finite numbers, booleans, None."""
-
-_FORMAT = "jebm-checkpoint"
-_VERSION = 1
 _MANIFEST = "MANIFEST.json"
 _PIN = "PINNED"  # an object beside the manifest, so that every listing shows it
-_MANIFEST_BYTES = 1 << 20
-_OBJECT_BYTES = 50 << 40  # the largest object of S3
-_PART_BYTES = 5 << 30  # its largest part
-_FOLDER = re.compile(r"step-(\d{8,15})-a(\d{4,9})")
-_DATA_KEY = re.compile(r"data/r\d{5}-[0-9a-f]{8}\.safetensors")
-_RUN = re.compile(r"\w[\w.=+-]*(/\w[\w.=+-]*)*", re.ASCII)
+_FIRST_WAIT_SECONDS = 0.05  # between two looks for the other ranks' shares
+_LONGEST_WAIT_SECONDS = 2.0
+_SHOWN = 5  # ranks named in an error
 
 _logger = logging.getLogger(__name__)
-_Kind = TypeVar("_Kind")
 
 
 class FencedError(CheckpointError):
     """Another writer has committed this checkpoint: this one must stop, the run is no longer its own."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """All that a checkpoint says of itself. `metrics` may be nan where a value was not finite."""
-
-    run: str
-    attempt: int
-    step: int
-    world_size: int
-    created: datetime
-    config: JsonObject
-    provenance: dict[str, str]
-    metrics: dict[str, float]
-    state: JsonObject
-    parent: str | None
-    objects: tuple[StoredObject, ...]
-
-    @property
-    def name(self) -> str:
-        """The checkpoint's folder: step-<step>-a<attempt>."""
-        return f"step-{self.step:08d}-a{self.attempt:04d}"
-
-    @property
-    def config_sha256(self) -> str:
-        """The hash of the config, in hexadecimal: equal for equal configs, whatever their order."""
-        return hashlib.sha256(_encoded(self.config)).hexdigest()
-
-    def encode(self) -> bytes:
-        """Return the JSON to store; raises CheckpointError where a value has no place in it."""
-        content = {field.name: getattr(self, field.name) for field in fields(self)}
-        content |= {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "created": self.created.isoformat(),
-            "config_sha256": self.config_sha256,
-            "metrics": {
-                name: value if math.isfinite(value) else None for name, value in self.metrics.items()
-            },
-            "objects": [asdict(stored) for stored in self.objects],
-        }
-        encoded = _encoded(plain_json(content, "the manifest"))
-        if len(encoded) > _MANIFEST_BYTES:
-            raise CheckpointError(f"{self.name}: a manifest of {len(encoded)} bytes, above {_MANIFEST_BYTES}")
-        return encoded
-
-    @staticmethod
-    def decode(encoded: bytes) -> "Manifest":
-        """Return the manifest; raises CheckpointError for anything but what `encode` writes."""
-        try:
-            return _decoded(encoded)
-        except (ValueError, RecursionError, OverflowError) as error:  # bad UTF-8 and bad JSON among them
-            raise CheckpointError(f"the manifest cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -136,76 +74,69 @@ class Checkpoints:
 
     def __init__(self, store: Store, run: str) -> None:
         """Look after `<run>/checkpoints/` of the store; raises CheckpointError for a name unfit for a key."""
-        if not _RUN.fullmatch(run):
+        if not RUN_NAME.fullmatch(run):
             raise CheckpointError(f"run {run!r}: use letters, digits and . _ - = + (and / between names)")
         self._root, self._run = store, run
         self._store = store.child(f"{run}/checkpoints")
 
-    def patient(self, seconds: float) -> "Checkpoints":
-        """Return the same with another patience of its store: how long what fails is tried again."""
-        return Checkpoints(self._root.patient(seconds), self._run)
+    def patient(self, seconds: float, on_retry: Callable[[], None] | None = None) -> "Checkpoints":
+        """Return the same with another patience of its store, as `Store.patient`."""
+        return Checkpoints(self._root.patient(seconds, on_retry), self._run)
 
-    def save(
-        self,
-        tensors: Mapping[str, Tensor],
-        *,
-        step: int,
-        attempt: int,
-        state: Mapping[str, Any],
-        config: Mapping[str, Any],
-        metrics: Mapping[str, float],
-        provenance: Mapping[str, str],
-        world_size: int,
-        parent: str | None,
-    ) -> Manifest:
+    def save(self, tensors: Mapping[str, Tensor], facts: Facts) -> Manifest:
         """Write a checkpoint and return its manifest, once it is committed.
 
-        `state` and `config` must be plain JSON; `parent` is the name of the checkpoint that this run went
-        on from. Raises FencedError where another writer was first or a later attempt has begun, StoreError
-        where the store refuses; then no checkpoint appears. (After a lost connection at the very end it may:
-        with this content.)
+        Raises FencedError where another writer was first or a later attempt has begun, StoreError where the
+        store refuses, CheckpointError for what could not be read again; then no checkpoint appears. (After a
+        lost connection at the very end it may: with this content.)
         """
-        draft = Manifest(
-            run=self._run,
-            attempt=attempt,
-            step=step,
-            world_size=world_size,
-            created=datetime.now(UTC),
-            config=dict(config),
-            provenance=dict(provenance),
-            metrics=dict(metrics),
-            state=dict(state),
-            parent=parent,
-            objects=(StoredObject("data/r00000-00000000.safetensors", 1, "", 1, (0,)),),
-        )
-        Manifest.decode(draft.encode())  # what could not be read again fails before its tensors travel
-        folder = self._store.child(draft.name)
-        stored = upload_tensors(folder, f"data/r00000-{uuid.uuid4().hex[:8]}.safetensors", tensors)
-        encoded = replace(draft, objects=(stored,)).encode()
-        newest = max(_step_and_attempt(name)[1] for name in [draft.name, *self._names()])
-        if newest > attempt:
-            folder.delete([stored.key])
-            raise FencedError(
-                f"{folder.uri}: attempt {newest} of this run has begun since; stop one of the two jobs"
-            )
-        try:
-            folder.put(_MANIFEST, encoded, if_absent=True)
-        except ObjectExistsError as error:
-            # Ours after all, where the answer to a first attempt was lost; else another writer's.
-            info = folder.head(_MANIFEST)
-            if info is None or info.size != len(encoded) or folder.get(_MANIFEST) != encoded:
-                folder.delete([stored.key])
-                raise FencedError(
-                    f"{folder.uri}: another writer has committed this checkpoint; stop one of the two jobs"
-                ) from error
-        return Manifest.decode(encoded)
+        draft = self._draft(facts)
+        stored = upload_tensors(self._store.child(draft.name), _data_key(0), tensors)
+        return self._commit(replace(draft, objects=(stored,)))
 
-    def list(self, limit: int | None = None) -> Sequence[FoundCheckpoint]:
+    def save_share(
+        self, tensors: Mapping[str, Tensor], facts: Facts, share: Share, patience_seconds: float
+    ) -> Manifest | None:
+        """Write one rank's share of a checkpoint; rank 0 commits it, and alone returns its manifest.
+
+        `tensors` are all of the state; those of other shares are asked for names, shapes and dtypes alone.
+        Every rank calls this, with equal facts. Rank 0 waits for the others' shares: from one to the next
+        for `patience_seconds`, and for as long again as its own share took.
+
+        Raises as `save`, and on rank 0 StoreError where a share has not come in time, CheckpointError where
+        the shares together are not the state. Then no checkpoint appears.
+        """
+        draft = self._draft(facts)
+        folder = self._store.child(draft.name)
+        began = time.monotonic()
+        most_parts = max(MOST_PARTS // share.world_size, 1)  # so that one manifest holds all their CRC32s
+        stored = upload_tensors(folder, _data_key(share.rank), share.of(tensors), most_parts)
+        if share.rank > 0:
+            _put_once(folder, share.key, share.encode(draft.name, stored))
+            return None
+        others = _gathered(folder, draft.name, share, patience_seconds + time.monotonic() - began)
+        objects = (stored, *others)
+        fitting_headers(folder, objects, tensors)
+        try:
+            folder.delete(share.others())
+        except StoreError as error:  # they harm nobody, and go with the checkpoint
+            _logger.warning("%s: records of shares are left: %s", folder.uri, error)
+        return self._commit(replace(draft, objects=objects))
+
+    def find(self, name: str) -> FoundCheckpoint | None:
+        """Return the checkpoint of this name, in whatever state; None where nothing lies there."""
+        objects = self._objects(name) if FOLDER_NAME.fullmatch(name) else {}
+        return self._judge(name, objects) if objects else None
+
+    def list(self, limit: int | None = None, *, step: int | None = None) -> Sequence[FoundCheckpoint]:
         """Return the checkpoints, newest first, each committed, partial (no manifest) or corrupt.
 
-        With `limit` only so many: every one costs a request or two, so that thousands take seconds.
+        With `limit` only so many: every one costs a request or two, so that thousands take seconds. With
+        `step` only those of this step, and no other manifest is read.
         """
-        if limit is None:
+        if step is not None:
+            folders = self._folders(f"step-{step:08d}-a")[:limit]
+        elif limit is None:
             folders = self._folders()
         else:
             filled = ((name, objects) for name in self._names() if (objects := self._objects(name)))
@@ -247,8 +178,7 @@ class Checkpoints:
         Raises CheckpointError where they do not match (before anything is written) or the data is damaged
         (the tensors are then half written).
         """
-        (stored,) = manifest.objects
-        restore_tensors(self._store.child(manifest.name), stored, into)
+        restore_tensors(self._store.child(manifest.name), manifest.objects, into)
 
     def prune(
         self, keep_last: int, keep_every: int | None, protect: Collection[str], *, dry_run: bool = False
@@ -288,7 +218,7 @@ class Checkpoints:
         """
         manifest, pin = f"{name}/{_MANIFEST}", f"{name}/{_PIN}"
         missing = CheckpointError(f"{self._store.uri}/{name}: no such checkpoint")
-        if not _FOLDER.fullmatch(name) or self._store.head(manifest) is None:
+        if not FOLDER_NAME.fullmatch(name) or self._store.head(manifest) is None:
             raise missing
         self._store.put(pin, b"")
         if self._store.head(manifest) is None:  # pruned just now; a pin alone would be litter
@@ -297,7 +227,7 @@ class Checkpoints:
 
     def unpin(self, name: str) -> None:
         """Take the pin away; one that is not there is fine."""
-        if _FOLDER.fullmatch(name):
+        if FOLDER_NAME.fullmatch(name):
             self._store.delete([f"{name}/{_PIN}"])
 
     def pinned(self, names: Sequence[str] | None = None) -> frozenset[str]:
@@ -339,21 +269,46 @@ class Checkpoints:
             _logger.info("%s: %d unfinished uploads were discarded", self._store.uri, len(unfinished))
         return deleted
 
+    def _draft(self, facts: Facts) -> Manifest:
+        """Return the manifest, still without its objects, as it would be read; raises CheckpointError."""
+        draft = Manifest(
+            **{field.name: getattr(facts, field.name) for field in fields(Facts)},
+            run=self._run,
+            created=datetime.now(UTC),
+            objects=(StoredObject("data/r00000-00000000.safetensors", 1, "", 1, (0,)),),
+        )
+        return Manifest.decode(draft.encode())
+
+    def _commit(self, manifest: Manifest) -> Manifest:
+        """Write the manifest and return it; where the run is another's, take the data back."""
+        folder = self._store.child(manifest.name)
+        newest = max(_step_and_attempt(name)[1] for name in [manifest.name, *self._names()])
+        try:
+            if newest > manifest.attempt:
+                raise FencedError(
+                    f"{folder.uri}: attempt {newest} of this run has begun since; stop one of the two jobs"
+                )
+            _put_once(folder, _MANIFEST, manifest.encode())
+        except FencedError:
+            folder.delete(stored.key for stored in manifest.objects)
+            raise
+        return manifest
+
     def _names(self) -> Sequence[str]:
         """Return the names of all folders, newest first. Some may be empty: deleted a moment ago."""
-        names = (name for name in self._store.folders() if _FOLDER.fullmatch(name))
+        names = (name for name in self._store.folders() if FOLDER_NAME.fullmatch(name))
         return sorted(names, key=_step_and_attempt, reverse=True)
 
     def _objects(self, name: str) -> dict[str, ObjectInfo]:
         """Return what lies under a checkpoint's folder, by key within it."""
         return {info.key.removeprefix(f"{name}/"): info for info in self._store.list(f"{name}/")}
 
-    def _folders(self) -> Sequence[tuple[str, dict[str, ObjectInfo]]]:
+    def _folders(self, prefix: str = "") -> Sequence[tuple[str, dict[str, ObjectInfo]]]:
         """Return names and objects (by key within the folder), newest first, from one listing."""
         folders: dict[str, dict[str, ObjectInfo]] = {}
-        for info in self._store.list():
+        for info in self._store.list(prefix):
             name, _, key = info.key.partition("/")
-            if key and _FOLDER.fullmatch(name):
+            if key and FOLDER_NAME.fullmatch(name):
                 folders.setdefault(name, {})[key] = info
         return [(name, folders[name]) for name in sorted(folders, key=_step_and_attempt, reverse=True)]
 
@@ -367,8 +322,8 @@ class Checkpoints:
             if _MANIFEST not in objects:
                 raise ObjectMissingError("it has no manifest: the save never ended, or is under way")
             size = objects[_MANIFEST].size
-            if size > _MANIFEST_BYTES:
-                raise CheckpointError(f"its manifest has {size} bytes, above {_MANIFEST_BYTES}")
+            if size > MANIFEST_BYTES:
+                raise CheckpointError(f"its manifest has {size} bytes, above {MANIFEST_BYTES}")
             encoded = bytearray(size)  # no more is read, whatever lies there by now
             self._store.read_into(f"{name}/{_MANIFEST}", 0, [memoryview(encoded)])
             manifest = Manifest.decode(bytes(encoded))
@@ -395,36 +350,8 @@ class Checkpoints:
             verify_object(self._store.child(name), stored)
 
 
-def plain_json(value: object, where: str) -> Any:  # noqa: ANN401  # JSON has no narrower type
-    """Return a deep copy that holds lists for tuples and is equal to what JSON gives back.
-
-    Raises CheckpointError, beginning with `where`, for what would not come back as it was: other objects,
-    keys that are no strings, numbers that are not finite.
-    """
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return float(value)
-    if isinstance(value, list | tuple):
-        return [plain_json(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise CheckpointError(f"{where}: the key {key!r} is no string, and JSON would make it one")
-        return {key: plain_json(item, f"{where}.{key}") for key, item in value.items()}
-    raise CheckpointError(f"{where}: {type(value).__name__} {str(value)[:80]!r} has no place in JSON")
-
-
-def _encoded(value: object) -> bytes:
-    """Return the one JSON text of a value: equal values give equal bytes."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8")
-
-
 def _step_and_attempt(name: str) -> tuple[int, int]:
-    match = _FOLDER.fullmatch(name)
+    match = FOLDER_NAME.fullmatch(name)
     if match is None:
         raise CheckpointError(f"{name!r} is no checkpoint's name")
     return int(match[1]), int(match[2])
@@ -438,86 +365,54 @@ def _is_orphan(name: str, objects: Mapping[str, ObjectInfo], border: datetime, a
     )
 
 
-def _no_duplicates(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("it names something twice")
-    return found
+def _data_key(rank: int) -> str:
+    """Return a key that was never used, for what a rank writes."""
+    return f"data/r{rank:05d}-{uuid.uuid4().hex[:8]}.safetensors"
 
 
-def _decoded(encoded: bytes) -> Manifest:
-    """Return the manifest; raises ValueError or CheckpointError in a line that names the field."""
-    if len(encoded) > _MANIFEST_BYTES:
-        raise ValueError(f"more than {_MANIFEST_BYTES} bytes")
-    content = json.loads(encoded.decode("utf-8"), object_pairs_hook=_no_duplicates)
-    _encoded(content)  # what UTF-8 cannot say (escaped half characters) would fail in whoever prints it
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"its format is not {_FORMAT}")
-    if content.get("version") != _VERSION:
-        raise ValueError(f"version {content.get('version')!r}; this program reads version {_VERSION}")
-    names = {field.name for field in fields(Manifest)} | {"format", "version", "config_sha256"}
-    if content.keys() != names:
-        raise ValueError(f"missing or unknown fields: {sorted(content.keys() ^ names)[:5]}")
-    run, parent, objects = content["run"], content["parent"], content["objects"]
-    if not isinstance(run, str) or not _RUN.fullmatch(run):
-        raise ValueError("run is no run's name")
-    if parent is not None and not (isinstance(parent, str) and _FOLDER.fullmatch(parent)):
-        raise ValueError("parent is no checkpoint's name")
-    if not isinstance(objects, list) or len(objects) != 1:
-        raise ValueError("objects is no list of one object")
-    created = datetime.fromisoformat(_typed(content, "created", str))
-    if created.utcoffset() != timedelta(0):
-        raise ValueError("created is not in UTC")
-    provenance = _typed(content, "provenance", dict)
-    if not all(isinstance(value, str) for value in provenance.values()):
-        raise ValueError("provenance holds something else than strings")
-    metrics = _typed(content, "metrics", dict)
-    if not all(value is None or type(value) in (int, float) for value in metrics.values()):
-        raise ValueError("metrics holds something else than numbers")
-    manifest = Manifest(
-        run=run,
-        attempt=_count(content, "attempt", 0, 10**9 - 1),
-        step=_count(content, "step", 0, 10**15 - 1),
-        world_size=_count(content, "world_size", 1, 10**6),
-        created=created,
-        config=plain_json(_typed(content, "config", dict), "config"),
-        provenance=provenance,
-        metrics={name: math.nan if value is None else float(value) for name, value in metrics.items()},
-        state=plain_json(_typed(content, "state", dict), "state"),
-        parent=parent,
-        objects=tuple(_decoded_object(item) for item in objects),
-    )
-    if content["config_sha256"] != manifest.config_sha256:
-        raise ValueError("config_sha256 is not the hash of config")
-    return manifest
+def _put_once(folder: Store, key: str, content: bytes) -> None:
+    """Write an object that nobody else may have written; raises FencedError where one has."""
+    try:
+        folder.put(key, content, if_absent=True)
+    except ObjectExistsError as error:
+        # Ours after all, where the answer to a first attempt was lost; else another writer's.
+        info = folder.head(key)
+        if info is None or info.size != len(content) or folder.get(key) != content:
+            raise FencedError(
+                f"{folder.uri}: another writer has committed this checkpoint; stop one of the two jobs"
+            ) from error
 
 
-def _decoded_object(content: object) -> StoredObject:
-    if not isinstance(content, dict) or content.keys() != {field.name for field in fields(StoredObject)}:
-        raise ValueError("an object has missing or unknown fields")
-    key, etag, crc32 = content["key"], content["etag"], content["crc32"]
-    if not isinstance(key, str) or not _DATA_KEY.fullmatch(key):
-        raise ValueError(f"{str(key)[:80]!r} is no data key")
-    if not isinstance(etag, str) or len(etag) > 256:
-        raise ValueError(f"{key}: etag is no etag")
-    size = _count(content, "size", 1, _OBJECT_BYTES)
-    part_size = _count(content, "part_size", 1, _PART_BYTES)
-    if not isinstance(crc32, list) or len(crc32) != -(-size // part_size):
-        raise ValueError(f"{key}: crc32 has not one number for each part")
-    if not all(type(value) is int and 0 <= value < 1 << 32 for value in crc32):
-        raise ValueError(f"{key}: crc32 holds something else than CRC32s")
-    return StoredObject(key, size, etag, part_size, tuple(crc32))
+def _gathered(folder: Store, checkpoint: str, share: Share, patience_seconds: float) -> list[StoredObject]:
+    """Wait until all other ranks have written their shares, and return those in the order of the ranks.
+
+    Raises StoreError where none has come for `patience_seconds`, CheckpointError for a record that is none.
+    """
+    missing = share.others()
+    found: dict[int, StoredObject] = {}
+    wait_seconds, deadline = _FIRST_WAIT_SECONDS, time.monotonic() + patience_seconds
+    while missing:
+        arrived = [info for info in folder.list("shares/") if info.key in missing]
+        for info in arrived:
+            rank = missing.pop(info.key)
+            found[rank] = _read_record(folder, checkpoint, share, rank, info)
+        if arrived:
+            wait_seconds, deadline = _FIRST_WAIT_SECONDS, time.monotonic() + patience_seconds
+        elif time.monotonic() > deadline:
+            ranks = ", ".join(map(str, sorted(missing.values())[:_SHOWN]))
+            more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+            raise StoreError(
+                f"{folder.uri}: no share of rank {ranks}{more} for {patience_seconds:.0f} s; see their logs"
+            )
+        else:
+            time.sleep(wait_seconds)
+            wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
+    return [found[rank] for rank in sorted(found)]
 
 
-def _typed(content: Mapping[str, object], name: str, kind: type[_Kind]) -> _Kind:
-    value = content[name]
-    if not isinstance(value, kind):
-        raise ValueError(f"{name} is a {type(value).__name__}, not a {kind.__name__}")
-    return value
-
-
-def _count(content: Mapping[str, object], name: str, least: int, most: int) -> int:
-    value = content[name]
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{name} is no number in {least}..{most}")
-    return value
+def _read_record(folder: Store, checkpoint: str, share: Share, rank: int, info: ObjectInfo) -> StoredObject:
+    if info.size > RECORD_BYTES:
+        raise CheckpointError(f"{folder.uri}: the record of rank {rank} has {info.size} bytes")
+    encoded = bytearray(info.size)  # no more is read, whatever lies there by now
+    folder.read_into(info.key, 0, [memoryview(encoded)])
+    return share.decode(bytes(encoded), checkpoint, rank)

@@ -20,14 +20,14 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from jebm.errors import StoreError
-from jebm.store.storage import (
+from jebm.store.protocol import (
     AccessDeniedError,
     BucketMissingError,
     EndpointError,
     ObjectExistsError,
     Store,
-    open_store,
 )
+from jebm.store.storage import open_store
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client

@@ -4,16 +4,15 @@ Data travels in slices of a few MB, four parts at a time, and every byte that is
 against the CRC32 of its part; memory does not grow with the checkpoint.
 """
 
-import json
 import os
 import shutil
 import time
 import uuid
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -23,8 +22,16 @@ import torch
 
 from jebm.errors import CheckpointError, StoreError
 from jebm.store.checkpoint import Checkpoints, FoundCheckpoint, Manifest
-from jebm.store.storage import ObjectExistsError, Store, in_parallel, open_store
-from jebm.store.stream import StoredObject, TensorEntry, read_header, restore_tensors, upload_tensors
+from jebm.store.protocol import ObjectExistsError, Store, in_parallel
+from jebm.store.storage import open_store
+from jebm.store.stream import (
+    StoredObject,
+    TensorEntry,
+    encoded_header,
+    read_headers,
+    restore_tensors,
+    upload_tensors,
+)
 
 __all__ = [
     "Comparison",
@@ -47,6 +54,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 _MANIFEST = "MANIFEST.json"
 _SLICE_BYTES = 4 << 20  # held by each of the four threads
+_SHOWN = 10  # steps named in an error
 _TRIES = 2  # of a part with a wrong CRC32: the first may have been hurt on its way
 
 
@@ -102,18 +110,19 @@ class RunStore:
         return max(moments, default=datetime.now(UTC))
 
     def _of_step(self, step: int) -> Manifest:
-        everything = self.checkpoints.list()
         reasons = []
-        for found in everything:  # of several attempts the newest comes first
-            if found.step == step and found.manifest is not None and found.status == "committed":
+        for found in self.checkpoints.list(step=step):  # of several attempts the newest comes first
+            if found.manifest is not None and found.status == "committed":
                 return found.manifest
-            if found.step == step:
-                reasons.append(f"{found.name} is {found.status}: {found.reason}")
-        if not everything:
-            raise CheckpointError(self.nothing())
-        steps = sorted({found.step for found in everything if found.status == "committed"})
-        reason = "; ".join(reasons) or f"there are {_shortened(steps)}"
-        raise CheckpointError(f"{self.uri}: no checkpoint of step {step}; {reason}")
+            reasons.append(f"{found.name} is {found.status}: {found.reason}")
+        if not reasons:
+            newest = self.checkpoints.list(_SHOWN + 1)
+            if not newest:
+                raise CheckpointError(self.nothing())
+            steps = sorted({found.step for found in newest if found.status == "committed"})
+            more = "…, " if len(newest) > _SHOWN else ""
+            reasons.append(f"there are {more}{', '.join(map(str, steps[-_SHOWN:])) or 'none'}")
+        raise CheckpointError(f"{self.uri}: no checkpoint of step {step}; {'; '.join(reasons)}")
 
 
 @dataclass(frozen=True)
@@ -172,7 +181,9 @@ def open_run(uri: str) -> RunStore:
 
 def tensor_table(folder: Store, manifest: Manifest) -> dict[str, TensorEntry]:
     """Return every tensor of a checkpoint by name, read from the headers alone; raises CheckpointError."""
-    return {name: entry for stored in manifest.objects for name, entry in read_header(folder, stored).items()}
+    return {
+        name: entry for header in read_headers(folder, manifest.objects) for name, entry in header.items()
+    }
 
 
 def download(run: RunStore, manifest: Manifest, target: Path, progress: Progress) -> Download:
@@ -188,6 +199,8 @@ def download(run: RunStore, manifest: Manifest, target: Path, progress: Progress
     if store.head(_MANIFEST) is not None and store.get(_MANIFEST) != encoded:
         raise _taken(target, manifest)
     folder = target.expanduser().absolute() / run.name / "checkpoints" / manifest.name
+    with _os_errors(folder):
+        _check_room(folder, manifest)
     count = _counter(progress, _size(manifest))
     fetched = 0
     for stored in manifest.objects:
@@ -233,29 +246,20 @@ def export_weights(
     where there are no such tensors or a part is damaged, StoreError where the file cannot be written.
     """
     source = run.folder(manifest.name)
-    header: dict[str, object] = {
-        "__metadata__": {
-            "run": manifest.run,
-            "step": str(manifest.step),
-            "config_sha256": manifest.config_sha256,
-            "format": "pt",  # transformers and others ask for it
-        }
-    }
+    exported: dict[str, TensorEntry] = {}
     end = 0
     segments: list[list[_Segment]] = []
-    for stored in manifest.objects:
+    for header in read_headers(source, manifest.objects):
         segments.append([])
-        raw = _raw_header(source, stored)
-        for name, entry in read_header(source, stored).items():
+        for name, entry in header.items():
             if name.startswith(f"{prefix}."):
                 begin, end = end, end + entry.end - entry.begin
-                header[name.removeprefix(f"{prefix}.")] = raw[name] | {"data_offsets": [begin, end]}
+                exported[name.removeprefix(f"{prefix}.")] = replace(entry, begin=begin, end=end)
                 segments[-1].append(_Segment(entry.begin, entry.end, begin))
-    if len(header) == 1:
+    if not exported:
         raise CheckpointError(f"{manifest.name}: holds no tensors {prefix}.*")
-    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    encoded += b" " * (-len(encoded) % 8)  # keeps the data aligned
-    encoded = len(encoded).to_bytes(8, "little") + encoded
+    facts = {"run": manifest.run, "step": str(manifest.step), "config_sha256": manifest.config_sha256}
+    encoded = encoded_header(exported, facts)
     total = sum(
         min(stored.part_size, stored.size - number * stored.part_size)
         for stored, wanted in zip(manifest.objects, segments, strict=True)
@@ -275,7 +279,7 @@ def export_weights(
             partial.replace(output)
         finally:
             partial.unlink(missing_ok=True)
-    return Export(output, len(header) - 1, len(encoded) + end)
+    return Export(output, len(exported), len(encoded) + end)
 
 
 def compare(run: RunStore, first: Manifest, second: Manifest) -> Comparison:
@@ -327,7 +331,7 @@ def measure(run: RunStore, size: int) -> Throughput:
         stored = upload_tensors(run.root, key, tensors)
         upload_seconds, upload_cpu = time.perf_counter() - began, time.process_time() - cpu
         began, cpu = time.perf_counter(), time.process_time()
-        restore_tensors(run.root, stored, tensors)
+        restore_tensors(run.root, [stored], tensors)
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
     finally:
         run.root.delete([key])
@@ -381,6 +385,17 @@ def _read_part(
         )
 
 
+def _check_room(folder: Path, manifest: Manifest) -> None:
+    """Raise StoreError where the disk has not the room for what is still to come of a checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    room = shutil.disk_usage(folder).free
+    for stored in manifest.objects:
+        with suppress(FileNotFoundError):
+            room += (folder / stored.key).stat().st_blocks * 512
+    if _size(manifest) > room:
+        raise StoreError(f"{folder}: {_size(manifest):,} bytes do not fit into the {room:,} free ones")
+
+
 def _fetch_object(source: Store, stored: StoredObject, path: Path, count: Callable[[int], None]) -> int:
     """Make `path` hold the object, and return how many bytes had to be fetched."""
     etag = _present(source, stored)
@@ -388,9 +403,6 @@ def _fetch_object(source: Store, stored: StoredObject, path: Path, count: Callab
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         found = os.fstat(descriptor)
-        room = shutil.disk_usage(path.parent).free + found.st_blocks * 512
-        if stored.size > room:
-            raise StoreError(f"{path.parent}: {stored.size:,} bytes do not fit into the {room:,} free ones")
         os.truncate(descriptor, stored.size)  # what is missing reads as zeros, and fails its CRC32
 
         def fetch(number: int, begin: int) -> int:
@@ -470,13 +482,6 @@ def _taken(target: Path, manifest: Manifest) -> StoreError:
     return StoreError(f"{target}: holds another checkpoint called {manifest.name}; give another folder")
 
 
-def _shortened(steps: Sequence[int]) -> str:
-    """Return the last few of some steps, in words."""
-    if not steps:
-        return "none"
-    return f"{'…, ' if len(steps) > 10 else ''}{', '.join(map(str, steps[-10:]))}"
-
-
 # ── Weights alone ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -487,16 +492,6 @@ class _Segment:
     begin: int
     end: int
     target: int
-
-
-def _raw_header(folder: Store, stored: StoredObject) -> Mapping[str, dict[str, object]]:
-    """Return the header of an object as JSON; `read_header` says whether it can be trusted."""
-    length = bytearray(8)
-    folder.read_into(stored.key, 0, [memoryview(length)])
-    encoded = bytearray(min(int.from_bytes(length, "little"), stored.size - 8))
-    folder.read_into(stored.key, 8, [memoryview(encoded)])
-    header: dict[str, dict[str, object]] = json.loads(encoded)
-    return header
 
 
 def _parts_of(stored: StoredObject, segments: Sequence[_Segment]) -> list[int]:
@@ -569,11 +564,11 @@ class _Pair:
 
 
 def _located(run: RunStore, manifest: Manifest) -> dict[str, _Place]:
-    folder = run.folder(manifest.name)
+    headers = read_headers(run.folder(manifest.name), manifest.objects)
     return {
         name: _Place(stored, entry)
-        for stored in manifest.objects
-        for name, entry in read_header(folder, stored).items()
+        for stored, header in zip(manifest.objects, headers, strict=True)
+        for name, entry in header.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Tensors to one object and back, through no file and no second copy of them.
+"""Tensors to an object, or to several, and back, through no file and no second copy of them.
 
 The layout is that of safetensors: 8 bytes of header length (little-endian), a JSON header, the raw bytes.
 Parts are cut over that layout, whatever tensor the cut runs through, and each has a CRC32 of its own.
@@ -9,28 +9,34 @@ import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 from jebm.errors import CheckpointError
-from jebm.store.storage import ObjectInfo, Store, in_parallel
+from jebm.store.protocol import ObjectInfo, Store, crc32_of, in_parallel
 
 __all__ = [
+    "MOST_PARTS",
     "PART_BYTES",
     "StoredObject",
     "TensorEntry",
-    "read_header",
+    "encoded_header",
+    "fitting_headers",
+    "read_headers",
     "restore_tensors",
     "upload_tensors",
     "verify_object",
 ]
 
 PART_BYTES = 16 << 20
-"""Size of a part, doubled for objects that would need more parts than S3 takes."""
+"""Size of a part, doubled for objects that would need more parts than they may have."""
 
-_MOST_PARTS = 10_000
-_HEADER_BYTES = 16 << 20  # about 100,000 tensors
+MOST_PARTS = 10_000
+"""How many S3 takes for one object."""
+
+_HEADER_BYTES = 16 << 20  # of all objects that are read together: about 100,000 tensors
 _FIRST_READ_BYTES = 64 << 10  # holds the header of a usual model
 _VERIFY_BYTES = 4 << 20  # held per thread while a part is read only to be checked
 _SHOWN = 3  # differences named in an error
@@ -80,7 +86,9 @@ class TensorEntry:
     end: int
 
 
-def upload_tensors(store: Store, key: str, tensors: Mapping[str, Tensor]) -> StoredObject:
+def upload_tensors(
+    store: Store, key: str, tensors: Mapping[str, Tensor], most_parts: int = MOST_PARTS
+) -> StoredObject:
     """Write the tensors as one object and return how to find and check it.
 
     Contiguous tensors on the CPU are sent from where they lie; of any other a copy is made first. They
@@ -88,65 +96,97 @@ def upload_tensors(store: Store, key: str, tensors: Mapping[str, Tensor]) -> Sto
     layout, StoreError where the store refuses; then no object appears.
     """
     ordered = _ordered(tensors)
-    pieces = [memoryview(_encoded_header(ordered)), *(_bytes_of(tensor) for tensor in ordered.values())]
+    pieces = [memoryview(_header_of(ordered)), *(_bytes_of(tensor) for tensor in ordered.values())]
     size = sum(piece.nbytes for piece in pieces)
     part_size = PART_BYTES
-    while part_size * _MOST_PARTS < size:
+    while part_size * most_parts < size:
         part_size *= 2
     uploaded = store.upload(key, _cut(pieces, part_size))
     return StoredObject(key, uploaded.info.size, uploaded.info.etag, part_size, uploaded.crc32)
 
 
-def read_header(store: Store, stored: StoredObject) -> dict[str, TensorEntry]:
-    """Return what the object holds, by name, in the order of the bytes.
+def read_headers(store: Store, objects: Sequence[StoredObject]) -> list[dict[str, TensorEntry]]:
+    """Return what each object holds, by name, in the order of the bytes.
 
-    Raises CheckpointError where the header is not exactly what `upload_tensors` could have written.
+    Raises CheckpointError where a header is not exactly what `upload_tensors` could have written, where two
+    objects hold a tensor of one name, and where all headers together are longer than one may be.
     """
-    size = stored.size
-    start = bytearray(min(_FIRST_READ_BYTES, size))
-    store.read_into(stored.key, 0, [memoryview(start)])
-    length = int.from_bytes(start[:8], "little")
-    if size < 8 or not 2 <= length <= min(_HEADER_BYTES, size - 8):
-        raise _damaged(stored, f"a header of {length} bytes in an object of {size}")
-    header = start[8 : 8 + length]
-    if len(header) < length:
-        rest = bytearray(length - len(header))
-        store.read_into(stored.key, len(start), [memoryview(rest)])
-        header += rest
-    try:
-        return _parsed_header(bytes(header), size)
-    except (ValueError, RecursionError) as error:  # includes bad UTF-8 and bad JSON
-        raise _damaged(stored, str(error)) from error
+    room, lock = _HEADER_BYTES, Lock()
+
+    def read(_index: int, stored: StoredObject) -> dict[str, TensorEntry]:
+        nonlocal room
+        start = bytearray(min(_FIRST_READ_BYTES, stored.size))
+        store.read_into(stored.key, 0, [memoryview(start)])
+        length = int.from_bytes(start[:8], "little")
+        with lock:
+            if stored.size < 8 or not 2 <= length <= min(room, stored.size - 8):
+                raise _damaged(stored, f"a header of {length} bytes in an object of {stored.size}")
+            room -= length
+        header = start[8 : 8 + length]
+        if len(header) < length:
+            rest = bytearray(length - len(header))
+            store.read_into(stored.key, len(start), [memoryview(rest)])
+            header += rest
+        try:
+            return _parsed_header(bytes(header), stored.size)
+        except (ValueError, RecursionError) as error:  # includes bad UTF-8 and bad JSON
+            raise _damaged(stored, str(error)) from error
+
+    headers = in_parallel(read, objects)
+    seen: set[str] = set()
+    for stored, entries in zip(objects, headers, strict=True):
+        for name in entries:
+            if name in seen:
+                raise CheckpointError(f"{stored.key}: {name[:80]!r} is in another object, too")
+        seen.update(entries)
+    return headers
 
 
-def restore_tensors(store: Store, stored: StoredObject, into: Mapping[str, Tensor]) -> None:
-    """Read the object into the memory of the given tensors, every part checked against its CRC32.
+def fitting_headers(
+    store: Store, objects: Sequence[StoredObject], tensors: Mapping[str, Tensor]
+) -> list[dict[str, TensorEntry]]:
+    """Return what each object holds, as `read_headers`, where together that is tensors like these.
 
-    `into` must have exactly the names, shapes and dtypes of the object: CheckpointError lists the first
+    Else CheckpointError lists the first differences. Of `tensors` only names, shapes and dtypes matter.
+    """
+    headers = read_headers(store, objects)
+    entries = {name: entry for header in headers for name, entry in header.items()}
+    _compare(store.uri, entries, tensors)
+    return headers
+
+
+def restore_tensors(store: Store, objects: Sequence[StoredObject], into: Mapping[str, Tensor]) -> None:
+    """Read objects into the memory of the given tensors, every part checked against its CRC32.
+
+    `into` must have exactly the names, shapes and dtypes of the objects: CheckpointError lists the first
     differences before anything is written. A CheckpointError over a CRC32 leaves the tensors half written.
     """
-    etag = _found(store, stored).etag
-    entries = read_header(store, stored)
-    _compare(stored, entries, into)
+    etags = in_parallel(lambda _, stored: _found(store, stored).etag, objects)
+    headers = fitting_headers(store, objects, into)
     # A tensor elsewhere than in plain memory gets its bytes by way of a buffer of its size.
     staged = {
         name: torch.empty(entry.shape, dtype=entry.dtype)
+        for entries in headers
         for name, entry in entries.items()
         if not _is_plain(into[name])
     }
-    begin = min((entry.begin for entry in entries.values()), default=stored.size)
-    received = (_bytes_of(staged.get(name, into[name])) for name in entries)
-    parts = _cut([memoryview(bytearray(begin)), *received], stored.part_size)
+    reads: list[tuple[StoredObject, str, int, Sequence[memoryview]]] = []
+    for stored, etag, entries in zip(objects, etags, headers, strict=True):
+        begin = min((entry.begin for entry in entries.values()), default=stored.size)
+        received = (_bytes_of(staged.get(name, into[name])) for name in entries)
+        parts = _cut([memoryview(bytearray(begin)), *received], stored.part_size)
+        reads += [(stored, etag, number, part) for number, part in enumerate(parts)]
 
-    def fetch(number: int, part: Sequence[memoryview]) -> None:
+    def fetch(_index: int, read: tuple[StoredObject, str, int, Sequence[memoryview]]) -> None:
+        stored, etag, number, part = read
         store.read_into(stored.key, number * stored.part_size, part, etag=etag)
-        if (crc32 := _crc32(part)) != stored.crc32[number]:
+        if (crc32 := crc32_of(part)) != stored.crc32[number]:
             # The bit may have been flipped on the way here, and be right where it lies.
             store.read_into(stored.key, number * stored.part_size, part, etag=etag)
-            crc32 = _crc32(part)
+            crc32 = crc32_of(part)
         _check_part(stored, number, crc32)
 
-    in_parallel(fetch, parts)
+    in_parallel(fetch, reads)
     with torch.no_grad():
         for name, tensor in staged.items():
             into[name].copy_(tensor)
@@ -186,13 +226,6 @@ def _check_part(stored: StoredObject, number: int, crc32: int) -> None:
 
 def _damaged(stored: StoredObject, reason: str) -> CheckpointError:
     return CheckpointError(f"{stored.key} is damaged: {reason}")
-
-
-def _crc32(pieces: Iterable[memoryview]) -> int:
-    value = 0
-    for piece in pieces:
-        value = zlib.crc32(piece, value)
-    return value
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -238,21 +271,30 @@ def _cut(pieces: Iterable[memoryview], part_size: int) -> list[list[memoryview]]
     return parts
 
 
-def _encoded_header(tensors: Mapping[str, Tensor]) -> bytes:
-    header: dict[str, object] = {_METADATA: {"format": "pt"}}  # other readers ask for it
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.itemsize
+def encoded_header(entries: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> bytes:
+    """Return how an object begins that holds these tensors, whose offsets count from the end of it."""
+    header: dict[str, object] = {_METADATA: {**metadata, "format": "pt"}}  # other readers ask for a format
+    for name, entry in entries.items():
         header[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
+            "dtype": _DTYPE_NAMES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [entry.begin, entry.end],
         }
     encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     encoded += b" " * (-len(encoded) % 8)  # keeps the data aligned
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
+def _header_of(tensors: Mapping[str, Tensor]) -> bytes:
+    entries: dict[str, TensorEntry] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.itemsize
+        entries[name] = TensorEntry(tensor.dtype, tuple(tensor.shape), begin, end)
+    encoded = encoded_header(entries, {})
     if len(encoded) > _HEADER_BYTES:
         raise CheckpointError(f"{len(tensors)} tensors need a header above {_HEADER_BYTES} bytes")
-    return len(encoded).to_bytes(8, "little") + encoded
+    return encoded
 
 
 def _parsed_header(encoded: bytes, size: int) -> dict[str, TensorEntry]:
@@ -297,7 +339,7 @@ def _no_duplicates(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _compare(stored: StoredObject, entries: Mapping[str, TensorEntry], into: Mapping[str, Tensor]) -> None:
+def _compare(where: str, entries: Mapping[str, TensorEntry], into: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError with the first differences between what is stored and what receives it."""
     differences = [f"{name} is missing in the checkpoint" for name in into if name not in entries]
     differences += [f"{name} is only in the checkpoint" for name in entries if name not in into]
@@ -311,4 +353,4 @@ def _compare(stored: StoredObject, entries: Mapping[str, TensorEntry], into: Map
                 )
     if differences:
         more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-        raise CheckpointError(f"{stored.key} does not fit: {'; '.join(differences[:_SHOWN])}{more}")
+        raise CheckpointError(f"{where} does not fit: {'; '.join(differences[:_SHOWN])}{more}")

@@ -10,14 +10,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from jebm.errors import StoreError
-from jebm.store.checkpoint import Checkpoints, FencedError, Manifest, plain_json
+from jebm.store.checkpoint import Checkpoints, Facts, FencedError, Manifest
+from jebm.store.manifest import plain_json
+from jebm.store.shares import Share
 
 __all__ = [
     "PATIENCE_SECONDS",
@@ -34,7 +35,7 @@ _BUFFERS = 2  # one on its way, one being filled
 _ALIGNMENT_BYTES = 64
 
 _logger = logging.getLogger(__name__)
-_Save: TypeAlias = "partial[Manifest]"
+_Waiting: TypeAlias = "tuple[_Snapshot, Mapping[str, Tensor], Facts]"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class WriterStats:
     """Sums since the writer was made. Training lost `stall_seconds` + `stage_seconds`; uploads ran beside it.
 
     stall: waiting for a free buffer. stage: copying into it (on CUDA: starting the copy). upload: all saves,
-    failed ones too. bytes: of the committed tensors.
+    failed ones too. bytes: of the committed tensors. retries: requests that were made again. A writer of a
+    share counts it as committed once it is written, and leaves the bytes to rank 0.
     """
 
     submitted: int = 0
@@ -52,6 +54,7 @@ class WriterStats:
     stage_seconds: float = 0.0
     upload_seconds: float = 0.0
     bytes_committed: int = 0
+    retries: int = 0
 
 
 class _Snapshot:
@@ -124,6 +127,7 @@ class AsyncWriter:
         tolerate_failures: int = 3,
         patience_seconds: float = PATIENCE_SECONDS,
         like: Mapping[str, Tensor] | None = None,
+        share: Share | None = None,
     ) -> None:
         """Write to `checkpoints`, and keep there what `Checkpoints.prune` says.
 
@@ -132,9 +136,11 @@ class AsyncWriter:
         A request that fails is tried again for `patience_seconds`; then its save has failed. More than
         `tolerate_failures` failed saves in a row are an error, fewer are logged and counted. Given tensors
         `like` those to come, the first buffer is made ready in the background: the first touch of fresh
-        memory takes several times as long as a copy.
+        memory takes several times as long as a copy. With a `share` it copies and writes that alone, as
+        `Checkpoints.save_share`: then every rank needs a writer, and rank 0's prunes.
         """
-        self._checkpoints = checkpoints.patient(patience_seconds)
+        self._checkpoints = checkpoints.patient(patience_seconds, self._count_retry)
+        self._share, self._patience_seconds = share, patience_seconds
         self._keep_last, self._keep_every, self._protect = keep_last, keep_every, protect
         self._tolerate_failures = tolerate_failures
         self._changed = threading.Condition()
@@ -142,7 +148,7 @@ class AsyncWriter:
         self._free: list[_Snapshot] = []
         if like is None:
             self._free = [_Snapshot() for _ in range(_BUFFERS)]
-        self._waiting: deque[tuple[_Snapshot, _Save]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._busy = False
         self._closed = False
         self._failures_in_a_row = 0
@@ -165,36 +171,22 @@ class AsyncWriter:
         with self._changed:
             return self._stats
 
-    def submit(
-        self,
-        tensors: Mapping[str, Tensor],
-        *,
-        step: int,
-        attempt: int,
-        state: Mapping[str, Any],
-        config: Mapping[str, Any],
-        metrics: Mapping[str, float],
-        provenance: Mapping[str, str],
-        world_size: int,
-        parent: str | None,
-    ) -> None:
+    def submit(self, tensors: Mapping[str, Tensor], facts: Facts) -> None:
         """Copy everything as it is now and save it in the background, as `Checkpoints.save` would.
 
         Waits where two snapshots are on their way already. Raises CheckpointError at once for a state that
         JSON cannot hold; the last error of the saves before where too many of them failed; FencedError
         where another writer has taken the run over. Call it from one thread.
         """
-        save = partial(
-            self._checkpoints.save,
-            step=step,
-            attempt=attempt,
-            state=plain_json(state, "state"),
-            config=plain_json(config, "config"),
-            metrics=dict(metrics),
-            provenance=dict(provenance),
-            world_size=world_size,
-            parent=parent,
+        facts = replace(
+            facts,
+            state=plain_json(facts.state, "state"),
+            config=plain_json(facts.config, "config"),
+            metrics=dict(facts.metrics),
+            provenance=dict(facts.provenance),
         )
+        mine = self._mine(tensors)
+        others = {name: tensor for name, tensor in tensors.items() if name not in mine}
         began = time.monotonic()
         with self._changed:
             if self._closed:
@@ -204,14 +196,14 @@ class AsyncWriter:
             snapshot = self._free.pop()  # the one used last, so that a quick storage needs only one
         stalled = time.monotonic()
         try:
-            snapshot.take(tensors)
+            snapshot.take(mine)
         except BaseException:
             with self._changed:
                 self._free.append(snapshot)
             raise
         staged = time.monotonic()
         with self._changed:
-            self._waiting.append((snapshot, save))
+            self._waiting.append((snapshot, others, facts))
             self._stats = replace(
                 self._stats,
                 submitted=self._stats.submitted + 1,
@@ -234,6 +226,18 @@ class AsyncWriter:
         with self._changed:
             self._raise_fatal()
 
+    def _mine(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return tensors if self._share is None else self._share.of(tensors)
+
+    def _save(self, tensors: Mapping[str, Tensor], facts: Facts) -> Manifest | None:
+        if self._share is None:
+            return self._checkpoints.save(tensors, facts)
+        return self._checkpoints.save_share(tensors, facts, self._share, self._patience_seconds)
+
+    def _count_retry(self) -> None:
+        with self._changed:
+            self._stats = replace(self._stats, retries=self._stats.retries + 1)
+
     def _fatal(self) -> bool:
         return isinstance(self._error, FencedError) or self._failures_in_a_row > self._tolerate_failures
 
@@ -245,7 +249,7 @@ class AsyncWriter:
         if like is not None:
             snapshots = [_Snapshot() for _ in range(_BUFFERS)]
             try:
-                snapshots[-1].prepare(like)  # the last one is the next to be taken
+                snapshots[-1].prepare(self._mine(like))  # the last one is the next to be taken
             except Exception as error:  # the save itself will meet it, and raise it where it is heard
                 _logger.warning("no buffer was made ready: %s", error)
             with self._changed:
@@ -256,44 +260,47 @@ class AsyncWriter:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return
-                snapshot, save = self._waiting.popleft()
+                snapshot, others, facts = self._waiting.popleft()
                 self._busy = True
-            if self._saved(snapshot, save):
+            if self._committed(snapshot, others, facts):
                 self._prune()
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
 
-    def _saved(self, snapshot: _Snapshot, save: _Save) -> bool:
-        """Save one snapshot, free its buffer, and note how it went; return whether it is committed."""
+    def _committed(self, snapshot: _Snapshot, others: Mapping[str, Tensor], facts: Facts) -> bool:
+        """Save one snapshot, free its buffer, and note how it went; return whether a checkpoint is committed.
+
+        `others` are the tensors that other ranks write, of which only names, shapes and dtypes matter.
+        """
         began = time.monotonic()
-        outcome: Manifest | Exception
+        outcome: Manifest | Exception | None
         try:
-            outcome = save(snapshot.tensors())
+            outcome = self._save({**others, **snapshot.tensors()}, facts)
         except Exception as error:  # whatever it is, the training thread has to hear of it
             outcome = error
         with self._changed:
             stats = self._stats
             stats = replace(stats, upload_seconds=stats.upload_seconds + time.monotonic() - began)
-            if isinstance(outcome, Manifest):
-                self._failures_in_a_row, self._error, self._last_committed = 0, None, outcome
-                self._stats = replace(
-                    stats,
-                    committed=stats.committed + 1,
-                    bytes_committed=stats.bytes_committed + sum(stored.size for stored in outcome.objects),
-                )
-            else:
+            if isinstance(outcome, Exception):
                 self._failures_in_a_row, self._error = self._failures_in_a_row + 1, outcome
                 self._stats = replace(stats, failures=stats.failures + 1)
                 if isinstance(outcome, FencedError):  # the run is another's: nothing more goes out
-                    self._free += [waiting for waiting, _ in self._waiting]
+                    self._free += [waiting for waiting, _, _ in self._waiting]
                     self._waiting.clear()
                 _logger.error(
                     "the checkpoint of step %s was not saved (failure %d in a row): %s",
-                    save.keywords["step"],
+                    facts.step,
                     self._failures_in_a_row,
                     outcome,
                 )
+            else:
+                self._failures_in_a_row, self._error = 0, None
+                size = 0 if outcome is None else sum(stored.size for stored in outcome.objects)
+                self._stats = replace(
+                    stats, committed=stats.committed + 1, bytes_committed=stats.bytes_committed + size
+                )
+                self._last_committed = outcome or self._last_committed
             self._free.append(snapshot)
             self._changed.notify_all()
         return isinstance(outcome, Manifest)

@@ -25,6 +25,7 @@ from jebm.train.pictures import sheet
 
 __all__ = ["Journal"]
 
+_NOT_SHAPING = ("run.", "data.", "checkpoint.", "evaluation.", "cluster.")
 _LOG = logging.getLogger("jebm.train")
 _MIRROR_EVERY_SECONDS = 15.0
 _LAST_PATIENCE_SECONDS = 60.0  # of the last copy: after it the scratch folder is gone
@@ -93,7 +94,7 @@ class Journal:
         values = {
             key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
             for key, value in leaves(config_to_dict(self._config))
-            if key == "run.seed" or not key.startswith(("run.", "data.", "checkpoint.", "cluster."))
+            if key == "run.seed" or not key.startswith(_NOT_SHAPING)
         }
         self._board.add_hparams(values, {f"final/{name}": v for name, v in metrics.items()}, run_name=".")
 
@@ -164,10 +165,15 @@ def _finite(value: float) -> float | None:
 def _line(step: int, total_steps: int, metrics: Mapping[str, float]) -> str:
     rates = " ".join(f"{value:.2f}" for name, value in metrics.items() if name.startswith("rate/"))
     left = (total_steps - step) * metrics["time/seconds_per_step"]
+    measured = "".join(
+        f"  {name.removeprefix('evaluation/')} {value:.4g}"
+        for name, value in metrics.items()
+        if name.startswith("evaluation/")
+    )
     return (
         f"step {step}/{total_steps}  distortion {metrics['distortion']:.2f}  rates [{rates}]  "
         f"f posterior {metrics['f_posterior']:+.3f} prior {metrics['f_prior']:+.3f}  "
         f"{metrics['time/images_per_second']:.0f} images/s  "
         f"chain {metrics['time/chain_share']:.0%}  data {metrics['time/data_share']:.0%}  "
-        f"{int(left) // 60}:{int(left) % 60:02d} left"
+        f"{int(left) // 60}:{int(left) % 60:02d} left{measured}"
     )

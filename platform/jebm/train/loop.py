@@ -2,21 +2,25 @@
 
 import dataclasses
 import logging
+import uuid
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 from torch import Tensor
 
 from jebm.config import Config, config_to_dict, differing_keys
+from jebm.core.model import JointModel
+from jebm.core.prior import chain_kernel
 from jebm.data.loader import Loader, to_float
 from jebm.data.shards import DatasetManifest, ImageSet, load_images, read_manifest
 from jebm.errors import CheckpointError, ConfigError, JebmError, StoreError
 from jebm.rng import gaussian_noise
-from jebm.store.checkpoint import Checkpoints, Manifest
+from jebm.store.checkpoint import Checkpoints, Facts, Manifest
 from jebm.store.retrieve import open_run
+from jebm.store.shares import Share
 from jebm.store.storage import open_store
 from jebm.store.writer import AsyncWriter
 from jebm.train.journal import Journal
@@ -79,13 +83,17 @@ def fit(
     on_report: Callable[[Report], bool] = lambda report: False,
     should_stop: Callable[[], bool] = lambda: False,
     protect: Callable[[], Collection[str]] = tuple,
+    measure: Callable[[JointModel, int], Mapping[str, float]] | None = None,
 ) -> Result:
     """Train until `train.epochs` are done, from the newest checkpoint of the run where there is one.
 
     Every rank calls this. `on_report` is called on every rank at every report, and once more when the last
-    checkpoint is committed; where it returns True (the machine is about to go) a checkpoint is written at
-    once. When `should_stop()` holds on any rank, all stop after the same step, with a last checkpoint.
-    `protect()` names checkpoints that retention must leave alone; it is asked before each pruning.
+    checkpoint is committed; where it returns True on any rank (a machine is about to go) a checkpoint is
+    written at once. When `should_stop()` holds on any rank, all stop after the same step, with a last
+    checkpoint. `protect()` names checkpoints that retention must leave alone; it is asked before each
+    pruning.
+    `measure(model, step)` is called on rank 0 every `evaluation.every_steps` and after the last step; what it
+    returns joins the metrics of that step, under names `evaluation/…`.
 
     Raises:
         ConfigError, DataError, StoreError, CheckpointError: before the first step, nothing lost.
@@ -109,14 +117,17 @@ def fit(
     metrics: dict[str, float] = {}
     stopped = False
     with ExitStack() as stack:
+        with runtime.together():
+            if runtime.is_main:
+                facts = _facts(runtime, images.manifest, parent, provenance)
+                journal = stack.enter_context(Journal(store, config, step=state.step, facts=facts))
         if runtime.is_main:
-            facts = _facts(runtime, images.manifest, parent, provenance)
-            journal = stack.enter_context(Journal(store, config, step=state.step, facts=facts))
-            saver = stack.enter_context(
-                _Saver(config, runtime, state, checkpoints, parent, images.manifest, provenance, protect)
-            )
             painter = _Painter(config, runtime, state, held_out)
             _LOG.info("run %s: step %d of %d, results in %s", config.run.name, state.step, total_steps, place)
+            _LOG.info("Langevin chain: %s", chain_kernel(state.model, config.langevin))
+        saver = stack.enter_context(
+            _Saver(config, runtime, state, checkpoints, parent, images.manifest, provenance, protect)
+        )
         while state.step < total_steps and not stopped:
             with clock("data"):
                 x_BCHW = loader.batch(state.step)
@@ -129,26 +140,32 @@ def fit(
                 clock,
                 steps_per_epoch=loader.steps_per_epoch,
                 total_steps=total_steps,
-                # What fails on rank 0 alone ends the run on all ranks, by the same way as a wish to stop.
-                stop=should_stop() or (runtime.is_main and saver.failure is not None),
+                # What fails on one rank alone ends the run on all ranks, by the same way as a wish to stop.
+                stop=should_stop() or saver.failure is not None,
             )
             meter.add(values)
             last = stopped or state.step == total_steps
             leaving = False
-            if last or state.step % config.train.report_every_steps == 0:
+            measured = measure is not None and not stopped and _due(state.step, config.evaluation.every_steps)
+            measured = measured or (measure is not None and state.step == total_steps)
+            if last or measured or state.step % config.train.report_every_steps == 0:
                 metrics = _report(config, runtime, meter, clock)
+                if measure is not None and measured:
+                    metrics |= _measured(runtime, measure, state)
+                    clock.take()  # not a part of training's speed
                 if runtime.is_main:
                     journal.metrics(state.step, total_steps, metrics | saver.metrics())
-                leaving = on_report(Report(state.step, metrics, saver.newest() if runtime.is_main else None))
+                notice = on_report(Report(state.step, metrics, saver.newest()))
+                leaving = not all(runtime.agree(not notice))
             if runtime.is_main and (last or _due(state.step, config.train.pictures_every_steps)):
                 journal.pictures(state.step, painter())
-            if runtime.is_main and (last or leaving or _due(state.step, config.checkpoint.every_steps)):
+            if last or leaving or _due(state.step, config.checkpoint.every_steps):
                 saver.save(metrics)
         with runtime.together():
             if runtime.is_main:
                 journal.hyperparameters(metrics)
-                saver.close()
-    on_report(Report(state.step, metrics, saver.newest() if runtime.is_main else None))
+            saver.close()
+    on_report(Report(state.step, metrics, saver.newest()))
     finished = state.step >= total_steps
     return Result("finished" if finished else "stopped", state.step, total_steps, metrics, place)
 
@@ -226,9 +243,9 @@ def named_checkpoint(uri: str) -> Manifest:
     run = open_run(_run_of(uri))
     if not name:
         return run.choose()
-    for found in run.checkpoints.list():
-        if found.name == name and found.manifest is not None and found.status == "committed":
-            return found.manifest
+    found = run.checkpoints.find(name)
+    if found is not None and found.manifest is not None and found.status == "committed":
+        return found.manifest
     raise CheckpointError(f"run.init_from: {uri} is no whole checkpoint; jobs/checkpoints.py list shows them")
 
 
@@ -268,8 +285,23 @@ def _report(config: Config, runtime: Runtime, meter: Meter, clock: Clock) -> dic
     return metrics
 
 
+def _measured(
+    runtime: Runtime, measure: Callable[[JointModel, int], Mapping[str, float]], state: TrainState
+) -> dict[str, float]:
+    """Return what rank 0 measures of the model, on every rank."""
+    values: dict[str, float] = {}
+    with runtime.together():
+        if runtime.is_main:
+            values = {f"evaluation/{k}": v for k, v in measure(state.picture_model, state.step).items()}
+    return runtime.from_main(values)
+
+
 class _Saver:
-    """Checkpoints in the background, under an attempt number of this start of the run; rank 0 only."""
+    """Checkpoints in the background, under an attempt number of this start of the run.
+
+    Rank 0 writes them; with `checkpoint.sharded` each rank its share. On a rank that writes none of them
+    nothing is done.
+    """
 
     def __init__(
         self,
@@ -282,50 +314,64 @@ class _Saver:
         provenance: Mapping[str, str],
         protect: Callable[[], Collection[str]],
     ) -> None:
-        self._state = state
-        self._facts: dict[str, Any] = {
-            "attempt": checkpoints.next_attempt(),
-            "state": {"data_sha256": data.sha256, "init_from": config.run.init_from},
-            "config": config_to_dict(config),
-            "provenance": dict(provenance),
-            "world_size": runtime.world_size,
-            "parent": None if parent is None else parent.name,
-        }
-        started_from = () if parent is None else (parent.name,)
-        self._writer = AsyncWriter(
-            checkpoints,
-            keep_last=config.checkpoint.keep_last,
-            like=state.tensors(),
-            protect=lambda: {*started_from, *protect()},
+        self._state, self._is_main = state, runtime.is_main
+        with runtime.together():
+            own = (checkpoints.next_attempt(), uuid.uuid4().hex[:8]) if runtime.is_main else None
+        attempt, start = cast(tuple[int, str], runtime.from_main(own))
+        self._facts = Facts(
+            step=state.step,
+            attempt=attempt,
+            world_size=runtime.world_size,
+            config=config_to_dict(config),
+            provenance=dict(provenance),
+            metrics={},
+            state={"data_sha256": data.sha256, "init_from": config.run.init_from},
+            parent=None if parent is None else parent.name,
         )
+        started_from = () if parent is None else (parent.name,)
+        share: Share | None = None
+        if config.checkpoint.sharded and runtime.world_size > 1:
+            share = Share(runtime.rank, runtime.world_size, start)
+        self._writer: AsyncWriter | None = None
+        if runtime.is_main or share is not None:
+            self._writer = AsyncWriter(
+                checkpoints,
+                keep_last=config.checkpoint.keep_last,
+                like=state.tensors(),
+                protect=lambda: {*started_from, *protect()},
+                share=share,
+            )
         self.failure: JebmError | None = None
         """Why no more checkpoints can be written: too many failures in a row, or another writer's fence."""
 
     def save(self, metrics: Mapping[str, float]) -> None:
         """Snapshot the state now and save it in the background."""
+        if self._writer is None:
+            return
+        facts = dataclasses.replace(self._facts, step=self._state.step, metrics=dict(metrics))
         try:
-            self._writer.submit(
-                self._state.tensors(), step=self._state.step, metrics=dict(metrics), **self._facts
-            )
+            self._writer.submit(self._state.tensors(), facts)
         except JebmError as error:
             self.failure = error
 
     def newest(self) -> Manifest | None:
-        """Return the newest checkpoint that this attempt has committed."""
-        return self._writer.last_committed
+        """Return the newest checkpoint that this attempt has committed; rank 0 alone knows it."""
+        return None if self._writer is None else self._writer.last_committed
 
     def metrics(self) -> dict[str, float]:
-        """Return what saving has cost since the start: seconds that training waited, uploads, bytes."""
-        stats = dataclasses.asdict(self._writer.stats)
+        """Return what saving has cost this rank since the start: seconds lost and spent, bytes, retries."""
+        stats = {} if self._writer is None else dataclasses.asdict(self._writer.stats)
         return {f"checkpoint/{name}": float(value) for name, value in stats.items()}
 
     def close(self) -> None:
         """Wait for what is on its way; raises the failure, also where it is that of the last save alone."""
+        if self._writer is None:
+            return
         self._writer.close()
         if self.failure is not None:
             raise self.failure
         newest = self._writer.last_committed
-        if newest is None or newest.step < self._state.step:
+        if self._is_main and (newest is None or newest.step < self._state.step):
             raise StoreError(
                 f"the checkpoint of step {self._state.step} could not be written (the log says why); "
                 "the run goes on from an earlier one when it is started again"
@@ -336,7 +382,8 @@ class _Saver:
 
     def __exit__(self, *_: object) -> None:
         # After an error, too: what was snapshot before it is worth keeping.
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class _Painter:

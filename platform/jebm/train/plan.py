@@ -75,6 +75,12 @@ def make_plan(config: Config) -> Plan:
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} is more than the {data.images} images of data.train"
         )
+    looks = config.evaluation.every_steps > 0
+    if looks and config.evaluation.features == "classifier" and data.labels_sha256 is None:
+        raise ConfigError(
+            "evaluation.features: a classifier needs labels, and data.train has none; "
+            "set it to effnetlite0, or ingest again with --labels"
+        )
     store = open_store(config.run.storage)
     store.probe()
     latest = Checkpoints(store, config.run.name).latest()

@@ -1,0 +1,207 @@
+"""Objects in a folder of this machine, or of one that several share."""
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jebm.errors import StoreError
+from jebm.store.protocol import (
+    PARTIAL,
+    AccessDeniedError,
+    BucketMissingError,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectInfo,
+    ObjectMissingError,
+    Probe,
+    Uploaded,
+    checked_key,
+    crc32_of,
+    folder_of,
+    one_line,
+    probe_writes,
+)
+
+__all__ = ["LocalStore"]
+
+
+class LocalStore:
+    """A folder; made by the first write. Objects are files that appear by a rename or a hard link."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+
+    def __repr__(self) -> str:
+        return f"LocalStore({self.uri!r})"
+
+    @property
+    def uri(self) -> str:
+        return self._root.as_uri()
+
+    @property
+    def folder(self) -> Path:
+        """The folder itself, for what must be appended to in place."""
+        return self._root
+
+    def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> ObjectInfo:
+        return self._write(key, [[memoryview(data).cast("B")]], if_absent=if_absent).info
+
+    def upload(self, key: str, parts: Sequence[Sequence[memoryview]]) -> Uploaded:
+        return self._write(key, parts, if_absent=False)
+
+    def get(self, key: str) -> bytes:
+        with self._errors("read", key):
+            return self._path(key).read_bytes()
+
+    def read_into(
+        self, key: str, offset: int, pieces: Sequence[memoryview], *, etag: str | None = None
+    ) -> None:
+        with self._errors("read", key), self._path(key).open("rb", buffering=0) as file:
+            if etag not in (None, _etag(os.fstat(file.fileno()))):
+                raise ObjectChangedError(f"{self.uri}/{key}: has been replaced by another object since")
+            file.seek(offset)
+            for piece in pieces:
+                filled = 0
+                while filled < piece.nbytes:
+                    count = file.readinto(piece[filled:])
+                    if not count:
+                        raise ObjectChangedError(
+                            f"{self.uri}/{key}: ends before the range that was asked for"
+                        )
+                    filled += count
+
+    def head(self, key: str) -> ObjectInfo | None:
+        with self._errors("read", key):
+            path = self._path(key)
+            return _local_info(key, path.stat()) if path.is_file() else None
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        yield from sorted(self._walk(prefix), key=lambda info: info.key)
+
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        folder = folder_of(prefix)
+        yield from sorted(
+            {
+                rest.partition("/")[0]
+                for rest in (info.key[len(folder) :] for info in self._walk(folder))
+                if "/" in rest
+            }
+        )
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            with self._errors("delete", key):
+                path = self._path(key)
+                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # a folder is there only while something is in it
+                    for parent in path.parents:
+                        if parent == self._root:
+                            break
+                        parent.rmdir()
+
+    def child(self, prefix: str) -> "LocalStore":
+        return LocalStore(self._path(prefix.strip("/")))
+
+    def patient(self, seconds: float, on_retry: Callable[[], None] | None = None) -> "LocalStore":
+        return self  # no failure here goes by itself
+
+    def discard_unfinished(self, older_than_seconds: float) -> Sequence[str]:
+        border = time.time() - older_than_seconds
+        discarded = []
+        for folder, _, names in os.walk(self._root):
+            for path in (Path(folder, name) for name in names if name.startswith(PARTIAL)):
+                with self._errors("delete", ""), contextlib.suppress(FileNotFoundError):  # ended since
+                    if path.stat().st_mtime < border:
+                        path.unlink()
+                        discarded.append(path.relative_to(self._root).as_posix())
+        return discarded
+
+    def probe(self, *, write: bool = True) -> Probe:
+        if write:
+            return probe_writes(self)
+        if not self._root.is_dir():
+            raise BucketMissingError(f"{self.uri}: no such folder")
+        with self._errors("list", ""):
+            next(os.scandir(self._root), None)
+        return Probe(writable=False, conditional_writes=False)
+
+    def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
+        start = self._root / prefix.rpartition("/")[0]
+        if not start.resolve().is_relative_to(self._root):
+            raise StoreError(f"{self.uri}: {prefix!r} lies outside")
+        for folder, _, names in os.walk(start):
+            for name in names:
+                path = Path(folder, name)
+                key = path.relative_to(self._root).as_posix()
+                if key.startswith(prefix) and not name.startswith(PARTIAL):
+                    with contextlib.suppress(FileNotFoundError):  # deleted since
+                        yield _local_info(key, path.stat())
+
+    def _write(self, key: str, parts: Sequence[Sequence[memoryview]], *, if_absent: bool) -> Uploaded:
+        with self._errors("write", key):
+            path = self._path(key)
+            while True:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial_path = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
+                try:
+                    file = partial_path.open("xb")
+                    break
+                except FileNotFoundError:  # the folder was empty, and a delete has just taken it away
+                    continue
+            try:
+                with file:
+                    for part in parts:
+                        for piece in part:
+                            file.write(piece)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    info = _local_info(key, os.fstat(file.fileno()))
+                if if_absent:
+                    os.link(partial_path, path)  # unlike a rename, this refuses to replace
+                else:
+                    partial_path.replace(path)
+            finally:
+                partial_path.unlink(missing_ok=True)
+            _sync_folder(path.parent)
+        return Uploaded(info, tuple(crc32_of(part) for part in parts))
+
+    def _path(self, key: str) -> Path:
+        path = self._root / checked_key(key)
+        if not path.resolve().is_relative_to(self._root):
+            raise StoreError(f"{self.uri}/{key}: leads out of the store by a symbolic link")
+        return path
+
+    @contextlib.contextmanager
+    def _errors(self, what: str, key: str) -> Iterator[None]:
+        place = f"{self.uri}/{key}" if key else self.uri
+        try:
+            yield
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise ObjectMissingError(f"{place}: no such object") from error
+        except FileExistsError as error:
+            raise ObjectExistsError(f"{place}: exists already") from error
+        except PermissionError as error:
+            raise AccessDeniedError(f"{place}: this user may not {what} here ({error.strerror})") from error
+        except OSError as error:
+            raise StoreError(f"{place}: cannot {what}: {error.strerror or one_line(error)}") from error
+
+
+def _etag(found: os.stat_result) -> str:
+    return f"{found.st_mtime_ns:x}-{found.st_size:x}"
+
+
+def _local_info(key: str, found: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key, found.st_size, _etag(found), datetime.fromtimestamp(found.st_mtime, UTC))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the entries of a folder outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

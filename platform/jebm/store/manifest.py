@@ -1,0 +1,228 @@
+"""What a checkpoint says of itself, as JSON that is read as strictly as it is written."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timedelta
+from typing import Any, TypeAlias, TypeVar
+
+from jebm.errors import CheckpointError
+from jebm.store.stream import StoredObject
+
+__all__ = [
+    "FOLDER_NAME",
+    "MANIFEST_BYTES",
+    "RUN_NAME",
+    "Facts",
+    "JsonObject",
+    "Manifest",
+    "decoded_object",
+    "encoded_json",
+    "parsed_json",
+    "plain_json",
+]
+
+JsonObject: TypeAlias = dict[str, Any]
+"""What JSON can say: dicts with string keys, lists, strings, finite numbers, booleans, None."""
+
+MANIFEST_BYTES = 1 << 20
+"""The most that a manifest may have; more is not even read."""
+
+FOLDER_NAME = re.compile(r"step-(\d{8,15})-a(\d{4,9})")
+RUN_NAME = re.compile(r"\w[\w.=+-]*(/\w[\w.=+-]*)*", re.ASCII)
+
+_FORMAT = "jebm-checkpoint"
+_VERSION = 1
+_OBJECT_BYTES = 50 << 40  # the largest object of S3
+_PART_BYTES = 5 << 30  # its largest part
+_DATA_KEY = re.compile(r"data/r\d{5}-[0-9a-f]{8}\.safetensors")
+
+_Kind = TypeVar("_Kind")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a writer tells of a checkpoint beside its tensors.
+
+    `state` and `config` must be plain JSON; `parent` is the name of the checkpoint that this run went on
+    from. `metrics` may be nan where a value was not finite.
+    """
+
+    step: int
+    attempt: int
+    world_size: int
+    config: JsonObject
+    provenance: dict[str, str]
+    metrics: dict[str, float]
+    state: JsonObject
+    parent: str | None
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's folder: step-<step>-a<attempt>."""
+        return f"step-{self.step:08d}-a{self.attempt:04d}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Facts):
+    """All that a checkpoint says of itself: the facts, when it was made, and which objects belong to it."""
+
+    run: str
+    created: datetime
+    objects: tuple[StoredObject, ...]
+
+    @property
+    def config_sha256(self) -> str:
+        """The hash of the config, in hexadecimal: equal for equal configs, whatever their order."""
+        return hashlib.sha256(encoded_json(self.config)).hexdigest()
+
+    def encode(self) -> bytes:
+        """Return the JSON to store; raises CheckpointError where a value has no place in it."""
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        content |= {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "created": self.created.isoformat(),
+            "config_sha256": self.config_sha256,
+            "metrics": {
+                name: value if math.isfinite(value) else None for name, value in self.metrics.items()
+            },
+            "objects": [asdict(stored) for stored in self.objects],
+        }
+        encoded = encoded_json(plain_json(content, "the manifest"))
+        if len(encoded) > MANIFEST_BYTES:
+            raise CheckpointError(f"{self.name}: a manifest of {len(encoded)} bytes, above {MANIFEST_BYTES}")
+        return encoded
+
+    @staticmethod
+    def decode(encoded: bytes) -> "Manifest":
+        """Return the manifest; raises CheckpointError for anything but what `encode` writes."""
+        try:
+            return _decoded(parsed_json(encoded, MANIFEST_BYTES))
+        except (ValueError, RecursionError, OverflowError) as error:  # bad UTF-8 and bad JSON among them
+            raise CheckpointError(f"the manifest cannot be read: {error}") from error
+
+
+def plain_json(value: object, where: str) -> Any:  # noqa: ANN401  # JSON has no narrower type
+    """Return a deep copy that holds lists for tuples and is equal to what JSON gives back.
+
+    Raises CheckpointError, beginning with `where`, for what would not come back as it was: other objects,
+    keys that are no strings, numbers that are not finite.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, list | tuple):
+        return [plain_json(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise CheckpointError(f"{where}: the key {key!r} is no string, and JSON would make it one")
+        return {key: plain_json(item, f"{where}.{key}") for key, item in value.items()}
+    raise CheckpointError(f"{where}: {type(value).__name__} {str(value)[:80]!r} has no place in JSON")
+
+
+def encoded_json(value: object) -> bytes:
+    """Return the one JSON text of a value: equal values give equal bytes."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8")
+
+
+def parsed_json(encoded: bytes, most_bytes: int) -> object:
+    """Return what a stranger's JSON says; raises ValueError (RecursionError) where anything is odd."""
+    if len(encoded) > most_bytes:
+        raise ValueError(f"more than {most_bytes} bytes")
+    content = json.loads(encoded.decode("utf-8"), object_pairs_hook=_no_duplicates)
+    encoded_json(content)  # what UTF-8 cannot say (escaped half characters) would fail in whoever prints it
+    return content
+
+
+def decoded_object(content: object) -> StoredObject:
+    """Return the object that a part of a manifest describes; raises ValueError for a description unfit."""
+    if not isinstance(content, dict) or content.keys() != {field.name for field in fields(StoredObject)}:
+        raise ValueError("an object has missing or unknown fields")
+    key, etag, crc32 = content["key"], content["etag"], content["crc32"]
+    if not isinstance(key, str) or not _DATA_KEY.fullmatch(key):
+        raise ValueError(f"{str(key)[:80]!r} is no data key")
+    if not isinstance(etag, str) or len(etag) > 256:
+        raise ValueError(f"{key}: etag is no etag")
+    size = _count(content, "size", 1, _OBJECT_BYTES)
+    part_size = _count(content, "part_size", 1, _PART_BYTES)
+    if not isinstance(crc32, list) or len(crc32) != -(-size // part_size):
+        raise ValueError(f"{key}: crc32 has not one number for each part")
+    if not all(type(value) is int and 0 <= value < 1 << 32 for value in crc32):
+        raise ValueError(f"{key}: crc32 holds something else than CRC32s")
+    return StoredObject(key, size, etag, part_size, tuple(crc32))
+
+
+def _no_duplicates(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("it names something twice")
+    return found
+
+
+def _decoded(content: object) -> Manifest:
+    """Return the manifest; raises ValueError or CheckpointError in a line that names the field."""
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ValueError(f"its format is not {_FORMAT}")
+    if content.get("version") != _VERSION:
+        raise ValueError(f"version {content.get('version')!r}; this program reads version {_VERSION}")
+    names = {field.name for field in fields(Manifest)} | {"format", "version", "config_sha256"}
+    if content.keys() != names:
+        raise ValueError(f"missing or unknown fields: {sorted(content.keys() ^ names)[:5]}")
+    run, parent, objects = content["run"], content["parent"], content["objects"]
+    if not isinstance(run, str) or not RUN_NAME.fullmatch(run):
+        raise ValueError("run is no run's name")
+    if parent is not None and not (isinstance(parent, str) and FOLDER_NAME.fullmatch(parent)):
+        raise ValueError("parent is no checkpoint's name")
+    if not isinstance(objects, list) or not objects:
+        raise ValueError("objects is no list of objects")
+    stored = tuple(decoded_object(item) for item in objects)
+    if len({item.key for item in stored}) != len(stored):
+        raise ValueError("objects names one object twice")
+    created = datetime.fromisoformat(_typed(content, "created", str))
+    if created.utcoffset() != timedelta(0):
+        raise ValueError("created is not in UTC")
+    provenance = _typed(content, "provenance", dict)
+    if not all(isinstance(value, str) for value in provenance.values()):
+        raise ValueError("provenance holds something else than strings")
+    metrics = _typed(content, "metrics", dict)
+    if not all(value is None or type(value) in (int, float) for value in metrics.values()):
+        raise ValueError("metrics holds something else than numbers")
+    manifest = Manifest(
+        run=run,
+        attempt=_count(content, "attempt", 0, 10**9 - 1),
+        step=_count(content, "step", 0, 10**15 - 1),
+        world_size=_count(content, "world_size", 1, 10**6),
+        created=created,
+        config=plain_json(_typed(content, "config", dict), "config"),
+        provenance=provenance,
+        metrics={name: math.nan if value is None else float(value) for name, value in metrics.items()},
+        state=plain_json(_typed(content, "state", dict), "state"),
+        parent=parent,
+        objects=stored,
+    )
+    if content["config_sha256"] != manifest.config_sha256:
+        raise ValueError("config_sha256 is not the hash of config")
+    return manifest
+
+
+def _typed(content: Mapping[str, object], name: str, kind: type[_Kind]) -> _Kind:
+    value = content[name]
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is a {type(value).__name__}, not a {kind.__name__}")
+    return value
+
+
+def _count(content: Mapping[str, object], name: str, least: int, most: int) -> int:
+    value = content[name]
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} is no number in {least}..{most}")
+    return value

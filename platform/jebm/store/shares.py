@@ -1,0 +1,97 @@
+"""A checkpoint written by all ranks, each its share of the tensors.
+
+Shares are whole tensors, so that each object is a safetensors file that any reader opens. Ranks meet in the
+store alone, by small records: no collective runs beside training's own.
+"""
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from torch import Tensor
+
+from jebm.errors import CheckpointError
+from jebm.store.manifest import decoded_object, encoded_json, parsed_json
+from jebm.store.stream import StoredObject
+
+__all__ = ["RECORD_BYTES", "Share"]
+
+RECORD_BYTES = 1 << 20
+"""The most that a record may have; more is not even read."""
+
+_FORMAT = "jebm-share"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of `world_size` ranks writes.
+
+    `start` is 8 hexadecimal digits, the same on all ranks of one start of a run and on no others: two starts
+    that have taken one attempt number must not take each other's shares.
+    """
+
+    rank: int
+    world_size: int
+    start: str
+
+    def of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return this rank's tensors: whole ones, so chosen that all ranks have about as many bytes.
+
+        A function of names, sizes and world size; together the ranks have each tensor once.
+        """
+        sizes = {name: tensor.numel() * tensor.itemsize for name, tensor in tensors.items()}
+        loads = [(0, rank) for rank in range(self.world_size)]
+        mine = {}
+        for name in sorted(sizes, key=lambda name: (-sizes[name], name)):  # the longest first
+            load, rank = loads[0]
+            heapq.heapreplace(loads, (load + sizes[name], rank))
+            if rank == self.rank:
+                mine[name] = tensors[name]
+        return mine
+
+    def others(self) -> dict[str, int]:
+        """Return the keys of the other ranks' records in a checkpoint's folder, and those ranks."""
+        return {self._key(rank): rank for rank in range(self.world_size) if rank != self.rank}
+
+    @property
+    def key(self) -> str:
+        """The key of this rank's record."""
+        return self._key(self.rank)
+
+    def encode(self, checkpoint: str, stored: StoredObject) -> bytes:
+        """Return the record that says that this rank has written its share of a checkpoint."""
+        return encoded_json(self._record(checkpoint, self.rank) | {"object": asdict(stored)})
+
+    def decode(self, encoded: bytes, checkpoint: str, rank: int) -> StoredObject:
+        """Return what another rank has written.
+
+        Raises CheckpointError for anything but what that rank's `encode` writes.
+        """
+        try:
+            content = parsed_json(encoded, RECORD_BYTES)
+            if not isinstance(content, dict):
+                raise ValueError("no JSON object")
+            stored = decoded_object(content.pop("object", None))
+            if content != self._record(checkpoint, rank):
+                raise ValueError("it is of another checkpoint, start or rank")
+            if not stored.key.startswith(f"data/r{rank:05d}-"):
+                raise ValueError(f"{stored.key} is no object of this rank")
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{checkpoint}: the record of rank {rank} cannot be read: {error}"
+            ) from error
+        return stored
+
+    def _key(self, rank: int) -> str:
+        return f"shares/r{rank:05d}-{self.start}.json"
+
+    def _record(self, checkpoint: str, rank: int) -> dict[str, object]:
+        return {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "checkpoint": checkpoint,
+            "start": self.start,
+            "rank": rank,
+            "world_size": self.world_size,
+        }
