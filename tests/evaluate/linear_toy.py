@@ -1,0 +1,74 @@
+"""A joint model whose every density is Gaussian: linear decoder, linear q, quadratic f. Images are 4 x 4."""
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from jebm.config import Config, Energy, Generator, Inference, Model
+from jebm.core.distributions import DiagGaussian
+from jebm.core.model import JointModel
+
+PIXELS = 16
+
+
+class LinearGenerator(nn.Module):
+    def __init__(self, loadings_PD: Tensor) -> None:
+        super().__init__()
+        self.loadings_PD = nn.Parameter(loadings_PD)
+
+    def latents(self, noise_BD: Tensor) -> Tensor:
+        return noise_BD.clone()  # not the noise itself: an f without closed form goes by autograd
+
+    def forward(self, z_BD: Tensor) -> Tensor:
+        return (z_BD @ self.loadings_PD.T).view(-1, 1, 4, 4)
+
+
+class LinearInference(nn.Module):
+    """q(z|x) = N(weight x + bias, variance)."""
+
+    def __init__(self, weight_DP: Tensor, bias_D: Tensor, variance_D: Tensor) -> None:
+        super().__init__()
+        self.weight_DP, self.bias_D, self.variance_D = weight_DP, bias_D, variance_D
+
+    def forward(self, x_BCHW: Tensor) -> DiagGaussian:
+        mean_BD = x_BCHW.flatten(1) @ self.weight_DP.T + self.bias_D
+        return DiagGaussian(mean_BD, self.variance_D.log().expand_as(mean_BD))
+
+
+class QuadraticEnergy(nn.Module):
+    """f(z) = -z M z / 2: the prior is N(0, (I + M)^-1), log Z = -log det(I + M) / 2."""
+
+    def __init__(self, matrix_DD: Tensor) -> None:
+        super().__init__()
+        self.matrix_DD = matrix_DD
+
+    def forward(self, z_BD: Tensor) -> Tensor:
+        return -0.5 * ((z_BD @ self.matrix_DD.to(z_BD.dtype)) * z_BD).sum(1)
+
+    def resolved(self) -> SimpleNamespace:
+        return SimpleNamespace(f=self.forward)
+
+
+def joint_model(latent_dims: tuple[int, ...], likelihood_std: float = 0.5, **energy) -> JointModel:
+    """Return a model with nets as small as they come; by default without energy."""
+    levels = len(latent_dims) - 1
+    config = Config(
+        model=Model(4, 1, latent_dims, likelihood_std),
+        inference=Inference((2,) * levels, 4),
+        generator=Generator((2,) * levels, 4),
+        energy=Energy(**{"width": 0, **energy}),
+    )
+    torch.manual_seed(0)
+    return JointModel(config)
+
+
+def transparent_model(latent_dims: tuple[int, ...]) -> JointModel:
+    """Return a model that writes z_i into pixel i and reads it there, without noise; N(0, I) prior."""
+    model = joint_model(latent_dims)
+    width = sum(latent_dims)
+    model.generator = LinearGenerator(torch.eye(PIXELS, width))
+    model.inference = LinearInference(
+        torch.eye(width, PIXELS), torch.zeros(width), torch.full((width,), 1e-12)
+    )
+    return model
