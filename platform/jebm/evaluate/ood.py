@@ -280,16 +280,16 @@ def over_seeds(runs: Sequence[Mapping[str, Detection]]) -> dict[str, dict[str, I
     }
 
 
-def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Return the mean of independent values with its interval by Student's t: of one value, infinite."""
+def t_interval(values: Sequence[float]) -> Interval:
+    """Return the mean of independent values with its 95 % interval by Student's t: of one value, infinite."""
     if len(values) < 2:
         return Interval(values[0], math.inf)
-    quantile = _t_quantile((1 + confidence) / 2, len(values) - 1)
+    quantile = _t_quantile(0.975, len(values) - 1)
     return Interval(statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(len(values)))
 
 
 def _t_quantile(probability: float, freedom: int) -> float:
-    """Return the quantile of Student's t, for a probability of at least 1/2."""
+    """Return the quantile of Student's t, for a probability in [1/2, 1)."""
     low, high = 0.0, 1.0
     while _t_cdf(high, freedom) < probability:
         high *= 2
