@@ -15,7 +15,7 @@ from jebm.errors import StoreError
 from jebm.parser import job_parser, parse
 from jebm.store.storage import open_store
 
-_LEFT_OUT = ("checkpoints/", "ray/")
+_LEFT_OUT = ("checkpoints/", "lease/", "ray/")
 
 
 def main() -> None:

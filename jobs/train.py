@@ -10,9 +10,9 @@ The same run.name goes on from its newest checkpoint; a finished run says so and
 Without Ray: --cluster.engine process, or torchrun --nproc-per-node 2 jobs/train.py … --cluster.workers 2.
 """
 
-import signal
 import sys
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from jebm.cli import log_lines, run
 from jebm.config import Config
+from jebm.evaluate.quick import quick_look
 from jebm.parser import argument_parser, parse_arguments
+from jebm.store.storage import open_store
+from jebm.train.lease import Lease
 from jebm.train.loop import Result, fit
 from jebm.train.plan import make_plan
 from jebm.train.provenance import provenance
-from jebm.train.runtime import check_processes, process_runtime, started_by_torchrun
+from jebm.train.runtime import check_processes, first_signal, process_runtime, started_by_torchrun
 
 
 def train_here(config: Config) -> Result:
@@ -33,17 +36,18 @@ def train_here(config: Config) -> Result:
     The first SIGTERM or SIGINT stops after the current step; a second one does what it always did.
     """
     asked = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def ask(*_: object) -> None:
-        asked.set()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    for number in before:
-        signal.signal(number, ask)
-    with process_runtime(config) as runtime:
-        return fit(config, runtime, provenance=provenance(), should_stop=asked.is_set)
+    with process_runtime(config) as runtime, ExitStack() as stack:
+        with runtime.together():
+            if runtime.is_main:
+                stack.enter_context(Lease(open_store(config.run.storage).child(config.run.name)))
+        stack.enter_context(first_signal(lambda _: asked.set()))
+        return fit(
+            config,
+            runtime,
+            provenance=provenance(),
+            should_stop=asked.is_set,
+            measure=quick_look(config),
+        )
 
 
 def main() -> None:

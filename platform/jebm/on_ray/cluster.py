@@ -14,18 +14,27 @@ import jebm
 from jebm.config import Config
 from jebm.errors import ConfigError
 
-__all__ = ["check_capacity", "connect", "job_environment"]
+__all__ = ["check_capacity", "connect", "job_environment", "places", "stop_command"]
 
 _SOURCE_ROOT = Path(jebm.__file__).parents[1]
 
 
+def _job() -> dict[str, Any] | None:
+    """Return what Ray tells the driver of a job about it; None outside a job."""
+    text = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    return None if text is None else json.loads(text)
+
+
 def job_environment() -> dict[str, Any] | None:
     """Return the runtime environment of the Ray job that this process drives; None outside a job."""
-    text = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
-    if text is None:
-        return None
-    environment: dict[str, Any] = json.loads(text).get("runtime_env") or {}
-    return environment
+    job = _job()
+    return None if job is None else job.get("runtime_env") or {}
+
+
+def stop_command() -> str | None:
+    """Return the command that stops the Ray job that this process drives; None outside a job."""
+    name = ((_job() or {}).get("metadata") or {}).get("job_submission_id")
+    return name and f"ray job stop {name}"
 
 
 def connect() -> None:
@@ -78,17 +87,29 @@ def check_capacity(config: Config) -> None:
     cluster = config.cluster
     if cluster.autoscales:
         return
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    nodes = [node["Resources"] for node in alive]
-    places = 0
-    for node in nodes:
-        fit_in = int(node.get("CPU", 0) // cluster.cpus_per_worker)
-        places += min(fit_in, int(node.get("GPU", 0))) if cluster.gpu else fit_in
-    if places < (cluster.min_workers or cluster.workers):
+    room = places(config)
+    if room < (cluster.min_workers or cluster.workers):
+        nodes = _nodes()
         cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
         raise ConfigError(
             f"cluster.workers: {cluster.workers} workers of {cluster.cpus_per_worker} CPU"
             + (" and 1 GPU" if cluster.gpu else "")
-            + f" do not fit: the cluster has {cpus:g} CPUs and {gpus:g} GPUs, room for {places}; "
+            + f" do not fit: the cluster has {cpus:g} CPUs and {gpus:g} GPUs, room for {room}; "
             "lower it, or set cluster.autoscales to true if nodes are added on demand"
         )
+
+
+def places(config: Config) -> int:
+    """Return how many workers the cluster holds at once, none of them split between two nodes."""
+    cluster = config.cluster
+    room = 0
+    for node in _nodes():
+        fit_in = int(node.get("CPU", 0) // cluster.cpus_per_worker)
+        room += min(fit_in, int(node.get("GPU", 0))) if cluster.gpu else fit_in
+    return room
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Return the resources of each node that is alive."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"]]

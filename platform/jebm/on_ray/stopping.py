@@ -3,13 +3,13 @@
 import logging
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import AbstractContextManager
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from jebm.train.runtime import first_signal
 
 __all__ = ["follow_stop_request", "stop_on_signals", "stop_request"]
 
@@ -18,16 +18,16 @@ _POLL_SECONDS = 0.5
 
 
 class _StopRequest:
-    """Whether somebody asked the run to stop."""
+    """Which runs somebody asked to stop: one by its name, or all."""
 
     def __init__(self) -> None:
-        self._asked = False
+        self._asked: set[str | None] = set()
 
-    def ask(self) -> None:
-        self._asked = True
+    def ask(self, run: str | None = None) -> None:
+        self._asked.add(run)
 
-    def asked(self) -> bool:
-        return self._asked
+    def asked(self, run: str) -> bool:
+        return not self._asked.isdisjoint((run, None))
 
 
 def stop_request() -> Any:  # noqa: ANN401  # Ray's handles have no type that knows the methods
@@ -36,40 +36,27 @@ def stop_request() -> Any:  # noqa: ANN401  # Ray's handles have no type that kn
     return ray.remote(_StopRequest).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
-@contextmanager
-def stop_on_signals(request: Any) -> Iterator[None]:  # noqa: ANN401
-    """Within it, the first SIGTERM or SIGINT to this process asks; a second one does what it always did.
+def stop_on_signals(request: Any) -> AbstractContextManager[None]:  # noqa: ANN401
+    """Return a context in which the first SIGTERM or SIGINT to this process asks, as `first_signal` says.
 
     To be entered after `ray.init`, which installs handlers of its own.
     """
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in numbers}
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        _LOG.info("%s: stopping after this step, with a last checkpoint", signal.Signals(number).name)
+    def ask(received: signal.Signals) -> None:
+        _LOG.info("%s: stopping after this step, with a last checkpoint", received.name)
         request.ask.remote()
-        restore()
 
-    for number in numbers:
-        signal.signal(number, ask)
-    try:
-        yield
-    finally:
-        restore()
+    return first_signal(ask)
 
 
-def follow_stop_request(request: Any) -> threading.Event:  # noqa: ANN401
-    """Return an event of this worker that is set within about half a second of the request."""
+def follow_stop_request(request: Any, run: str) -> threading.Event:  # noqa: ANN401
+    """Return an event of this worker that is set within about half a second of the request to stop a run."""
     asked = threading.Event()
 
     def poll() -> None:
         while not asked.wait(_POLL_SECONDS):
             try:
-                if ray.get(request.asked.remote()):
+                if ray.get(request.asked.remote(run)):
                     asked.set()
             except ray.exceptions.ActorDiedError:  # the driver is gone, and this worker with it
                 return

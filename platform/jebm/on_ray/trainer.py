@@ -2,26 +2,31 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from jebm import errors
 from jebm.config import Config, config_to_dict
 from jebm.errors import ConfigError, JebmError
-from jebm.on_ray.cluster import check_capacity, connect, job_environment
+from jebm.on_ray.cluster import check_capacity, connect, job_environment, stop_command
 from jebm.on_ray.filesystem import ray_filesystem
 from jebm.on_ray.stopping import stop_on_signals, stop_request
 from jebm.on_ray.worker import SNAPSHOT, work
 from jebm.store.storage import open_store
+from jebm.train.lease import Lease
 from jebm.train.loop import Result
 
-__all__ = ["resolve_paths", "train"]
+__all__ = ["resolve_paths", "train", "train_workers"]
 
 _LOG = logging.getLogger("jebm.on_ray")
+_ELASTIC_START_SECONDS = "20"
 
 
 def resolve_paths(config: Config) -> Config:
@@ -62,23 +67,51 @@ def train(config: Config, provenance: Mapping[str, str]) -> Result:
     """Run `fit` in `cluster.workers` Ray Train workers and return rank 0's result.
 
     Raises:
-        ConfigError: the cluster is too small, or the run's checkpoint has another config.
+        ConfigError: another job trains this run, the cluster is too small, or the run's checkpoint has
+            another config.
         JebmError: what the workers raised, where need be once `cluster.max_failures` restarts are used up.
     """
+    with Lease(open_store(config.run.storage).child(config.run.name), stop_command=stop_command()):
+        return _train(config, provenance)
+
+
+def _train(config: Config, provenance: Mapping[str, str]) -> Result:
     connect()
     check_capacity(config)
+    request = stop_request()
+    with stop_on_signals(request):
+        return train_workers(config, provenance, request)
+
+
+def train_workers(
+    config: Config,
+    provenance: Mapping[str, str],
+    request: Any,  # noqa: ANN401  # Ray's handles have no type that knows the methods
+    callbacks: Sequence[UserCallback] = (),
+    log_level: int = logging.INFO,
+) -> Result:
+    """Run `fit` in a group of workers of the cluster that was joined; raises what `train` does.
+
+    The workers stop when `request`, a `stop_request`, has been asked; `callbacks` run in Ray's controller.
+    Of this package's log, the workers print what is at least `log_level`.
+    """
     cluster = config.cluster
     # Ray would refuse to start where its list names a checkpoint that has been pruned. Nothing here reads
     # that list: a run goes on from the newest checkpoint in its storage.
     open_store(config.run.storage).child(config.run.name).delete([SNAPSHOT])
-    request = stop_request()
-    workers = (cluster.min_workers, cluster.workers) if cluster.min_workers else cluster.workers
+    workers: int | tuple[int, int] = cluster.workers
+    if cluster.min_workers:
+        workers = (cluster.min_workers, cluster.workers)
+        # Such a group starts on nodes that Ray believes to be there, but one that is lost stays in its books
+        # for half a minute. To wait for it as long as for a node that is bought would be to wait in vain.
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = _ELASTIC_START_SECONDS
     trainer = TorchTrainer(
         work,  # type: ignore[arg-type]  # what it returns is rank 0's return_value
         train_loop_config={
             "config": config_to_dict(config),
             "provenance": dict(provenance),
             "stop_request": request,
+            "log_level": log_level,
         },
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -93,11 +126,11 @@ def train(config: Config, provenance: Mapping[str, str]) -> Result:
             storage_filesystem=ray_filesystem(config.run.storage),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
+            callbacks=list(callbacks),  # type: ignore[arg-type]  # mypy sees the RunConfig of Train V1
         ),
     )
     try:
-        with stop_on_signals(request):
-            value = trainer.fit().return_value  # type: ignore[attr-defined]
+        value = trainer.fit().return_value  # type: ignore[attr-defined]
     except WorkerGroupError as error:
         raise _known_cause(error) from error
     if "error" in value:

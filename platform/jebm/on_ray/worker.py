@@ -14,6 +14,7 @@ from jebm import errors
 from jebm.cli import log_lines
 from jebm.config import Config
 from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError
+from jebm.evaluate.quick import quick_look
 from jebm.on_ray.stopping import follow_stop_request
 from jebm.parser import config_from_dict
 from jebm.store.storage import ObjectMissingError, open_store
@@ -27,12 +28,13 @@ SNAPSHOT = "checkpoints/checkpoint_manager_snapshot.json"
 
 
 def work(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Train as one worker of the group; `arguments` holds `config` and `provenance` as plain dicts.
+    """Train as one worker of the group; `arguments` are those that `train_workers` gives.
 
     Returns the `Result` as a dict, or {"error": kind, "message": text} where a restart of the group would
     meet the same again: bad values, data or checkpoint (raised on all ranks alike), or divergence.
     """
     log_lines()
+    logging.getLogger("jebm").setLevel(arguments["log_level"])
     for name in ("ray.train", "ray.train.v2._internal.execution.context"):
         logging.getLogger(name).setLevel(logging.WARNING)  # it prints every report in full
     config = config_from_dict(arguments["config"])
@@ -41,7 +43,7 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
     prepare_process(config, device)
     runtime = Runtime(context.get_world_rank(), context.get_world_size(), device)
     reporter = _Reporter(config)
-    stop = follow_stop_request(arguments["stop_request"])
+    stop = follow_stop_request(arguments["stop_request"], config.run.name)
     try:
         result = fit(
             config,
@@ -50,6 +52,7 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
             on_report=reporter,
             should_stop=stop.is_set,
             protect=reporter.listed,
+            measure=quick_look(config),
         )
     except (ConfigError, DataError, CheckpointError, DivergedError) as error:
         kind = next(base for base in type(error).__mro__ if base.__module__ == errors.__name__)

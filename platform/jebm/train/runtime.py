@@ -2,11 +2,13 @@
 
 import gc
 import os
+import signal
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import TypeVar
 
 import torch
@@ -16,7 +18,14 @@ from torch import Tensor
 from jebm.config import Config
 from jebm.errors import ConfigError, JebmError
 
-__all__ = ["Runtime", "check_processes", "prepare_process", "process_runtime", "started_by_torchrun"]
+__all__ = [
+    "Runtime",
+    "check_processes",
+    "first_signal",
+    "prepare_process",
+    "process_runtime",
+    "started_by_torchrun",
+]
 
 T = TypeVar("T")
 
@@ -87,6 +96,31 @@ def prepare_process(config: Config, device: torch.device) -> None:
         torch.cuda.set_device(device)
         torch.backends.cudnn.deterministic = config.run.deterministic
         torch.backends.cudnn.benchmark = not config.run.deterministic
+
+
+@contextmanager
+def first_signal(react: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Within it, the first SIGTERM or SIGINT calls `react`; a second one does what it always did.
+
+    For the main thread alone. `react` may interrupt anything there, a print among it.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, _: FrameType | None) -> None:
+        restore()
+        react(signal.Signals(number))
+
+    for number in numbers:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        restore()
 
 
 def started_by_torchrun() -> bool:

@@ -1,0 +1,177 @@
+"""What runs in each trial of a sweep: `fit` in this process, or in a group of Ray Train workers."""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+import ray
+import ray.tune
+import torch
+from ray.train import Checkpoint
+from ray.train.v2.api.callback import UserCallback
+from ray.util.queue import Queue
+
+from jebm.cli import log_lines
+from jebm.config import Config
+from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError, JebmError
+from jebm.evaluate.quick import quick_look
+from jebm.on_ray.stopping import follow_stop_request
+from jebm.on_ray.trainer import train_workers
+from jebm.parser import config_from_dict
+from jebm.train.loop import Report, Result, fit
+from jebm.train.runtime import Runtime, prepare_process
+
+__all__ = ["METRICS", "run_trial"]
+
+METRICS = "metrics/"
+"""What the names of training's metrics begin with in a report to Tune."""
+
+_LOG = logging.getLogger("jebm.on_ray")
+_LOG_LEVEL = logging.WARNING  # the steps of all trials at once are nothing to read
+_POLL_SECONDS = 0.5
+
+
+def run_trial(
+    sample: dict[str, Any],
+    *,
+    provenance: Mapping[str, str],
+    request: Any,  # noqa: ANN401  # Ray's handles have no type that knows the methods
+) -> None:
+    """Train the run of one trial, from its newest checkpoint where it has one; a function for Tune.
+
+    `sample` holds the run's whole config as JSON under "config". Reports have `status`, `step`, `images`,
+    `seconds` since this attempt began, and the metrics. The first has status begun; the last one, with
+    `done`, says how the trial has ended: finished, stopped, diverged or failed, the latter two with `error`.
+    Anything that another attempt may overcome is reported with status error, and raised: Tune tries again.
+    """
+    log_lines()
+    logging.getLogger("jebm").setLevel(_LOG_LEVEL)
+    # How long the next trial in this process waits for this one's thread to end, where the machine is busy.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
+    config = config_from_dict(json.loads(sample["config"]))
+    reports = _Reports(config)
+    reports("begun", 0, {})
+    if ray.get(request.asked.remote(config.run.name)):  # it came while this process started
+        reports("stopped", 0, {}, done=True)
+        return
+    stop = follow_stop_request(request, config.run.name)
+    try:
+        if config.cluster.workers == 1:
+            result = _train_here(config, provenance, stop, reports)
+        else:
+            result = _train_workers(config, provenance, request, reports)
+    except DivergedError as error:
+        reports.end("diverged", error)
+    except (ConfigError, DataError, CheckpointError) as error:  # another attempt would meet it again
+        reports.end("failed", error)
+    except Exception as error:
+        if stop.is_set():
+            reports.end("stopped", error)
+            return
+        if not isinstance(error, JebmError):
+            _LOG.warning("%s: this attempt has failed", config.run.name, exc_info=error)
+        reports("error", reports.step, {}, error=f"{type(error).__name__}: {error}")
+        raise
+    else:
+        status = "stopped" if result.status == "stopped" else "finished"
+        reports(status, result.step, result.metrics, done=True)
+    finally:
+        stop.set()  # ends the thread that waits for it
+
+
+class _Reports:
+    """Reports of one attempt to Tune. Each waits until Tune has taken it."""
+
+    def __init__(self, config: Config) -> None:
+        self._batch_size = config.train.batch_size
+        self._began = time.monotonic()
+        self.step = 0
+
+    def __call__(self, status: str, step: int, metrics: Mapping[str, float], **more: object) -> None:
+        self.step = step
+        ray.tune.report(
+            {
+                "status": status,
+                "step": step,
+                "images": step * self._batch_size,
+                "seconds": time.monotonic() - self._began,
+                **{METRICS + name: value for name, value in metrics.items()},
+                **more,
+            }
+        )
+
+    def end(self, status: str, error: Exception) -> None:
+        """Report that this attempt is the last one."""
+        self(status, self.step, {}, error=str(error), done=True)
+
+
+def _train_here(
+    config: Config,
+    provenance: Mapping[str, str],
+    stop: threading.Event,
+    reports: _Reports,
+) -> Result:
+    device = torch.device("cuda", 0) if config.cluster.gpu else torch.device("cpu")
+    prepare_process(config, device)
+
+    def on_report(report: Report) -> bool:
+        if report.step > reports.step:  # the last report comes twice, the second time with its checkpoint
+            reports("running", report.step, report.metrics)
+        return False
+
+    return fit(
+        config,
+        Runtime(0, 1, device),
+        provenance=provenance,
+        on_report=on_report,
+        should_stop=stop.is_set,
+        measure=quick_look(config),
+    )
+
+
+def _train_workers(
+    config: Config,
+    provenance: Mapping[str, str],
+    request: Any,  # noqa: ANN401
+    reports: _Reports,
+) -> Result:
+    """Train in a group of workers, and hand their reports on.
+
+    Not by Ray's TuneReportCallback: there two threads report, this one and one of Tune's, and where Tune's
+    driver is late, each waits for the other for ever.
+    """
+    queue = Queue(actor_options={"num_cpus": 0})
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(
+            train_workers,
+            config,
+            provenance,
+            request,
+            callbacks=[_Forward(queue)],
+            log_level=_LOG_LEVEL,
+        )
+        finished = False
+        while not finished:
+            finished = bool(wait([training], timeout=_POLL_SECONDS).done)
+            for metrics in queue.get_nowait_batch(queue.qsize()):
+                if metrics["step"] > reports.step:
+                    reports("running", metrics.pop("step"), metrics)
+        queue.shutdown()
+        return training.result()
+
+
+class _Forward(UserCallback):
+    """In Ray Train's controller: puts rank 0's reports into a queue."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def after_report(
+        self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+    ) -> None:
+        self._queue.put(dict(metrics[0]))

@@ -1,0 +1,777 @@
+"""Reports of sweeps whose truth is known: real Optuna journals, filled from functions written here."""
+
+import base64
+import datetime
+import hashlib
+import json
+import math
+import random
+import re
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from jebm.config import Config, config_to_dict, leaves
+from jebm.errors import CheckpointError, ConfigError, StoreError
+from jebm.parser import load_config
+from jebm.store.storage import open_store
+from jebm.sweep.report import make_report, write_tensorboard
+from jebm.sweep.results import (
+    Importance,
+    Sweep,
+    concerns,
+    confidence,
+    find_importances,
+    position,
+    read_sweep,
+    what_mattered,
+)
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+SPACE = {
+    "langevin.step_size": FloatDistribution(0.05, 1.0, log=True),
+    "optimizer.generator.lr": FloatDistribution(1e-5, 1e-2, log=True),
+    "energy.width": IntDistribution(10, 200),
+    "langevin.steps": CategoricalDistribution([10, 20, 40]),
+    "model.latent_dims": CategoricalDistribution(["[2, 2, 10]", "[4, 4, 8]"]),
+}
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+FULL = 60_000
+START = datetime.datetime(2026, 3, 1, 12, 0, 0)
+
+
+def draw(generator: random.Random) -> dict[str, object]:
+    """A point of SPACE, evenly on its scales."""
+    return {
+        "langevin.step_size": 0.05 * 20 ** generator.random(),
+        "optimizer.generator.lr": 1e-5 * 1000 ** generator.random(),
+        "energy.width": generator.randint(10, 200),
+        "langevin.steps": generator.choice([10, 20, 40]),
+        "model.latent_dims": generator.choice(["[2, 2, 10]", "[4, 4, 8]"]),
+    }
+
+
+def value_at(params: dict[str, object]) -> float:
+    """The step size decides, the learning rate matters, the rest does nothing. Best: 0.2, 1e-3, value 10."""
+    return (
+        10
+        + 40 * math.log10(params["langevin.step_size"] / 0.2) ** 2
+        + 2 * math.log10(params["optimizer.generator.lr"] / 1e-3) ** 2
+    )
+
+
+def curve_to(value: float, images: int = FULL) -> dict[int, float]:
+    return {seen: value + 50 * math.exp(-seen / 5000) for seen in range(5000, images + 1, 5000)}
+
+
+def trial(
+    params: dict[str, object],
+    values: float | list[float] | None = None,
+    *,
+    state: TrialState = TrialState.COMPLETE,
+    curve: dict[int, float] | None = None,
+    space: dict = SPACE,
+    **attributes: object,
+) -> FrozenTrial:
+    """A trial as the tuner leaves it; `values` alone make a finished one."""
+    status = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}.get(state.name)
+    values = values if isinstance(values, list) or values is None else [values]
+    if curve is None:
+        curve = curve_to(values[0]) if values else {}
+    made = create_trial(
+        state=state,
+        values=values,
+        params=params,
+        distributions={key: space[key] for key in params},
+        intermediate_values=curve,
+        user_attrs={
+            "status": status,
+            "images": max(curve, default=0),
+            "seconds": max(curve, default=0) / 100,
+            "attempts": 1,
+            **attributes,
+        },
+    )
+    made.datetime_start = START
+    made.datetime_complete = START + datetime.timedelta(hours=2) if state.is_finished() else None
+    return made
+
+
+def pruned(params, images, *, status="pruned", value=30.0, **attributes):
+    curve = curve_to(value, images)
+    return trial(params, state=TrialState.PRUNED, curve=curve, status=status, **attributes)
+
+
+def running(params, images=0):
+    return trial(params, state=TrialState.RUNNING, curve=curve_to(20.0, images), status="running")
+
+
+def make_sweep(
+    folder: Path,
+    trials: list[FrozenTrial],
+    *,
+    objectives: tuple[tuple[str, str], ...] = (("distortion", "minimize"),),
+    name: str = "sweep",
+    config: dict | None = None,
+    search: dict | None = None,
+    facts: dict | None = None,
+) -> str:
+    """Write a sweep's folder, and return it."""
+    folder.mkdir(parents=True)
+    description = {
+        "search": {"trials": len(trials)} if search is None else search,
+        "config": config_to_dict(Config()) if config is None else config,
+        "provenance": {"jebm": "1.2.3", "git_revision": "0123abcd"} if facts is None else facts,
+    }
+    (folder / "sweep.json").write_text(json.dumps(description))
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    study = optuna.create_study(
+        study_name=name, storage=storage, directions=[direction for _, direction in objectives]
+    )
+    study.set_user_attr("objectives", [metric for metric, _ in objectives])
+    for number, each in enumerate(trials):
+        if "run" not in each.user_attrs:
+            each.set_user_attr("run", f"t{number:04d}")
+        study.add_trial(each)
+    return str(folder)
+
+
+def read(folder: str) -> Sweep:
+    return read_sweep(open_store(folder))
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: elements with their attributes, text, scripts."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.scripts, self.styles = "", [], []
+        self._inside = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag
+        if tag in ("script", "style"):
+            getattr(self, f"{tag}s").append("")
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+        self.text += " "
+
+    def handle_data(self, data):
+        if self._inside in ("script", "style"):
+            getattr(self, f"{self._inside}s")[-1] += data
+        else:
+            self.text += data
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+    def having(self, attribute: str) -> list[str]:
+        return [found[attribute] for _, found in self.elements if attribute in found]
+
+    @property
+    def figures(self) -> dict[str, dict]:
+        """The figures' data, as the page's script reads it."""
+        (index,) = [
+            i
+            for i, (_, found) in enumerate(e for e in self.elements if e[0] == "script")
+            if found.get("id") == "figures"
+        ]
+        return json.loads(self.scripts[index])
+
+
+@dataclass
+class Made:
+    """A sweep of fifty trials in which everything happens once, and its report."""
+
+    folder: str
+    output: Path
+    trials: list[FrozenTrial] = field(default_factory=list)
+
+    @property
+    def page(self) -> Page:
+        return Page(self.output / "report.html")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Made:
+    generator = random.Random(1)
+    place = tmp_path_factory.mktemp("made")
+    trials = []
+    for number in range(50):
+        params = draw(generator)
+        if params["optimizer.generator.lr"] > 4e-3:
+            trials.append(pruned(params, 10_000, status="diverged"))
+        elif value_at(params) > 25:
+            trials.append(pruned(params, 20_000, value=value_at(params)))
+        elif number in (20, 30):
+            trials.append(
+                trial(params, state=TrialState.FAIL, curve={}, error="RuntimeError: out\nof memory")
+            )
+        else:
+            trials.append(trial(params, value_at(params)))
+    made = Made(make_sweep(place / "sweep", trials), place / "report", trials)
+    pictures = Path(made.folder, "trials")
+    for rank, sheet in ((0, b"best"), (-1, b"worst")):
+        run = pictures / read(made.folder).ranking()[rank].name / "pictures"
+        run.mkdir(parents=True)
+        (run / "step-00000010.png").write_bytes(PNG + b"early" + sheet)
+        (run / "step-00000200.png").write_bytes(PNG + sheet)
+        (run / "step-00000300.png.txt").write_text("no picture")
+    assert make_report(open_store(made.folder), made.output) == made.output / "report.html"
+    return made
+
+
+# ── The answer ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def finished(made: Made) -> list[FrozenTrial]:
+    return sorted((t for t in made.trials if t.state == TrialState.COMPLETE), key=lambda t: t.value)
+
+
+def test_the_answer_is_the_best_trial_and_a_config_that_trains_it(made):
+    best = finished(made)[0]
+    config = dict(leaves(config_to_dict(load_config(made.output / "best.yaml"))))
+    params = best.params | {"model.latent_dims": json.loads(best.params["model.latent_dims"])}
+    base = dict(leaves(config_to_dict(Config())))
+    assert config == base | params | {"run.name": "sweep-best"}
+    page, text = made.page, (made.output / "report.md").read_text()
+    said = (
+        f"{best.value:.4g} distortion of trial {best.user_attrs['run']}, the lowest of {len(finished(made))}"
+    )
+    assert said in page.words
+    assert said.replace(" distortion", "** distortion") in text
+    for place in (page.words, text):
+        assert "python jobs/train.py --config best.yaml" in place
+        assert f"{best.params['optimizer.generator.lr']:.4g}" in place
+
+
+def test_a_maximised_objective_has_its_best_at_the_top(tmp_path):
+    params = draw(random.Random(0))
+    folder = make_sweep(
+        tmp_path / "s", [trial(params, v) for v in (1.0, 3.0, 2.0)], objectives=(("score", "maximize"),)
+    )
+    assert [t.values[0] for t in read(folder).ranking()] == [3.0, 2.0, 1.0]
+    page = Page(make_report(open_store(folder), tmp_path / "out"))
+    assert "3 score of trial t0001, the highest of 3 finished trials" in page.words
+
+
+def test_importances_have_the_order_of_the_function(made):
+    found = find_importances(read(made.folder))
+    assert {item.key for item in found} == set(SPACE)
+    assert sum(item.share for item in found) == pytest.approx(1)
+    assert [item.key for item in found[:2]] == ["langevin.step_size", "optimizer.generator.lr"]
+    assert found[0].share > 2 * found[2].share
+    assert found[0].significant
+    assert not {item.key for item in found if item.significant} & {"energy.width", "model.latent_dims"}
+    said = what_mattered(read(made.folder), found)
+    assert said.startswith(f"Of the searched keys langevin.step_size ({found[0].share:.0%})")
+    assert "energy.width" in said.partition("no effect beyond chance")[0].rpartition("For")[2]
+
+
+def test_noise_has_no_important_keys(tmp_path):
+    wrong = 0
+    for seed in range(2):
+        generator = random.Random(seed)
+        trials = [trial(draw(generator), generator.random()) for _ in range(40)]
+        folder = make_sweep(tmp_path / str(seed), trials)
+        wrong += sum(item.significant for item in find_importances(read(folder)))
+    assert wrong <= 1  # of 10 keys, where one in 51 passes by chance
+
+
+def test_pruned_trials_tell_what_mattered(tmp_path):
+    # All finished trials are equally good: only that high learning rates were pruned says anything.
+    generator = random.Random(5)
+    trials = []
+    for _ in range(40):
+        params = draw(generator)
+        bad = params["optimizer.generator.lr"] > 3e-4
+        trials.append(pruned(params, 10_000) if bad else trial(params, 10 + 0.001 * generator.random()))
+    found = find_importances(read(make_sweep(tmp_path / "s", trials)))
+    assert [item.key for item in found if item.significant] == ["optimizer.generator.lr"]
+
+
+def test_few_trials_get_a_line_instead_of_noise(tmp_path):
+    generator = random.Random(0)
+    folder = make_sweep(tmp_path / "s", [trial(draw(generator), float(i)) for i in range(9)])
+    sweep = read(folder)
+    assert find_importances(sweep) == []
+    assert what_mattered(sweep, []).startswith("Too few trials to say: 9 finished, were pruned or diverged")
+    page = Page(make_report(open_store(folder), tmp_path / "out"))
+    assert "importance" not in [text.strip() for text in re.findall(r"<th[^>]*>([^<]*)", str(page.elements))]
+    assert "Only 9 trials finished" in page.words
+
+
+def test_what_the_search_settled_on_is_not_called_unimportant(tmp_path):
+    generator = random.Random(2)
+    trials = []
+    for i in range(40):
+        params = draw(generator) | {"langevin.steps": 10 if i else 40}
+        trials.append(trial(params, value_at(params)))
+    sweep = read(make_sweep(tmp_path / "s", trials))
+    said = what_mattered(sweep, find_importances(sweep))
+    assert "langevin.steps hardly varied" in said
+
+
+# ── How sure, and what to mind ──────────────────────────────────────────────────────────────────────────
+
+
+def test_counts_and_causes_are_those_of_the_trials(made):
+    sweep = read(made.folder)
+    counts = {status: len(sweep.having(status)) for status in ("finished", "pruned", "diverged", "failed")}
+    assert confidence(sweep)[0] == (
+        f"50 trials: {counts['finished']} finished, {counts['pruned']} pruned, {counts['diverged']} diverged "
+        f"and 2 failed."
+    )
+    said = concerns(sweep, [])
+    lowest = min(t.params["optimizer.generator.lr"] for t in sweep.having("diverged"))
+    assert said[0] == (
+        f"{counts['diverged']} of 50 trials ({counts['diverged'] / 50:.0%}) diverged. They stand out by a "
+        f"high optimizer.generator.lr: at least {lowest:.4g} in all of them."
+    )
+    assert said[1] == "2 of 50 trials (4%) failed; 2 with: RuntimeError: out of memory"
+    values = [t.value for t in finished(made)]
+    assert any(
+        f"within {100 * (values[4] - values[0]) / values[0]:.2g}% of one another" in line
+        for line in confidence(sweep)
+    )
+    assert any("share run.seed 0" in line for line in confidence(sweep))
+
+
+def test_cost_adds_up(made):
+    sweep = read(made.folder)
+    hours = sum(t.seconds for t in sweep.trials) / 3600
+    lost = sum(t.seconds for t in sweep.having("pruned", "diverged")) / 3600
+    saved = len(sweep.having("pruned")) * (FULL - 20_000) / 100 / 60  # a trial takes a second for 100 images
+    said = (
+        f"The trials trained for {hours:.1f} h in all; {lost / hours:.0%} of it went into trials that "
+        f"were pruned or diverged. Pruning saved about {saved:.1f} min more."
+    )
+    assert said in made.page.words
+    assert said in (made.output / "report.md").read_text()
+    assert f"all 50 {hours:.1f} h 100% {sum(t.images for t in sweep.trials):,}" in made.page.words
+
+
+def center() -> dict[str, object]:
+    return {"langevin.step_size": 0.2, "optimizer.generator.lr": 3e-4, "energy.width": 100}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "edge"),
+    [
+        ("langevin.step_size", 0.99, "upper edge of the search (1)"),
+        ("optimizer.generator.lr", 1.1e-5, "lower edge of the search (1e-05)"),
+        ("energy.width", 200, "upper edge of the search (200)"),
+        ("langevin.steps", 10, "lower edge of the search (10)"),
+    ],
+)
+def test_a_best_at_the_edge_asks_for_a_wider_range(tmp_path, key, value, edge):
+    others = [trial(center() | {"langevin.steps": 20}, 2.0 + i) for i in range(6)]
+    best = trial(center() | {"langevin.steps": 20, key: value}, 1.0)
+    sweep = read(make_sweep(tmp_path / "s", [*others, best]))
+    assert any(line.startswith(f"{key} = {value}") and edge in line for line in concerns(sweep, []))
+    # One trial alone at the edge of a key that does nothing is chance.
+    assert not any(line.startswith(key) for line in concerns(sweep, [Importance(key, 0.1, 0.5)]))
+
+
+def test_a_best_in_the_middle_asks_for_nothing(tmp_path):
+    params = center() | {"langevin.steps": 20, "model.latent_dims": "[4, 4, 8]"}
+    trials = [trial(params, 1.0 + i, curve={FULL: 1.0 + i}) for i in range(12)]
+    assert (
+        concerns(read(make_sweep(tmp_path / "s", trials)), [])
+        == [
+            # Nothing else can be said of twelve copies of one trial, of which the first is the best.
+        ]
+    )
+
+
+def test_a_curve_that_still_falls_and_a_late_best_are_told(tmp_path):
+    falling = {
+        images: 100.0 - images / 1000 for images in range(5000, FULL + 1, 5000)
+    }  # 55 at 3/4, 40 at last
+    trials = [trial(center(), 41.0 + i) for i in range(11)] + [trial(center(), 40.0, curve=falling)]
+    said = " ".join(concerns(read(make_sweep(tmp_path / "s", trials)), []))
+    assert "still improved by 27% over its last quarter" in said
+    assert "came late (t0011 of 12)" in said
+
+
+def test_early_order_is_compared_with_the_final_one(tmp_path):
+    def sweep_of(name, finals):
+        curves = [{5000: 100.0 + i, FULL: final} for i, final in enumerate(finals)]
+        trials = [trial(center(), c[FULL], curve=c) for c in curves]
+        return " ".join(confidence(read(make_sweep(tmp_path / name, [*trials, pruned(center(), 5000)]))))
+
+    assert "rank correlation 1.00) is much the same" in sweep_of("same", [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert "rank correlation -1.00) differs" in sweep_of("reversed", [6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
+
+
+def test_places_in_a_range_follow_its_scale():
+    assert position(FloatDistribution(1e-4, 1.0, log=True), 1e-2) == pytest.approx(0.5)
+    assert position(IntDistribution(10, 30), 15) == pytest.approx(0.25)
+    assert position(CategoricalDistribution([40, 10, 20]), 20) == pytest.approx(0.5)
+    assert position(CategoricalDistribution(["a", "b"]), "a") is None
+    assert position(CategoricalDistribution([True, False]), True) is None
+
+
+# ── Sweeps that have not gone far, or went wrong ────────────────────────────────────────────────────────
+
+
+def test_a_sweep_without_a_finished_trial_says_so(tmp_path):
+    folder = make_sweep(tmp_path / "s", [running(draw(random.Random(0)), 10_000), running({})])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "best.yaml").write_text("of another sweep")
+    page = Page(make_report(open_store(folder), tmp_path / "out"))
+    assert "No answer yet No trial has finished; 1 of those that run reported already." in page.words
+    assert "2 still going" in page.words
+    assert "train.py" not in page.words
+    assert list(page.figures) == ["curves"]
+    assert not (tmp_path / "out" / "best.yaml").exists()
+
+
+def test_a_study_without_trials_has_a_report(tmp_path):
+    page = Page(make_report(open_store(make_sweep(tmp_path / "s", [])), tmp_path / "out"))
+    assert "0 trials: none yet." in page.words
+    assert page.figures == {}
+
+
+def test_one_finished_trial_is_the_best(tmp_path):
+    folder = make_sweep(tmp_path / "s", [trial(draw(random.Random(0)), 5.0)])
+    page = Page(make_report(open_store(folder), tmp_path / "out"))
+    assert "5 distortion of trial t0000, the lowest of 1 finished trial." in page.words
+    assert "Only 1 trial finished" in page.words
+    assert (tmp_path / "out" / "best.yaml").exists()
+
+
+def test_all_diverged_is_the_first_warning(tmp_path):
+    generator = random.Random(0)
+    folder = make_sweep(tmp_path / "s", [pruned(draw(generator), 5000, status="diverged") for _ in range(4)])
+    page = Page(make_report(open_store(folder), tmp_path / "out"))
+    assert "No answer No trial has finished, and none is running." in page.words
+    assert "What to mind All 4 trials diverged: there is no best config." in page.words
+    assert not (tmp_path / "out" / "best.yaml").exists()
+
+
+def test_a_running_sweep_counts_what_has_ended(tmp_path):
+    generator = random.Random(0)
+    trials = [trial(draw(generator), 10.0 + i) for i in range(3)] + [running(draw(generator), 5000)]
+    page = Page(make_report(open_store(make_sweep(tmp_path / "s", trials)), tmp_path / "out"))
+    assert "10 distortion of trial t0000, the lowest of 3 finished trials; their median is 11." in page.words
+    assert "4 trials: 3 finished and 1 running." in page.words
+
+
+# ── Several objectives ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_pareto_front_is_found_and_its_first_is_the_config(tmp_path):
+    generator = random.Random(4)
+    points = [(generator.random(), generator.random()) for _ in range(30)]
+    front = {  # first down, second up
+        i
+        for i, (a, b) in enumerate(points)
+        if not any(c <= a and d >= b and (c, d) != (a, b) for c, d in points)
+    }
+    assert 1 < len(front) < 30
+    widths = [10 + i for i in range(30)]
+    trials = [
+        trial(center() | {"energy.width": width}, list(point))
+        for width, point in zip(widths, points, strict=True)
+    ]
+    folder = make_sweep(
+        tmp_path / "s", trials, objectives=(("distortion", "minimize"), ("speed", "maximize"))
+    )
+    assert {t.number for t in read(folder).front()} == front
+    page = Page(make_report(open_store(folder), tmp_path / "out"))
+    assert f"{len(front)} trials on the front" in page.words
+    lowest = min(range(30), key=lambda i: points[i][0])
+    assert load_config(tmp_path / "out" / "best.yaml").energy.width == widths[lowest]
+    (stars,) = [t for t in page.figures["pareto"]["data"] if t["name"] == "Pareto front"]
+    assert {int(name[1:]) for name in stars["text"]} == front
+    assert "distortion and maximize speed" in (tmp_path / "out" / "report.md").read_text()
+
+
+# ── Figures ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_figures_hold_every_trial(made):
+    figures = made.page.figures
+    assert set(figures) == {"history", "curves", "slices", "map", "parallel"}
+    sweep = read(made.folder)
+    ended = len(sweep.having("finished", "pruned", "diverged"))
+    marks = [t for t in figures["history"]["data"] if t["mode"] == "markers"]
+    assert sum(len(t["x"]) for t in marks) == ended
+    assert sum(len(t["x"]) for t in figures["slices"]["data"]) == ended * len(SPACE)
+    lines = [t for t in figures["curves"]["data"] if t["mode"] == "lines"]
+    assert len(lines) == ended
+    assert {len(t["x"]) for t in lines} == {2, 4, 12}  # diverged, pruned, finished
+    assert len(figures["parallel"]["data"]) == len(sweep.having("finished"))
+    titles = [figures["map"]["layout"][axis]["title"]["text"] for axis in ("xaxis", "yaxis")]
+    assert titles == ["langevin.step_size", "optimizer.generator.lr"]
+    plots = [found for _, found in made.page.elements if "data-figure" in found]
+    assert {plot["data-figure"] for plot in plots} == set(figures)
+    assert all(plot["role"] == "img" and len(plot["aria-label"]) > 50 for plot in plots)
+
+
+def test_the_line_of_the_best_so_far_is_a_running_minimum(made):
+    (line,) = [t for t in made.page.figures["history"]["data"] if t["name"] == "best so far"]
+    done = [(i, t.value) for i, t in enumerate(made.trials) if t.state == TrialState.COMPLETE]
+    steps = [(i, v) for k, (i, v) in enumerate(done) if v < min([w for _, w in done[:k]], default=math.inf)]
+    assert list(zip(line["x"], line["y"], strict=True)) == [*steps, (49, steps[-1][1])]
+
+
+def test_the_map_is_good_where_the_function_is(made):
+    surface = made.page.figures["map"]["data"][0]
+    assert surface["colorscale"] == "good is low"
+    cells = [(z, x) for row in surface["z"] for x, z in zip(surface["x"], row, strict=True) if z is not None]
+    assert 0.1 < min(cells)[1] < 0.4  # the function's best step size is 0.2
+    assert any(z is None for row in surface["z"] for z in row)  # nothing is said where nobody looked
+
+
+def test_an_outlier_does_not_flatten_the_figures(tmp_path):
+    generator = random.Random(0)
+    trials = [trial(draw(generator), 10.0 + i) for i in range(10)] + [trial(draw(generator), 1e9)]
+    page = Page(make_report(open_store(make_sweep(tmp_path / "s", trials)), tmp_path / "out"))
+    assert page.figures["history"]["layout"]["yaxis"]["range"][1] < 40
+    assert "1 value lies beyond the axis." in page.words
+
+
+# ── The page by itself ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_page_loads_nothing(made):
+    page = made.page
+    loading = ("src", "srcset", "href", "xlink:href", "action", "formaction", "data", "poster", "background")
+    targets = [target for attribute in loading for target in page.having(attribute)]
+    assert [t for t in targets if not t.startswith(("#", "data:image/png;base64,"))] == []
+    allowed = {"link", "iframe", "object", "embed", "base", "frame", "audio", "video", "source"}
+    assert not allowed & {tag for tag, _ in page.elements}
+    assert not re.search(r"url\(|@import|image-set", " ".join(page.styles))
+    (policy,) = [e["content"] for tag, e in page.elements if tag == "meta" and "http-equiv" in e]
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in page.scripts]
+    run = [
+        d for d, (_, e) in zip(digests, [x for x in page.elements if x[0] == "script"], strict=True) if not e
+    ]
+    assert len(run) == 2
+    hashes = " ".join(f"'sha256-{digest}'" for digest in run)
+    assert policy == (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"base-uri 'none'; form-action 'none'"
+    )
+    assert sum(len(script) > 1_000_000 for script in page.scripts) == 1  # plotly.js, once
+
+
+def test_the_same_sweep_gives_the_same_bytes(made, tmp_path):
+    make_report(open_store(made.folder), tmp_path)
+    for name in ("report.html", "report.md", "best.yaml"):
+        assert (tmp_path / name).read_bytes() == (made.output / name).read_bytes()
+
+
+def test_the_last_sheets_of_best_and_worst_are_in_the_page(made):
+    sources = [base64.b64decode(source.partition(",")[2]) for source in made.page.having("src")]
+    assert sources == [PNG + b"best", PNG + b"worst"]
+    names = [t.user_attrs["run"] for t in (finished(made)[0], finished(made)[-1])]
+    alts = made.page.having("alt")
+    assert all(f"trial {name} after 200 steps" in alt for name, alt in zip(names, alts, strict=True))
+
+
+def test_what_is_no_png_stays_out(tmp_path):
+    folder = make_sweep(tmp_path / "s", [trial(draw(random.Random(0)), 1.0)])
+    sheet = Path(folder, "trials", "t0000", "pictures", "step-00000001.png")
+    sheet.parent.mkdir(parents=True)
+    sheet.write_text("<svg onload=alert(1)>")
+    assert Page(make_report(open_store(folder), tmp_path / "out")).having("src") == []
+
+
+EVIL = "</script><img src=x onerror=alert(1)>\"'`|*_[x](javascript:alert(1))&amp;\nevil: 1\n# h\ud800"
+
+
+def hostile_sweep(folder: Path) -> str:
+    config = config_to_dict(Config())
+    config["data"]["held_out"] = EVIL
+    space = {"data.train": CategoricalDistribution([EVIL, "b"]), EVIL: FloatDistribution(0, 1)}
+    trials = [trial({"data.train": (EVIL, "b")[i % 2]}, float(i), space=space) for i in range(12)]
+    trials[0].set_user_attr("run", f"../../{EVIL}")
+    trials += [pruned_in({"data.train": EVIL, EVIL: 0.5}, space)]
+    trials += [trial({EVIL: 0.5}, state=TrialState.FAIL, curve={}, space=space, error=EVIL, seconds=EVIL)]
+    return make_sweep(
+        folder,
+        trials,
+        objectives=((EVIL, "minimize"),),
+        name=f"a{EVIL}",
+        config=config,
+        search={EVIL: [EVIL]},
+        facts={EVIL: EVIL},
+    )
+
+
+def pruned_in(params, space):
+    return trial(
+        params, state=TrialState.PRUNED, curve={5000: 3.0}, space=space, status=EVIL, images=EVIL, attempts=[]
+    )
+
+
+def test_hostile_texts_stay_texts(tmp_path):
+    page = Page(make_report(open_store(hostile_sweep(tmp_path / "s")), tmp_path / "out"))
+    assert [tag for tag, _ in page.elements if tag == "script"] == ["script"] * 3
+    assert page.having("src") == []
+    assert [name for _, found in page.elements for name in found if name.startswith("on")] == []
+    assert page.words.count("<img src=x onerror=alert(1)>") > 10  # it is there, as text
+    (payload,) = [script for script in page.scripts if script.startswith('{"')]
+    assert "<" not in payload
+
+    def strings(value):
+        if isinstance(value, dict):
+            yield from (text for item in value.values() for text in strings(item))
+        elif isinstance(value, list):
+            yield from (text for item in value for text in strings(item))
+        elif isinstance(value, str):
+            yield value
+
+    drawn = list(strings(page.figures))
+    assert any("&lt;img" in text for text in drawn)
+    assert [text for text in drawn if "<" in text.replace("<br>", "")] == []
+
+
+def test_hostile_texts_stay_texts_in_markdown_and_yaml(tmp_path):
+    make_report(open_store(hostile_sweep(tmp_path / "s")), tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("    ")]  # code
+    assert any("&lt;img" in line for line in lines)
+    assert not [line for line in lines if "<" in line or re.search(r"(?<!\\)\[", line)]
+    assert {line.lstrip("#")[:5] for line in lines if line.startswith("#")} <= {
+        *(" Swee", " The ", " What", " How ", " All ", " Erro", " Cost", " Prov")
+    }
+    tables = [line for line in lines if line.startswith("| t00")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in tables}) == 1  # no cell opens another
+    best = yaml.safe_load((tmp_path / "out" / "best.yaml").read_text())
+    assert best.keys() == config_to_dict(Config()).keys()
+    assert best["run"]["name"] == "best"
+
+
+# ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_sweep_is_read_from_any_store(tmp_path):
+    folder = Path(make_sweep(tmp_path / "s", [trial(draw(random.Random(0)), 1.0)]))
+    memory = open_store("memory://reports/runs/s")
+    for name in ("sweep.json", "study.log"):
+        memory.put(name, (folder / name).read_bytes())
+    memory.put("trials/t0000/pictures/step-00000001.png", PNG)
+    page = Page(make_report(memory, tmp_path / "out"))
+    assert len(page.having("src")) == 1
+    assert "1 distortion of trial t0000" in page.words
+
+
+def test_half_a_line_at_the_end_of_the_journal_is_no_damage(tmp_path):
+    folder = make_sweep(tmp_path / "s", [trial(draw(random.Random(0)), 1.0)])
+    with Path(folder, "study.log").open("a") as journal:
+        journal.write('{"op_code": 5, "worker')
+    assert len(read(folder).trials) == 1
+
+
+def damage(folder: Path, what: str) -> None:
+    journal, description = folder / "study.log", folder / "sweep.json"
+    if what == "missing":
+        description.unlink()
+    elif what == "not begun":
+        journal.unlink()
+    elif what == "no json":
+        description.write_text("{")
+    elif what == "no config":
+        description.write_text('{"search": {}, "provenance": {}}')
+    elif what == "config no mapping":
+        description.write_text('{"search": {}, "provenance": {}, "config": 3}')
+    elif what == "journal":
+        journal.write_text("no journal\n" * 3)
+    elif what == "operations":
+        journal.write_text('{"op_code": 5, "worker_id": "x"}\n')
+    elif what == "two studies":
+        optuna.create_study(study_name="b", storage=JournalStorage(JournalFileBackend(str(journal))))
+    elif what == "out of range":
+        journal.write_text(journal.read_text().replace('"energy.width":100', '"energy.width":9999'))
+        journal.write_text(journal.read_text().replace('"energy.width": 100', '"energy.width": 9999'))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("missing", "no sweep here"),
+        ("not begun", "has not begun"),
+        ("no json", r"sweep\.json: is damaged"),
+        ("no config", "config"),
+        ("config no mapping", "config is no mapping"),
+        ("journal", r"study\.log: no readable Optuna journal"),
+        ("operations", r"study\.log: no readable Optuna journal"),
+        ("two studies", r"study\.log: no readable Optuna journal with one study"),
+        ("out of range", r"study\.log: is damaged: trial 0 has energy\.width 9999"),
+    ],
+)
+def test_bad_input_is_named_in_one_line(tmp_path, what, message):
+    folder = Path(make_sweep(tmp_path / "s", [trial(center(), 1.0)]))
+    damage(folder, what)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        make_report(open_store(str(folder)), tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_config_of_another_version_is_named(tmp_path):
+    config = config_to_dict(Config())
+    config["energy"]["colour"] = "blue"
+    folder = make_sweep(tmp_path / "s", [trial(center(), 1.0)], config=config)
+    with pytest.raises(ConfigError, match=r"sweep\.json: .*energy\.colour"):
+        make_report(open_store(folder), tmp_path / "out")
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    folder = make_sweep(tmp_path / "s", [trial(center(), 1.0)])
+    with pytest.raises(StoreError, match="out: cannot write the report"):
+        make_report(open_store(folder), tmp_path / "out")
+
+
+# ── TensorBoard ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_tensorboard_gets_the_values_of_every_trial(tmp_path):
+    params = center() | {"model.latent_dims": "[4, 4, 8]"}
+    folder = make_sweep(tmp_path / "s", [trial(params, 7.0), pruned(params, 10_000)])
+    board = write_tensorboard(open_store(folder), tmp_path / "out")
+    assert board == tmp_path / "out" / "tensorboard"
+    first = sorted(path.parent.name for path in board.rglob("events.out.*"))
+    assert set(first) == {"t0000", "t0001"}
+    write_tensorboard(open_store(folder), tmp_path / "out")  # replaces what the first call wrote
+    assert sorted(path.parent.name for path in board.rglob("events.out.*")) == first
+    found = {}
+    for run in ("t0000", "t0001"):
+        events = EventAccumulator(str(board / run)).Reload()
+        content = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+        values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+        found[run] = {key: getattr(value, value.WhichOneof("kind")) for key, value in values.items()}
+        scalars = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+        found[run] |= {f"/{tag}": value for tag, value in scalars.items()}
+    assert found["t0000"] == params | {
+        "status": "finished",
+        "/distortion": 7.0,
+        "/images": float(FULL),
+        "/seconds": FULL / 100,
+    }
+    assert "/distortion" not in found["t0001"]
+    assert found["t0001"]["status"] == "pruned"
