@@ -64,7 +64,16 @@ def s3_uri(s3: S3Server) -> str:
     return s3.uri(uuid.uuid4().hex)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: those with servers later, those with Ray clusters last."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Fast tests first: those with servers later, those with Ray clusters last.
+
+    Among several workers the clusters come first and one after the other, in one worker: they are the longest
+    way, and two of them would fight for the CPUs.
+    """
     slow = ("/store/", "/train/", "/on_ray/")
+    ray = [item for item in items if "/on_ray/" in str(item.path)]
+    for item in ray:
+        item.add_marker(pytest.mark.xdist_group("ray"))
     items.sort(key=lambda item: next((i for i, room in enumerate(slow, 1) if room in str(item.path)), 0))
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item not in ray)
