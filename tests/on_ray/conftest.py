@@ -4,14 +4,16 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +55,11 @@ class RayCluster:
     def start(self, *options: str) -> "subprocess.Popen[bytes]":
         """Start a node of the cluster; its environment has no address of a job server."""
         environment = {key: value for key, value in self.environment.items() if key != "RAY_ADDRESS"}
+        # Ray's own choice is the same for every cluster on a machine, and for two nodes on one.
+        ports = ["--dashboard-agent-listen-port", str(free_port())]
         with (self.folder / "log").open("a") as log:
             return subprocess.Popen(
-                self.ray("start", "--block", "--node-ip-address", "127.0.0.1", *options),
+                self.ray("start", "--block", "--node-ip-address", "127.0.0.1", *ports, *options),
                 env=environment,
                 stdout=log,
                 stderr=log,
@@ -65,18 +69,22 @@ class RayCluster:
 
     def node_ids(self) -> set[str]:
         """Return the ids of the nodes that are alive."""
-        listed = subprocess.run(
-            self.ray("list", "nodes", "--format", "json"),
-            env=self.environment,
-            capture_output=True,
-            check=True,
-        )
+        for _ in range(30):
+            listed = subprocess.run(
+                self.ray("list", "nodes", "--format", "json"),
+                env=self.environment,
+                capture_output=True,
+                check=False,
+            )
+            if b"[" in listed.stdout:  # a cluster that has just begun may not know of its nodes yet
+                break
+            time.sleep(1)
         nodes = json.loads(listed.stdout[listed.stdout.index(b"[") :])
         return {node["node_id"] for node in nodes if node["state"] == "ALIVE"}
 
     @contextmanager
-    def second_node(self, cpus: int) -> Iterator[Callable[[int], None]]:
-        """Add a node; what it yields announces that the node will be taken away in so many seconds."""
+    def second_node(self, cpus: int) -> Iterator["Node"]:
+        """Add a node for a while."""
         before = self.node_ids()
         process = self.start("--address", self.address, "--num-cpus", str(cpus))
         try:
@@ -85,14 +93,7 @@ class RayCluster:
                     break
                 time.sleep(1)
             (name,) = new
-
-            def drain(seconds: int) -> None:
-                notice = ["--node-id", name, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-                notice += ["--reason-message", "test", "--deadline-remaining-seconds", str(seconds)]
-                command = self.ray("drain-node", "--address", self.address, *notice)
-                subprocess.run(command, env=self.environment, check=True, timeout=60)
-
-            yield drain
+            yield Node(self, process, name)
         finally:
             self.stop(process)
 
@@ -115,6 +116,26 @@ class RayCluster:
             return job.returncode, output
 
 
+@dataclass(frozen=True)
+class Node:
+    """A node that may be taken away."""
+
+    cluster: RayCluster
+    process: "subprocess.Popen[bytes]"
+    name: str
+
+    def drain(self, seconds: int) -> None:
+        """Announce that it will be gone in so many seconds."""
+        notice = ["--node-id", self.name, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+        notice += ["--reason-message", "test", "--deadline-remaining-seconds", str(seconds)]
+        command = self.cluster.ray("drain-node", "--address", self.cluster.address, *notice)
+        subprocess.run(command, env=self.cluster.environment, check=True, timeout=60)
+
+    def kill(self) -> None:
+        """Take it away: all of its processes at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory, s3: object) -> Iterator[RayCluster]:
     folder = tmp_path_factory.mktemp("cluster")
@@ -126,6 +147,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, s3: object) -> Iterator[Ra
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
     port, dashboard = free_port(), free_port()
+    # Not Ray's own: a job joins the cluster that was last started with its folder. Short, for its sockets.
+    scratch = tempfile.mkdtemp(prefix="ray-")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTHON"))}
     environment |= {
         "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",  # `python` of a job's command line
@@ -142,6 +165,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, s3: object) -> Iterator[Ra
     head = ray.start(
         *("--head", "--num-cpus", "3", "--port", str(port)),
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),
+        *("--ray-client-server-port", str(free_port()), "--temp-dir", scratch),
     )
     try:
         for _ in range(60):
@@ -155,3 +179,4 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, s3: object) -> Iterator[Ra
         yield ray
     finally:
         ray.stop(head)
+        shutil.rmtree(scratch, ignore_errors=True)

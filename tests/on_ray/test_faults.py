@@ -81,79 +81,73 @@ def test_one_process_killed_equals_one_that_was_not(s3_uri: str) -> None:
     assert_equal(f"{s3_uri}/straight", f"{s3_uri}/killed")
 
 
-def test_two_ray_workers_one_killed_equal_two_torchrun_processes(s3_uri: str, tmp_path: Path) -> None:
-    log = (tmp_path / "log").open("w+")
-    two = ("--cluster.workers=2", "--cluster.max_failures=1")
-    job = subprocess.Popen(
-        command(f"{s3_uri}/ray", *two), cwd=ROOT, env=local_environment(), stdout=log, stderr=log
-    )
-    wait_for(has_step(f"{s3_uri}/ray", 20))
-    worker = re.search(r"RayTrainWorker pid=(\d+)", (tmp_path / "log").read_text())
-    assert worker is not None
-    os.kill(int(worker[1]), signal.SIGKILL)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    straight = [*torchrun, *command(f"{s3_uri}/torchrun", *two)[1:]]
-    assert subprocess.run(straight, cwd=ROOT, env=local_environment(), check=False).returncode == 0
-    assert job.wait(timeout=200) == 0, (tmp_path / "log").read_text()
-    log.close()
-    manifest, _ = tensors(f"{s3_uri}/ray")
-    assert (manifest.attempt, manifest.world_size) == (2, 2)
-    assert manifest.parent is not None
-    assert_equal(f"{s3_uri}/torchrun", f"{s3_uri}/ray")
+def test_a_worker_and_the_driver_killed_equal_two_torchrun_processes(s3_uri: str, tmp_path: Path) -> None:
+    storage, two = f"{s3_uri}/ray", ("--cluster.workers=2", "--cluster.max_failures=1")
 
+    def start(log: Path) -> "subprocess.Popen[bytes]":
+        with log.open("w") as file:
+            ray = command(storage, *two)
+            return subprocess.Popen(ray, cwd=ROOT, env=local_environment(), stdout=file, stderr=file)
 
-def test_a_stopped_job_saves_and_goes_on_under_its_name(cluster, s3_uri: str) -> None:  # type: ignore[no-untyped-def]
-    values = ["--train.epochs=200", "--checkpoint.every_steps=100000"]  # only the stop can save
-    entry = ["python", *command(s3_uri, "--cluster.workers=2", *values)[1:]]
-    # Ray kills a stopped job after 3 s unless it is told to wait.
-    patient = ("--runtime-env-json", '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "90"}}')
-    with cluster.submit(*entry, options=patient) as job:
-        name, step = "", 0
-        for line in job.stdout:
-            if found := re.search(r"raysubmit_\w+", line):
-                name = found[0]
-            if found := re.search(r"step (\d+)/3200", line):
-                step = int(found[1])
-                if step >= 8:
-                    break
-        assert newest(s3_uri) is None
-        began = time.monotonic()
-        stopped = subprocess.run(
-            cluster.ray("job", "stop", name),
-            env=cluster.environment,
-            capture_output=True,
-            text=True,
-            check=False,
+    with start(tmp_path / "log") as job:
+        wait_for(lambda: any(open_store(storage).list("smoke/lease/")))  # before Ray has started
+        other = command(storage, "--cluster.engine=process", "--cluster.workers=1")
+        refused = subprocess.run(other, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert refused.returncode == 2
+        assert re.fullmatch(
+            rf"error: run.name: \S+/smoke is in training by process {job.pid} .*\n", refused.stderr
         )
-        seconds = time.monotonic() - began
-        output = job.communicate(timeout=120)[0]
-    assert stopped.returncode == 0, stopped.stderr
-    assert seconds < 60
-    manifest = newest(s3_uri)
-    assert manifest is not None, output
-    assert manifest.step >= step
-    assert "stopped: step" in output
-    code, output = cluster.run(*[word.replace("=200", "=1") for word in entry])
-    assert code == 0, output
-    assert f"goes on from step {manifest.step}" in output
+        wait_for(has_step(storage, 10))
+        worker = re.search(r"RayTrainWorker pid=(\d+)", (tmp_path / "log").read_text())
+        assert worker is not None
+        os.kill(int(worker[1]), signal.SIGKILL)
+        wait_for(lambda: (found := newest(storage)) is not None and found.attempt == 2)
+        job.kill()
+    with start(tmp_path / "again") as again:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+        straight = [*torchrun, *command(f"{s3_uri}/torchrun", *two)[1:]]
+        assert subprocess.run(straight, cwd=ROOT, env=local_environment(), check=False).returncode == 0
+        assert again.wait(timeout=200) == 0, (tmp_path / "again").read_text()
+    assert f"is held by process {job.pid} on host" in (tmp_path / "again").read_text()
+    manifest, _ = tensors(storage)
+    assert (manifest.attempt, manifest.world_size) == (3, 2)
+    assert manifest.parent is not None
+    assert manifest.parent.endswith("-a0002")
+    assert_equal(f"{s3_uri}/torchrun", storage)
 
 
-def test_a_node_about_to_go_is_saved_in_time(cluster, s3_uri: str) -> None:  # type: ignore[no-untyped-def]
-    """A second node joins, big enough for both workers; then notice is given of its end."""
-    values = ["--train.epochs=200", "--checkpoint.every_steps=100000", "--cluster.cpus_per_worker=2"]
-    entry = ["python", *command(s3_uri, "--cluster.workers=2", *values)[1:]]
-    # Not followed: Ray finds the log of a job by its node's address, and these two nodes share one.
-    with cluster.second_node(cpus=4) as drain:
+def test_a_run_outlives_a_node_that_was_about_to_go(cluster, s3_uri: str) -> None:  # type: ignore[no-untyped-def]
+    """One worker on each of two nodes; notice is given of the end of one, and it goes."""
+    values = ["--train.epochs=200", "--checkpoint.every_steps=7"]  # reports come at every fourth step
+    elastic = ["--cluster.workers=2", "--cluster.min_workers=1", "--cluster.cpus_per_worker=2"]
+    entry = ["python", *command(s3_uri, *values, *elastic)[1:]]
+
+    def found(condition: Callable[[Manifest], bool], seconds: float = 150) -> Manifest:
+        manifests: list[Manifest] = []
+
+        def look() -> bool:
+            if (manifest := newest(s3_uri)) is not None and condition(manifest):
+                manifests.append(manifest)
+            return bool(manifests)
+
+        wait_for(look, seconds)
+        return manifests[0]
+
+    with cluster.second_node(cpus=2) as node:
+        # Not followed: Ray finds the log of a job by its node's address, and these two nodes share one.
         with cluster.submit(*entry, options=("--no-wait", "--submission-id", "preempted")) as job:
             assert job.wait(timeout=60) == 0
         try:
-            wait_for(lambda: open_store(s3_uri).head("smoke/metrics.jsonl") is not None)
-            assert newest(s3_uri) is None
-            drain(90)
-            wait_for(has_step(s3_uri, 1), 60)  # long before the notice ends
-            manifest = newest(s3_uri)
-            assert manifest is not None
-            assert manifest.step < 3200  # not the last one, which every run writes
+            assert found(lambda one: one.step >= 7).world_size == 2
+            node.drain(30)
+            end = time.monotonic() + 25
+            saved = found(lambda one: one.step % 7 != 0 and one.step % 4 == 0, 25)  # before the notice ends
+            time.sleep(max(0.0, end - time.monotonic()))
+            node.kill()
+            alone = found(lambda one: one.attempt == 2)
+            assert alone.world_size == 1
+            assert alone.parent is not None
+            assert alone.parent >= saved.name
         finally:
             stop = cluster.ray("job", "stop", "--no-wait", "preempted")
             subprocess.run(stop, env=cluster.environment, check=True, capture_output=True)

@@ -1,68 +1,86 @@
 """`ray job submit` against a cluster with token authentication where jebm is not installed."""
 
+import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
 from jebm.store.checkpoint import Checkpoints
 from jebm.store.storage import open_store
 
-WORKER = """
-import ray
+# What a worker sees; then two starts with bad values, and the exit code of the second.
+ODDS = """
+import ray, subprocess, sys
 ray.init()
 @ray.remote
 def look():
     import importlib.util, platform
-    return platform.system(), importlib.util.find_spec("jebm") is None
-print("worker says", ray.get(look.remote()))
+    return platform.system(), importlib.util.find_spec('jebm') is None
+print('worker says', ray.get(look.remote()))
+ray.shutdown()
+start = ['python', 'jobs/train.py', '--config', 'jobs/configs/smoke.yaml', '--run.storage']
+print(subprocess.run([*start, 'runs'], stderr=subprocess.STDOUT).returncode, flush=True)
+many = ['--train.batch_size', '102', '--cluster.workers', '51']
+sys.exit(subprocess.run([*start, sys.argv[1], *many]).returncode)
 """
 
 
-def test_a_submitted_job_trains_into_s3(cluster, s3_uri: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_job_stops_when_told_to_and_goes_on_under_its_name(cluster, s3_uri: str) -> None:  # type: ignore[no-untyped-def]
     missing = subprocess.run(
         [cluster.python, "-c", "import jebm"], env=cluster.environment, capture_output=True, check=False
     )
     assert b"No module named 'jebm'" in missing.stderr
-    config = ("--config", "jobs/configs/smoke.yaml", "--train.epochs", "4")
-    with cluster.submit("python", "jobs/train.py", *config, "--run.storage", s3_uri) as job:
-        lines, streamed = [], False
-        for line in job.stdout:
-            lines.append(line)
-            if "step 10/64" in line:  # the log comes while the job runs: its last checkpoint is not there
-                found = Checkpoints(open_store(s3_uri), "smoke").latest()
-                streamed = found is None or found.step < 64
-        code = job.wait(timeout=60)
-    output = "".join(lines)
+    entry = ["python", "jobs/train.py", "--config=jobs/configs/smoke.yaml", f"--run.storage={s3_uri}"]
+    # Only the stop can save. The steps take time enough to be stopped in.
+    values = ["--train.report_every_steps=4", "--checkpoint.every_steps=100000", "--langevin.steps=150"]
+    # Ray kills a stopped job after 3 s unless it is told to wait.
+    patient = ("--runtime-env-json", '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "90"}}')
+    store = open_store(s3_uri).child("smoke")
+    checkpoints = Checkpoints(open_store(s3_uri), "smoke")
+    with cluster.submit(*entry, *values, "--train.epochs=200", options=patient) as job:
+        name, step = "", 0
+        for line in job.stdout:  # the log comes while the job runs
+            if found := re.search(r"raysubmit_\w+", line):
+                name = found[0]
+            if found := re.search(r"step (\d+)/3200", line):
+                step = int(found[1])
+                if step >= 8:
+                    break
+        assert checkpoints.latest() is None
+        assert json.loads(store.get("lease/00000001.json"))["stop"] == f"ray job stop {name}"
+        stop = cluster.ray("job", "stop", name)
+        stopped = subprocess.run(stop, env=cluster.environment, capture_output=True, text=True, check=False)
+        output = job.communicate(timeout=120)[0]
+    assert stopped.returncode == 0, stopped.stderr
+    assert "stopped: step" in output
+    saved = checkpoints.latest()
+    assert saved is not None, output
+    assert saved.step >= step
+    epochs = saved.step // 16 + 2
+    code, output = cluster.run(*entry, *values, f"--train.epochs={epochs}")
     assert code == 0, output
-    assert streamed, output
-    assert "finished: step 64 of 64" in output
-    store = open_store(s3_uri)
-    manifest = Checkpoints(store, "smoke").latest()
+    assert f"goes on from step {saved.step}" in output
+    assert "is held by" not in output  # who has ended frees the run at once
+    assert f"finished: step {16 * epochs} of {16 * epochs}" in output
+    manifest = checkpoints.latest()
     assert manifest is not None
-    assert (manifest.step, manifest.world_size) == (64, 2)
+    assert (manifest.step, manifest.world_size, manifest.parent) == (16 * epochs, 2, saved.name)
     assert manifest.provenance["machine"].startswith("Linux")
     keys = [info.key for info in store.list()]
-    assert {"smoke/metrics.jsonl", "smoke/run.json"} <= set(keys)
+    assert {"metrics.jsonl", "run.json"} <= set(keys)
     secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()
     assert not any(secret in store.get(key) for key in keys)
     assert secret.decode() not in output
 
 
-def test_platform_is_the_standard_librarys_in_a_worker(cluster) -> None:  # type: ignore[no-untyped-def]
-    code, output = cluster.run("python", "-c", WORKER)
-    assert code == 0, output
-    assert "worker says ('Linux', True)" in output
-
-
-def test_bad_values_end_the_job_with_their_line(cluster, s3_uri: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    common = ("python", "jobs/train.py", "--config", "jobs/configs/smoke.yaml", "--run.storage")
-    code, output = cluster.run(*common, s3_uri, "--train.batch_size", "102", "--cluster.workers", "51")
+def test_platform_is_the_standard_librarys_and_bad_values_end_with_their_line(cluster, s3_uri: str) -> None:  # type: ignore[no-untyped-def]
+    code, output = cluster.run("python", "-c", ODDS, s3_uri)
     assert code == 1, output
+    assert "worker says ('Linux', True)" in output
+    assert re.search(r"error: run.storage: 'runs' would lie in the job's temporary folder.*\n2\n", output)
     assert "cluster.workers: 51 workers of 1 CPU do not fit: the cluster has 3 CPUs" in output
     assert "Traceback" not in output
-    code, output = cluster.run(*common, "runs")
-    assert code == 1, output
-    assert "run.storage: 'runs' would lie in the job's temporary folder" in output
 
 
 def test_nobody_gets_in_without_the_token(cluster, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
