@@ -64,6 +64,7 @@ def s3_uri(s3: S3Server) -> str:
     return s3.uri(uuid.uuid4().hex)
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first: those with servers later, those with Ray clusters last.
 
