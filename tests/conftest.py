@@ -64,17 +64,21 @@ def s3_uri(s3: S3Server) -> str:
     return s3.uri(uuid.uuid4().hex)
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Fast tests first: those with servers later, those with Ray clusters last.
-
-    Among several workers the clusters come first and one after the other, in one worker: they are the longest
-    way, and two of them would fight for the CPUs.
-    """
+    """Fast tests first, those with servers later, those with Ray clusters last; first among workers."""
     slow = ("/store/", "/train/", "/on_ray/")
-    ray = [item for item in items if "/on_ray/" in str(item.path)]
-    for item in ray:
-        item.add_marker(pytest.mark.xdist_group("ray"))
     items.sort(key=lambda item: next((i for i, room in enumerate(slow, 1) if room in str(item.path)), 0))
-    if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item not in ray)
+    if hasattr(config, "workerinput"):  # they are the longest way
+        items.sort(key=lambda item: "/on_ray/" not in str(item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Among several workers, give one of them all tests with Ray clusters: two would fight for the CPUs."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "on_ray" if "/on_ray/" in nodeid else nodeid
+
+    return Scheduler(config, log)
