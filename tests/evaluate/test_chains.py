@@ -1,7 +1,6 @@
 """Chains and their diagnoses on densities known in closed form, and against another implementation."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -25,14 +24,6 @@ from jebm.evaluate.chains import (
 from jebm.rng import gaussian_noise
 
 NOISE = gaussian_noise(seed=0, rank=0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def identity(z):

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -26,14 +25,6 @@ from jebm.rng import gaussian_noise, generator
 
 NOISE = gaussian_noise(seed=0, rank=0)
 EXACT = Estimate(0.0, 0.0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def identity(z):

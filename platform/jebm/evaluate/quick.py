@@ -18,8 +18,9 @@ from jebm.config import Config
 from jebm.core.model import JointModel
 from jebm.data.loader import to_float
 from jebm.data.shards import load_images
-from jebm.evaluate.chains import Estimate, Tilt
+from jebm.evaluate.chains import Estimate
 from jebm.evaluate.features import FeatureNet, feature_net
+from jebm.evaluate.hierarchy import tilt_of
 from jebm.evaluate.likelihood import likelihood, log_partition_annealed
 from jebm.evaluate.samples import BATCH, image_features, sample_quality
 from jebm.rng import Noise, gaussian_noise
@@ -101,9 +102,10 @@ def quick_look(config: Config) -> Callable[[JointModel, int], dict[str, float]] 
 def _bound(model: JointModel, images_NHWC: np.typing.NDArray[np.uint8], noise: Noise) -> dict[str, Any]:
     device = next(model.parameters()).device
     log_z, share = Estimate(0.0, 0.0), 1.0
-    if model.energy is not None:
+    tilt = tilt_of(model)
+    if tilt is not None:
         annealed = log_partition_annealed(
-            Tilt(model.energy, model.generator.latents),
+            tilt,
             model.latent_dim,
             noise(0, "quick log Z"),
             chains=_AIS_CHAINS,
