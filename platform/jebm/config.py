@@ -27,6 +27,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Optimizers",
+    "Prior",
     "Run",
     "Train",
     "config_to_dict",
@@ -153,11 +154,24 @@ class Generator:
 
 
 @dataclass(frozen=True)
-class Energy:
-    """The energy net f(z) of the prior p(z) proportional to exp(f(z)) N(z; 0, I), an MLP over all layers.
+class Prior:
+    """Which prior the latents have.
 
     Args:
-        width: Units of each hidden layer; 0 switches the energy off (the Gaussian prior).
+        kind: joint (an energy over all latent layers together: the paper's), top (over the top layer alone,
+            as LEBM; the others are N(0, I)) or gaussian (N(0, I), no energy).
+
+    """
+
+    kind: Literal["joint", "top", "gaussian"] = "joint"
+
+
+@dataclass(frozen=True)
+class Energy:
+    """The energy net f(z) of the prior p(z) proportional to exp(f(z)) N(z; 0, I), an MLP.
+
+    Args:
+        width: Units of each hidden layer; 0 switches the energy off, as prior.kind gaussian.
         depth: Number of hidden layers.
         spectral_norm: Divide every weight matrix by its largest singular value (bounds the slope of f).
         output_scale: Factor on f; with spectral norm it is the bound on the slope of f.
@@ -265,6 +279,12 @@ class Train:
         batch_size: Images of one update, over all workers together.
         accumulate: Split a worker's share of the batch into this many pieces, to save memory.
         precision: fp32, or bf16 (autocast of generator and inference net; energy and chain stay fp32).
+        regime: joint (all nets together) or two_stage (the energy alone, on the posteriors of the nets that
+            run.init_from names, which stay as they are: mostly a run with prior.kind gaussian).
+        gaussian_share: Share of the run, from its start, that is trained with the Gaussian prior; the energy
+            joins then, when posteriors have settled.
+        energy_updates: Updates of the energy for each one of generator and inference net, with chains and
+            posterior samples of their own.
         ema_decay: Decay per step of the averaged weights that pictures use; 0 for none.
         report_every_steps: Steps between two lines of the log.
         pictures_every_steps: Steps between two sheets of pictures; 0 for one at the end only.
@@ -275,6 +295,9 @@ class Train:
     batch_size: int = 128
     accumulate: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
+    regime: Literal["joint", "two_stage"] = "joint"
+    gaussian_share: float = 0.0
+    energy_updates: int = 1
     ema_decay: float = 0.0
     report_every_steps: int = 50
     pictures_every_steps: int = 500
@@ -283,6 +306,12 @@ class Train:
         _require(0 < self.epochs < math.inf, "train.epochs", "must be positive")
         _require(self.batch_size >= 1, "train.batch_size", "must be at least 1")
         _require(self.accumulate >= 1, "train.accumulate", "must be at least 1")
+        _require(
+            0 <= self.gaussian_share < 1,
+            "train.gaussian_share",
+            "must lie in [0, 1); prior.kind gaussian trains without an energy",
+        )
+        _require(self.energy_updates >= 1, "train.energy_updates", "must be at least 1")
         _require(0 <= self.ema_decay < 1, "train.ema_decay", "must lie in [0, 1)")
         _require(self.report_every_steps >= 1, "train.report_every_steps", "must be at least 1")
         _require(self.pictures_every_steps >= 0, "train.pictures_every_steps", "must not be negative")
@@ -379,6 +408,7 @@ class Config:
     model: Model = field(default_factory=Model)
     inference: Inference = field(default_factory=Inference)
     generator: Generator = field(default_factory=Generator)
+    prior: Prior = field(default_factory=Prior)
     energy: Energy = field(default_factory=Energy)
     langevin: Langevin = field(default_factory=Langevin)
     optimizer: Optimizers = field(default_factory=Optimizers)
@@ -411,6 +441,20 @@ class Config:
             f"{layers} latent layers halve the image {halvings} times, but {self.model.image_size} pixels "
             f"can be halved only {reachable}; use larger images, or fewer latent_dims and channels",
         )
+        if self.train.regime == "two_stage":
+            _require(
+                self.run.init_from is not None,
+                "run.init_from",
+                "train.regime two_stage needs the run whose generator and inference net it keeps",
+            )
+            _require(
+                self.has_energy, "prior.kind", "train.regime two_stage trains an energy, and there is none"
+            )
+            _require(
+                self.train.gaussian_share == 0,
+                "train.gaussian_share",
+                "train.regime two_stage trains the energy from the start",
+            )
         fewest = self.cluster.min_workers or self.cluster.workers
         for workers in range(fewest, self.cluster.workers + 1):
             share = workers * self.train.accumulate
@@ -419,6 +463,11 @@ class Config:
                 "train.batch_size",
                 f"{self.train.batch_size} must divide by cluster.workers x train.accumulate = {share}",
             )
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether the prior has an energy net; N(0, I) otherwise."""
+        return self.prior.kind != "gaussian" and self.energy.width > 0
 
 
 _KEYS_FREE_TO_CHANGE = (

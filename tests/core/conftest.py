@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from jebm.config import Config, Energy, Generator, Inference, Model
+from jebm.config import Config, Energy, Generator, Inference, Model, Prior
 from jebm.core.model import JointModel
 
 
@@ -21,12 +21,13 @@ def _one_thread() -> Iterator[None]:
 def tiny_model():
     """Return a function: (latent_dims, energy section) -> model on 4 x 4 grey images, likelihood std 0.8."""
 
-    def build(latent_dims: tuple[int, ...], seed: int = 0, **energy) -> JointModel:
+    def build(latent_dims: tuple[int, ...], seed: int = 0, kind="joint", **energy) -> JointModel:
         levels = len(latent_dims) - 1
         config = Config(
             model=Model(4, 1, latent_dims, likelihood_std=0.8),
             inference=Inference((2,) * levels, 4),
             generator=Generator((2,) * levels, 4),
+            prior=Prior(kind),
             energy=Energy(**{"width": 8, **energy}),
         )
         torch.manual_seed(seed)

@@ -262,9 +262,12 @@ def test_terms_add_up_and_only_the_loss_carries_the_gradient(tiny_model):
     terms = Objective(model)(x, noise, prior_z)
     total = terms.distortion + terms.rate_L.sum() - terms.f_posterior + terms.f_prior
     torch.testing.assert_close(terms.loss.detach(), total)
-    assert [term.requires_grad for term in terms] == [True, False, False, False, False]
+    *values, q = terms
+    assert [value.requires_grad for value in values] == [True, False, False, False, False]
+    assert not any(moment.requires_grad for moment in q)
     with torch.no_grad():
         posterior = model.inference(x)
+        assert all(torch.equal(mine, other) for mine, other in zip(q, posterior, strict=True))
         rates = posterior.rate().mean(0)
         z = posterior.rsample(noise)
         torch.testing.assert_close(terms.rate_L, torch.stack([rates[:2].sum(), rates[2]]))
@@ -288,10 +291,16 @@ def test_the_gaussian_prior_is_the_model_with_f_zero(tiny_model):
             parameter.zero_()
     prior_z, _ = sample_prior(gaussian, Langevin(3, 0.4), 4, NOISE(0, "chain"))
     ours, reference = (Objective(model)(x, noise, prior_z) for model in (gaussian, zero))
-    for mine, other in zip(ours, reference, strict=True):
-        assert torch.equal(mine, other)
-    for player in ("generator", "inference"):
-        assert torch.equal(gradients(ours.loss, gaussian, player), gradients(reference.loss, zero, player))
+    # And that of any energy net without samples of its prior: it has not joined yet.
+    waiting = tiny_model((2, 1))
+    without = Objective(waiting)(x, noise, None)
+    for terms, model in ((reference, zero), (without, waiting)):
+        for mine, other in zip(ours[:-1], terms[:-1], strict=True):
+            assert torch.equal(mine, other)
+        for player in ("generator", "inference"):
+            mine = gradients(ours.loss, gaussian, player)
+            assert torch.equal(mine, gradients(terms.loss, model, player))
+    assert gradients(without.loss, waiting, "energy").abs().max() == 0
 
 
 def test_bfloat16_autocast_stays_near_float32_and_keeps_f_and_rates_exact(tiny_model):
@@ -302,7 +311,7 @@ def test_bfloat16_autocast_stays_near_float32_and_keeps_f_and_rates_exact(tiny_m
         Objective(model)(x, noise, prior_z),
         Objective(model, autocast=torch.bfloat16)(x, noise, prior_z),
     )
-    assert all(term.dtype == torch.float32 for term in half)
+    assert all(term.dtype == torch.float32 for term in (*half[:-1], *half.posterior))
     assert half.loss.item() == pytest.approx(full.loss.item(), rel=0.02)
     assert half.loss.item() != full.loss.item()  # something was cast
     assert half.f_prior.item() == full.f_prior.item()  # f never is

@@ -198,3 +198,27 @@ def test_the_start_of_the_chain_and_its_steps_are_independent(tiny_model):
     model = linear_model(tiny_model, torch.zeros(3))
     z, _ = sample_prior(model, Langevin(1, 1.0), 100_000, NOISE(0, "chain"))
     assert z.var().item() == pytest.approx(0.5**2 + 1, rel=5 * math.sqrt(2 / 300_000))
+
+
+def test_an_energy_of_the_top_layer_leaves_the_others_as_they_are(tiny_model):
+    model = tiny_model((2, 3), kind="top", output_scale=8.0, seed=1)
+    below = (sum(model.latent_dims[:-1]), model.latent_dims[-1])
+    assert below == (2, 3)
+    normal = NOISE(0, "top")
+    start = NOISE(0, "top")(20_000, 5)
+    z, info = sample_prior(model, Langevin(60, 0.3), 20_000, normal)
+    assert info is not None
+    assert torch.equal(z[:, :2], start[:, :2])  # exact, as drawn
+    with torch.no_grad():
+        f = model.energy(z)
+        assert torch.equal(model.energy(torch.cat([torch.randn(20_000, 2), z[:, 2:]], 1)), f)
+        torch.testing.assert_close(model.energy.resolved().f(z), f)
+        assert f.mean() > model.energy(start).mean() + 0.05
+    # Chains over all columns, by the definition, have the same law on top.
+    score = score_of(log_density(model.energy, identity))
+    reference, _ = langevin(score, start, NOISE(1, "reference"), steps=60, step_size=0.3)
+    for one, other in (
+        (z[:, 2:].mean(0), reference[:, 2:].mean(0)),
+        (z[:, 2:].var(0), reference[:, 2:].var(0)),
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=0.06)

@@ -16,6 +16,7 @@ from jebm.data.shards import load_images
 from jebm.rng import gaussian_noise
 from jebm.store.storage import open_store
 from jebm.train.metrics import Clock, Meter
+from jebm.train.posteriors import posteriors
 from jebm.train.runtime import Runtime, prepare_process
 from jebm.train.state import TrainState
 from jebm.train.step import train_step
@@ -23,10 +24,17 @@ from jebm.train.step import train_step
 
 def train(runtime: Runtime, *, noisy: str) -> dict[str, object]:
     """Do 20 updates; return the losses, means over ranks, and copies of the state's tensors."""
-    config = tiny_config("unused", cluster__workers=runtime.world_size, train__ema_decay=0.9)
+    config = tiny_config(
+        "unused",
+        cluster__workers=runtime.world_size,
+        train__ema_decay=0.9,
+        train__gaussian_share=0.25,  # DDP has parameters then that the loss does not touch
+        train__energy_updates=2,
+    )
     prepare_process(config, runtime.device)
+    images = load_images(open_store(config.data.train))
     loader = Loader(
-        load_images(open_store(config.data.train)),
+        images,
         batch_size=config.train.batch_size,
         rank=runtime.rank,
         world_size=runtime.world_size,
@@ -51,7 +59,11 @@ def train(runtime: Runtime, *, noisy: str) -> dict[str, object]:
         )
         meter.add(values)
         losses.append(meter.take(runtime)["loss"])
-    return {"losses": losses, "tensors": {name: tensor.clone() for name, tensor in state.tensors().items()}}
+    return {
+        "losses": losses,
+        "tensors": {name: tensor.clone() for name, tensor in state.tensors().items()},
+        "posteriors": torch.stack(tuple(posteriors(state.model.float(), images.images_NHWC, runtime))),
+    }
 
 
 def main() -> None:

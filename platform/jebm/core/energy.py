@@ -1,4 +1,4 @@
-"""The joint energy net f(z): one MLP over the concatenation of all latent layers (paper eq. 5).
+"""The energy net f(z): one MLP over all latent layers together (paper eq. 5), or over the top one alone.
 
 The prior is p(z) proportional to exp(+f(z)) p0(z). f is the *negative* energy; nothing else negates it.
 Shapes: B batch, D latent width of all layers together, W width of a hidden layer.
@@ -98,6 +98,11 @@ class ResolvedEnergy:
             torch.ops.aten.leaky_relu_backward.grad_input(gradient, values, SLOPE, True, grad_input=out)
         return buffers[0][1]
 
+    def without_columns(self, count: int) -> "ResolvedEnergy":
+        """Return f as a function of the columns after the first `count`, on which it must not depend."""
+        (weight, bias), *rest = self.layers
+        return ResolvedEnergy(((weight[:, count:].contiguous(), bias), *rest))
+
     def scaled(self, factor: float) -> "ResolvedEnergy":
         """Return factor * f: the bridge between p0 (0) and the prior (1) of annealed importance sampling."""
         weight, bias = self.layers[-1]
@@ -105,18 +110,23 @@ class ResolvedEnergy:
 
 
 class EnergyNet(nn.Module):
-    """f(z) = scale * MLP(z), hidden layers with LeakyReLU 0.2, one output."""
+    """f(z) = scale * MLP(z), hidden layers with LeakyReLU 0.2, one output.
 
-    def __init__(self, latent_dim: int, config: Energy) -> None:
+    f does not depend on the first `unseen` columns of z: with those of all layers but the top one it is the
+    energy of LEBM (Pang et al. 2020).
+    """
+
+    def __init__(self, latent_dim: int, config: Energy, *, unseen: int = 0) -> None:
         super().__init__()
+        self.unseen = unseen
         linear = SpectralLinear if config.spectral_norm else nn.Linear
-        widths = [latent_dim, *[config.width] * config.depth, 1]
+        widths = [latent_dim - unseen, *[config.width] * config.depth, 1]
         self.linears = nn.ModuleList(linear(a, b) for a, b in pairwise(widths))
         self.output_scale = config.output_scale
 
     def forward(self, z_BD: Tensor) -> Tensor:
         """Return f(z), (B,), in nats."""
-        h = z_BD
+        h = z_BD[:, self.unseen :]
         for linear in self.linears[:-1]:
             h = F.leaky_relu(linear(h), SLOPE)
         f_B: Tensor = self.linears[-1](h).squeeze(1)
@@ -124,7 +134,7 @@ class EnergyNet(nn.Module):
 
     @torch.no_grad()
     def resolved(self) -> ResolvedEnergy:
-        """Return f with its weights as they are now.
+        """Return f with its weights as they are now, those of unseen columns zero.
 
         They are copies where the layer is normalised and views of the live parameters where it is not: use
         them before the next optimizer step.
@@ -133,6 +143,8 @@ class EnergyNet(nn.Module):
         for linear in cast(Iterable[nn.Linear], self.linears):
             weight = linear.normalised_weight() if isinstance(linear, SpectralLinear) else linear.weight
             layers.append((weight.detach(), linear.bias.detach()))
+        if self.unseen:
+            layers[0] = (F.pad(layers[0][0], (self.unseen, 0)), layers[0][1])
         return ResolvedEnergy(tuple(layers)).scaled(self.output_scale)
 
     def power_iteration(self) -> None:

@@ -23,7 +23,10 @@ class JointModel(nn.Module):
         self.inference = InferenceNet(config.model, config.inference)
         self.generator = GeneratorNet(config.model, config.generator)
         # Last, so that generator and inference net start from the same weights with and without it.
-        self.energy = EnergyNet(self.latent_dim, config.energy) if config.energy.width else None
+        self.energy: EnergyNet | None = None
+        if config.has_energy:
+            unseen = sum(self.latent_dims[:-1]) if config.prior.kind == "top" else 0
+            self.energy = EnergyNet(self.latent_dim, config.energy, unseen=unseen)
 
 
 def build_model(config: Config) -> JointModel:

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from jebm.core.distributions import DiagGaussian
+from jebm.core.energy import EnergyNet
 from jebm.core.model import JointModel
 
-__all__ = ["Objective", "Terms", "distortion", "reconstruct"]
+__all__ = ["Objective", "Terms", "distortion", "mean_f", "reconstruct"]
 
 
 class Terms(NamedTuple):
-    """Means over the batch, in nats. `loss` carries the gradient; the rest is detached."""
+    """Means over the batch, in nats, and q(z|x). `loss` carries the gradient; the rest is detached."""
 
     loss: Tensor
     distortion: Tensor
@@ -36,6 +37,8 @@ class Terms(NamedTuple):
     """f(z_q); zero for the Gaussian prior."""
     f_prior: Tensor
     """f(z_p); zero for the Gaussian prior."""
+    posterior: DiagGaussian
+    """q(z|x), detached: (B, D) each."""
 
 
 def distortion(model: JointModel, x_BCHW: Tensor, mean_BCHW: Tensor) -> Tensor:
@@ -60,8 +63,11 @@ class Objective(nn.Module):
         self.model = model
         self.autocast = autocast
 
-    def forward(self, x_BCHW: Tensor, posterior_noise_BD: Tensor, prior_z_BD: Tensor) -> Terms:
-        """Return the terms for images in [-1, 1], the noise of z_q and samples z_p of the prior."""
+    def forward(self, x_BCHW: Tensor, posterior_noise_BD: Tensor, prior_z_BD: Tensor | None) -> Terms:
+        """Return the terms for images in [-1, 1], the noise of z_q and samples z_p of the prior.
+
+        Without `prior_z_BD` they are those of the Gaussian prior, whether there is an energy net or not.
+        """
         model = self.model
         with torch.autocast(x_BCHW.device.type, self.autocast, enabled=self.autocast is not None):
             posterior = model.inference(x_BCHW)
@@ -75,12 +81,24 @@ class Objective(nn.Module):
             [part.sum(1).mean() for part in torch.split(posterior.rate(), model.latent_dims, dim=1)]
         )
         loss = distortion_ + rate_L.sum()
-        if model.energy is None:
-            f_posterior = f_prior = loss.new_zeros(())
-        else:
-            f_q, f_p = model.energy(torch.cat([z_BD, prior_z_BD.detach()])).split(
-                [len(z_BD), len(prior_z_BD)]
-            )
-            f_posterior, f_prior = f_q.mean(), f_p.mean()
+        f_posterior = f_prior = loss.new_zeros(())
+        if model.energy is not None and prior_z_BD is not None:
+            f_posterior, f_prior = mean_f(model.energy, z_BD, prior_z_BD.detach())
             loss = loss - f_posterior + f_prior
-        return Terms(loss, distortion_.detach(), rate_L.detach(), f_posterior.detach(), f_prior.detach())
+        elif model.energy is not None:
+            # DDP waits for the gradient of every parameter: give it zeros.
+            loss = loss + 0 * model.energy(z_BD[:1].detach()).sum()
+        return Terms(
+            loss,
+            distortion_.detach(),
+            rate_L.detach(),
+            f_posterior.detach(),
+            f_prior.detach(),
+            DiagGaussian(*(moment.detach() for moment in posterior)),
+        )
+
+
+def mean_f(energy: EnergyNet, posterior_z_BD: Tensor, prior_z_BD: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean f(z_q) and mean f(z_p), () each: the energy ascends the first and descends the second."""
+    f_q, f_p = energy(torch.cat([posterior_z_BD, prior_z_BD])).split([len(posterior_z_BD), len(prior_z_BD)])
+    return f_q.mean(), f_p.mean()

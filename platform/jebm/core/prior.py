@@ -50,14 +50,17 @@ def sample_prior(
     if config.noise == "philox":
         normal = PhiloxNoise(normal)
     if start_z_BD is start_BD and config.kernel != "autograd":  # T is the identity
-        return closed_form_langevin(
-            model.energy.resolved(),
-            start_BD,
+        unseen = model.energy.unseen
+        z_BD, info = closed_form_langevin(
+            model.energy.resolved().without_columns(unseen),
+            start_BD[:, unseen:],
             normal,
             steps=config.steps,
             step_size=config.step_size,
             compiled=config.kernel == "auto",
         )
+        # What f does not see is N(0, I) and independent of the rest: exact, as it was drawn.
+        return torch.cat([start_BD[:, :unseen], z_BD], 1), info
     score = score_of(log_density(model.energy, model.generator.latents))
     noise_BD, info = langevin(score, start_BD, normal, steps=config.steps, step_size=config.step_size)
     return model.generator.latents(noise_BD), info

@@ -54,12 +54,16 @@ class Loader:
 
         Over the ranks, in order, they are the rows of the global batch, so that the world size may change.
         """
+        return to_float(self._images_NHWC[self.rows(step)], self._device)
+
+    def rows(self, step: int) -> npt.NDArray[np.int64]:
+        """Return which images of the set `batch` takes, (B,)."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._order_N = self._order(epoch)
             self._epoch = epoch
         start = position * self._batch_size + self._rank * self._share
-        return to_float(self._images_NHWC[self._order_N[start : start + self._share]], self._device)
+        return self._order_N[start : start + self._share]
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the permutation of one epoch, the same on every rank."""

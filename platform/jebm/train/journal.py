@@ -170,8 +170,9 @@ def _line(step: int, total_steps: int, metrics: Mapping[str, float]) -> str:
         for name, value in metrics.items()
         if name.startswith("evaluation/")
     )
+    nets = f"distortion {metrics['distortion']:.2f}  rates [{rates}]  " if "distortion" in metrics else ""
     return (
-        f"step {step}/{total_steps}  distortion {metrics['distortion']:.2f}  rates [{rates}]  "
+        f"step {step}/{total_steps}  {nets}"
         f"f posterior {metrics['f_posterior']:+.3f} prior {metrics['f_prior']:+.3f}  "
         f"{metrics['time/images_per_second']:.0f} images/s  "
         f"chain {metrics['time/chain_share']:.0%}  data {metrics['time/data_share']:.0%}  "

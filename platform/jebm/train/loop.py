@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from jebm.config import Config, config_to_dict, differing_keys
+from jebm.core.distributions import DiagGaussian
 from jebm.core.model import JointModel
 from jebm.core.prior import chain_kernel
 from jebm.data.loader import Loader, to_float
@@ -19,18 +21,19 @@ from jebm.data.shards import DatasetManifest, ImageSet, load_images, read_manife
 from jebm.errors import CheckpointError, ConfigError, JebmError, StoreError
 from jebm.rng import gaussian_noise
 from jebm.store.checkpoint import Checkpoints, Facts, Manifest
-from jebm.store.retrieve import open_run
+from jebm.store.retrieve import RunStore, open_run, tensor_table
 from jebm.store.shares import Share
 from jebm.store.storage import open_store
 from jebm.store.writer import AsyncWriter
 from jebm.train.journal import Journal
 from jebm.train.metrics import Clock, Meter
 from jebm.train.pictures import PICTURED_IMAGES, pictures
+from jebm.train.posteriors import posteriors
 from jebm.train.runtime import Runtime
 from jebm.train.state import TrainState
-from jebm.train.step import train_step
+from jebm.train.step import energy_step, train_step
 
-__all__ = ["Report", "Result", "check_images", "fit", "named_checkpoint", "total_steps_of"]
+__all__ = ["Report", "Result", "check_images", "check_nets", "fit", "named_checkpoint", "total_steps_of"]
 
 _LOG = logging.getLogger("jebm.train")
 
@@ -128,14 +131,19 @@ def fit(
         saver = stack.enter_context(
             _Saver(config, runtime, state, checkpoints, parent, images.manifest, provenance, protect)
         )
+        advance: Callable[..., tuple[dict[str, Tensor], bool]] = train_step
+        batch: Callable[[int], Tensor | DiagGaussian] = loader.batch
+        if config.train.regime == "two_stage":
+            advance = energy_step
+            batch = _posterior_batches(state.model, images, loader, runtime)
         while state.step < total_steps and not stopped:
             with clock("data"):
-                x_BCHW = loader.batch(state.step)
-            values, stopped = train_step(
+                given = batch(state.step)
+            values, stopped = advance(
                 state,
                 config,
                 runtime,
-                x_BCHW,
+                given,
                 noise,
                 clock,
                 steps_per_epoch=loader.steps_per_epoch,
@@ -191,6 +199,19 @@ def _loader(config: Config, runtime: Runtime, images: ImageSet) -> Loader:
     )
 
 
+def _posterior_batches(
+    model: JointModel, images: ImageSet, loader: Loader, runtime: Runtime
+) -> Callable[[int], DiagGaussian]:
+    """Return a function from the step to the posteriors (B, D) of this rank's batch."""
+    everything = posteriors(model, images.images_NHWC, runtime)
+
+    def batch(step: int) -> DiagGaussian:
+        rows_B = torch.from_numpy(loader.rows(step)).to(runtime.device)
+        return DiagGaussian(*(moment_ND[rows_B] for moment_ND in everything))
+
+    return batch
+
+
 def _resume(
     config: Config, runtime: Runtime, state: TrainState, checkpoints: Checkpoints, data: DatasetManifest
 ) -> Manifest | None:
@@ -223,10 +244,43 @@ def _resume(
     if config.run.init_from is not None:
         with runtime.together():
             chosen = named_checkpoint(config.run.init_from) if runtime.is_main else None
-        origin = runtime.from_main(chosen)
+        origin = cast(Manifest, runtime.from_main(chosen))
         with runtime.together():
-            open_run(_run_of(config.run.init_from)).checkpoints.load(cast(Manifest, origin), state.tensors())
+            run = open_run(_run_of(config.run.init_from))
+            if config.train.regime == "two_stage":
+                _take_nets(config, run, origin, state)
+            else:
+                run.checkpoints.load(origin, state.tensors())
     return None
+
+
+def check_nets(config: Config, origin: Manifest) -> None:
+    """Raise `ConfigError` where `run.init_from` has other nets than those that two_stage is to keep."""
+    keys = [
+        key
+        for key in differing_keys(config, origin.config)
+        if key.startswith(("model.", "inference.", "generator."))
+    ]
+    if keys:
+        raise ConfigError(
+            f"run.init_from: {config.run.init_from} was trained with another {', '.join(keys)}; "
+            "train.regime two_stage keeps its nets, so set them as they are there"
+        )
+
+
+def _take_nets(config: Config, run: RunStore, origin: Manifest, state: TrainState) -> None:
+    """Copy generator and inference net of a checkpoint into the state and leave the rest of it."""
+    check_nets(config, origin)
+    stored = {
+        name: torch.empty(entry.shape, dtype=entry.dtype)
+        for name, entry in tensor_table(run.folder(origin.name), origin).items()
+    }
+    run.checkpoints.load(origin, stored)
+    for part in ("generator", "inference"):
+        prefix = f"model.{part}."
+        weights = {name.removeprefix(prefix): t for name, t in stored.items() if name.startswith(prefix)}
+        for model in filter(None, (state.model, state.ema)):
+            getattr(model, part).load_state_dict(weights)
 
 
 def _run_of(uri: str) -> str:
@@ -280,7 +334,7 @@ def _report(config: Config, runtime: Runtime, meter: Meter, clock: Clock) -> dic
     wall, seconds = clock.take()
     metrics["time/images_per_second"] = steps * config.train.batch_size / wall
     metrics["time/seconds_per_step"] = wall / steps
-    metrics["time/chain_share"] = seconds["chain"] / wall
+    metrics["time/chain_share"] = seconds.get("chain", 0.0) / wall
     metrics["time/data_share"] = seconds["data"] / wall
     return metrics
 

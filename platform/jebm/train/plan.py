@@ -8,7 +8,7 @@ from jebm.data.shards import DatasetManifest, read_manifest
 from jebm.errors import ConfigError
 from jebm.store.checkpoint import Checkpoints
 from jebm.store.storage import open_store
-from jebm.train.loop import check_images, named_checkpoint, total_steps_of
+from jebm.train.loop import check_images, check_nets, named_checkpoint, total_steps_of
 
 __all__ = ["Plan", "make_plan"]
 
@@ -38,11 +38,12 @@ class Plan:
         share = config.train.batch_size // config.cluster.workers
         place = {"ray": "Ray workers", "process": "processes"}[config.cluster.engine]
         start = "new run" if self.resumes_at is None else f"goes on from step {self.resumes_at}"
-        prior = (
-            f"joint EBM, {config.langevin.steps} Langevin steps of size {config.langevin.step_size:g}"
-            if config.energy.width
-            else "Gaussian"
-        )
+        prior = "Gaussian"
+        if config.has_energy:
+            which = {"joint": "joint EBM", "top": "EBM on the top layer"}[config.prior.kind]
+            prior = f"{which}, {config.langevin.steps} Langevin steps of size {config.langevin.step_size:g}"
+        if config.train.regime == "two_stage":
+            start += f", the energy alone, on the nets of {config.run.init_from}"
         shape = f"{data.height}x{data.width}x{data.channels}"
         return "\n".join(
             [
@@ -85,7 +86,9 @@ def make_plan(config: Config) -> Plan:
     store.probe()
     latest = Checkpoints(store, config.run.name).latest()
     if latest is None and config.run.init_from is not None:
-        named_checkpoint(config.run.init_from)
+        origin = named_checkpoint(config.run.init_from)
+        if config.train.regime == "two_stage":
+            check_nets(config, origin)
     model = build_model(config)
     parameters = {
         name: sum(parameter.numel() for parameter in net.parameters()) for name, net in model.named_children()

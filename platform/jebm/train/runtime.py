@@ -77,12 +77,16 @@ class Runtime:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def mean(self, tensor: Tensor) -> Tensor:
-        """Return the mean of `tensor` over ranks."""
+    def total(self, tensor: Tensor) -> Tensor:
+        """Return the sum of `tensor` over ranks."""
         if self.world_size > 1:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
-        return tensor / self.world_size
+        return tensor
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Return the mean of `tensor` over ranks."""
+        return self.total(tensor) / self.world_size
 
 
 def prepare_process(config: Config, device: torch.device) -> None:

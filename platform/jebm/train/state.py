@@ -83,6 +83,7 @@ class TrainState:
     model: JointModel
     objective: nn.Module
     players: list[Player]
+    """Generator with inference net, unless they stay as they are; then the energy net, where there is one."""
     ema: JointModel | None
     ema_decay: float
     step: int = 0
@@ -93,7 +94,11 @@ class TrainState:
         model = build_model(config).to(runtime.device)
         autocast = torch.bfloat16 if config.train.precision == "bf16" else None
         objective: nn.Module = Objective(model, autocast=autocast)
-        if runtime.world_size > 1:
+        alone = config.train.regime == "two_stage"
+        if alone:
+            model.generator.requires_grad_(requires_grad=False)
+            model.inference.requires_grad_(requires_grad=False)
+        if runtime.world_size > 1 and not alone:
             # Buffers are the singular vectors of the spectral norm: a function of the weights' history,
             # which is the same on every rank, so they need no broadcast.
             with warnings.catch_warnings():
@@ -105,7 +110,7 @@ class TrainState:
         named = dict(model.named_parameters())
         energy = {name: p for name, p in named.items() if name.startswith("energy.")}
         rest = {name: p for name, p in named.items() if name not in energy}
-        players = [Player.build("generator", config.optimizer.generator, rest)]
+        players = [] if alone else [Player.build("generator", config.optimizer.generator, rest)]
         if energy:
             players.append(Player.build("energy", config.optimizer.energy, energy))
         decay = config.train.ema_decay
