@@ -7,6 +7,7 @@
   pictures       python jobs/ingest.py pictures.zip --size 64 --channels 3 --output data/pictures
   Hugging Face   python jobs/ingest.py folder-of-parquet --split test --output data/set/test
   NumPy          python jobs/ingest.py images.npy --labels labels.npy --output data/set/train
+  MNIST, no 4s   python jobs/ingest.py data/original/mnist-digits --without-label 4 --output data/no_4/train
 
 Pixels stay as they are unless --size or --channels says otherwise. Safe to run twice: a data set of the same
 files and options is left alone. Exit code 2 and one line where an input cannot be used.
@@ -41,6 +42,7 @@ def arguments() -> Namespace:
     add("--size", type=int | None, metavar="N", help="resize the centre square to N pixels (LANCZOS)")
     add("--channels", type=int | None, metavar="1|3", help="convert to grey (1) or RGB (3)")
     add("--partition", type=str | None, metavar="FILE", help="CelebA's list_eval_partition.txt")
+    add("--without-label", type=int | None, metavar="N", help="leave out the images of this class")
     add("--limit", type=int | None, metavar="N", help="only the first N images")
     add("--overwrite", action="store_true", help="replace the data set at the output")
     return parse(parser)
@@ -51,7 +53,8 @@ def main() -> None:
     wanted = arguments()
     store = open_store(wanted.output)
     exists = dataset_exists(store)
-    options = {key: wanted[key] for key in ("split", "labels", "partition", "size", "channels", "limit")}
+    keys = ("split", "labels", "partition", "size", "channels", "without_label", "limit")
+    options = {key: wanted[key] for key in keys}
     source = open_source(wanted.source, wanted.format, **options)
     if exists and not wanted.overwrite:
         found = read_manifest(store)

@@ -4,7 +4,7 @@
 
 Left to right only; rooms in one brace do not know each other. `native` (compiled kernels) knows nobody, and
 only core knows it. `parser` and `cli` stand beside this line: they know errors and config, and only train,
-sweep (parser alone), on_ray and the jobs know them.
+evaluate and sweep (parser alone), on_ray and the jobs know them.
 """
 
 import ast
@@ -28,7 +28,7 @@ KNOWS = {
     "data": _BASE | {"config", "rng"},
     "store": _BASE | {"config", "rng"},
     "train": _BASE | {"config", "rng", "core", "data", "store", "parser", "cli"},
-    "evaluate": _BASE | {"config", "rng", "core", "data", "store"},
+    "evaluate": _BASE | {"config", "rng", "core", "data", "store", "parser"},
     "sweep": _BASE | {"config", "rng", "store", "parser"},
     "on_ray": _BASE
     | {"config", "rng", "core", "data", "store", "train", "evaluate", "sweep", "parser", "cli"},
@@ -36,7 +36,13 @@ KNOWS = {
     "cli": _BASE | {"config"},
     "jebm": set(),
 }
-OUTSIDE = {"errors": set(), "config": set(), "rng": {"torch"}, "native": {"torch"}, "core": {"torch"}}
+OUTSIDE = {
+    "errors": set(),
+    "config": set(),
+    "rng": {"torch"},
+    "native": {"torch", "triton"},
+    "core": {"torch"},
+}
 """What else a room may import beside the standard library; a room that is not named here: all but ray."""
 
 UNSAFE = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}

@@ -7,6 +7,7 @@ cluster starts.
 
 import dataclasses
 import difflib
+import functools
 import json
 import re
 from argparse import RawDescriptionHelpFormatter
@@ -125,7 +126,7 @@ def _one_line(parser: ArgumentParser, error: Exception) -> str:
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
     """Return the config with the given nested values and defaults elsewhere; raises `ConfigError`."""
-    parser = argument_parser("")
+    parser = _plain_parser()
     try:
         parsed = parser.instantiate(_without_nulls(parser.parse_object(dict(values))))
     except (ArgumentError, ValueError) as error:
@@ -138,7 +139,13 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     arguments = ["--config", str(path)]
     for key, value in (overrides or {}).items():
         arguments.append(f"--{key}={json.dumps(value) if not isinstance(value, str) else value}")
-    return parse_arguments(argument_parser(""), arguments)[0]
+    return parse_arguments(_plain_parser(), arguments)[0]
+
+
+@functools.cache
+def _plain_parser() -> ArgumentParser:
+    """Return the parser of no job, made once: to make it takes longer than to parse."""
+    return argument_parser("")
 
 
 def config_to_yaml(config: Config) -> str:

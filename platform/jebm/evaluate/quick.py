@@ -19,6 +19,7 @@ from jebm.core.model import JointModel
 from jebm.data.loader import to_float
 from jebm.data.shards import load_images
 from jebm.evaluate.chains import Estimate
+from jebm.evaluate.distances import Distances, real_floor
 from jebm.evaluate.features import FeatureNet, feature_net
 from jebm.evaluate.hierarchy import tilt_of
 from jebm.evaluate.likelihood import likelihood, log_partition_annealed
@@ -44,6 +45,7 @@ class QuickLook:
         self._config = config
         self._net: FeatureNet | None = None
         self._real_NF: Tensor | None = None
+        self._floor: Distances | None = None
         self._images_NHWC = np.empty((0, 1, 1, 1), np.uint8)
 
     def __call__(self, model: JointModel, step: int) -> dict[str, float]:
@@ -53,6 +55,8 @@ class QuickLook:
             frechet_long    the same after chains evaluation.chain_factor times as long
             frechet_reconstructions, frechet_floor
                             of reconstructions, and of one half of the held-out images against the other
+            frechet_posterior
+                            between prior samples after the long chains and decoded posterior samples
             kid_long, precision_long, recall_long
                             kernel distance, precision and recall after the long chains
             elbo            in nats for one image, with the normalised prior and all constants
@@ -68,6 +72,7 @@ class QuickLook:
             self._images_NHWC = images.images_NHWC[: config.evaluation.samples]
             self._net = feature_net(config.evaluation.features, load_images(open_store(config.data.train)))
             self._real_NF = image_features(self._images_NHWC, self._net)
+            self._floor = real_floor(self._real_NF)
         noise = gaussian_noise(config.run.seed, 0, next(model.parameters()).device)
         quality = sample_quality(
             model,
@@ -78,12 +83,14 @@ class QuickLook:
             noise,
             count=config.evaluation.samples,
             chain_factor=config.evaluation.chain_factor,
+            floor=self._floor,
         )
         long = quality["samples_long"]
         values = {
             "frechet": quality["samples"]["frechet"],
             "frechet_long": long["frechet"],
             "frechet_reconstructions": quality["reconstructions"]["frechet"],
+            "frechet_posterior": quality["samples_long_to_posterior"]["frechet"],
             "frechet_floor": quality["real_floor"]["frechet"],
             "kid_long": long["kid"],
             "precision_long": long["precision"],

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from jebm.config import Langevin
@@ -21,11 +22,28 @@ from jebm.core.objective import reconstruct
 from jebm.core.prior import sample_prior
 from jebm.data.loader import to_float, to_uint8
 from jebm.errors import ConfigError
-from jebm.evaluate.distances import Distances, distances, real_floor
+from jebm.evaluate.distances import (
+    Distances,
+    Moments,
+    distances,
+    frechet_distance,
+    kernel_distance,
+    real_floor,
+)
 from jebm.evaluate.features import FeatureNet
 from jebm.rng import Noise
 
-__all__ = ["ALONE", "BATCH", "Share", "image_features", "prior_samples", "sample_quality"]
+__all__ = [
+    "ALONE",
+    "BATCH",
+    "Share",
+    "gaussian_samples",
+    "group_share",
+    "image_features",
+    "posterior_samples",
+    "prior_samples",
+    "sample_quality",
+]
 
 BATCH = 250
 """Images of a batch; fixed, since the noise of an image depends on it."""
@@ -39,7 +57,7 @@ def _same(tensor: Tensor) -> Tensor:
 class Share:
     """What of the work is this worker's: the batches rank, rank + world_size and so on.
 
-    `total` returns the sum of a float32 tensor on the CPU over all workers; all call it equally often.
+    `total` returns the sum of a floating-point tensor on the CPU over all workers; all call it equally often.
     """
 
     rank: int = 0
@@ -56,6 +74,19 @@ ALONE = Share()
 """One worker that does it all."""
 
 
+def group_share() -> Share:
+    """Return this process's share of the work of torch.distributed's group (gloo); all of it without one."""
+    if not dist.is_initialized():
+        return ALONE
+
+    def total(tensor: Tensor) -> Tensor:
+        summed = tensor.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    return Share(dist.get_rank(), dist.get_world_size(), total)
+
+
 @torch.no_grad()
 def prior_samples(
     model: JointModel, config: Langevin, count: int, noise: Noise, *, share: Share = ALONE
@@ -69,6 +100,28 @@ def prior_samples(
         normal = noise(position, "evaluated prior samples")
         z_BD, _ = sample_prior(model, config, rows.stop - rows.start, normal)
         yield model.generator(z_BD)
+
+
+@torch.no_grad()
+def gaussian_samples(
+    model: JointModel, count: int, noise: Noise, *, share: Share = ALONE
+) -> Iterator[Tensor]:
+    """Yield images decoded from N(0, I), as `prior_samples`: from where their chains begin, without f."""
+    for position, rows in share.batches(count):
+        noise_BD = noise(position, "evaluated prior samples")(rows.stop - rows.start, model.latent_dim)
+        yield model.generator(model.generator.latents(noise_BD))
+
+
+@torch.no_grad()
+def posterior_samples(
+    model: JointModel, images_NHWC: npt.NDArray[np.uint8], noise: Noise, *, share: Share = ALONE
+) -> Iterator[Tensor]:
+    """Yield this worker's batches of images decoded from one z ~ q(z|x) of each real image."""
+    device = next(model.parameters()).device
+    for position, rows in share.batches(len(images_NHWC)):
+        posterior = model.inference(to_float(images_NHWC[rows].copy(), device))
+        normal = noise(position, "evaluated posterior samples")
+        yield model.generator(posterior.rsample(normal(*posterior.mean_BD.shape)))
 
 
 def image_features(images_NHWC: npt.NDArray[np.uint8], net: FeatureNet, *, share: Share = ALONE) -> Tensor:
@@ -96,6 +149,8 @@ def sample_quality(
     *,
     count: int,
     chain_factor: int,
+    floor: Distances | None = None,
+    gaussian: bool = False,
     share: Share = ALONE,
 ) -> dict[str, dict[str, Any]]:
     """Return how far images of the model are from real ones, by name and then by measure, in plain values.
@@ -105,31 +160,71 @@ def sample_quality(
         reconstructions  of the real images, at the mean of q(z|x)
         samples          `count` samples of the prior, chains of `config.steps` (0 for the Gaussian prior)
         samples_long     the same chains, `chain_factor` times as long: do they stay where they were?
+        samples_gaussian where `gaussian` asks for it: N(0, I) through the same generator, without the tilt
+        posterior_samples    of one z ~ q(z|x) of each real image
 
     All but the first have the fields of `Distances`, and `not_finite`, how many images were not: where there
-    is one, the distances are None. `real_NF` are the `image_features` of the real images, `noise` is that of
-    rank 0 on every worker; the result is the same on all, and for any number of them. Raises ConfigError for
-    fewer images than a distance needs, or where nodes have trained different classifiers.
+    is one, the distances are None. Then, for each of samples, samples_long and samples_gaussian,
+
+        samples_to_posterior, samples_long_to_posterior, samples_gaussian_to_posterior
+                         frechet, kid, kid_standard_error, n, n_posterior: prior against aggregate posterior,
+                         both through the same decoder, so that its blur is no part of the distance; 0 but
+                         for chance where the two agree
+
+    `real_NF` are the `image_features` of the real images, `floor` their `real_floor` where it is known
+    already. `noise` is that of rank 0 on every worker; the result is the same on all, and for any number of
+    them. Raises ConfigError for fewer images than a distance needs, or where nodes have trained different
+    classifiers.
     """
     device = next(model.parameters()).device
 
-    def compared(parts: Iterable[Tensor], images: int) -> dict[str, Any]:
-        return _compared(real_NF, _gathered(parts, images, net, share))
+    def features(parts: Iterable[Tensor], images: int) -> Tensor:
+        return _gathered(parts, images, net, share)
 
-    def sampled(steps: int) -> dict[str, Any]:
-        longer = replace(config, steps=steps)
-        length = 0 if model.energy is None else steps
-        return {"steps": length, **compared(prior_samples(model, longer, count, noise, share=share), count)}
+    def sampled(steps: int) -> Tensor:
+        return features(prior_samples(model, replace(config, steps=steps), count, noise, share=share), count)
 
     reconstructions = (reconstruct(model, x) for x in _real_parts(images_NHWC, device, share))
-    samples = sampled(config.steps)
-    return {
+    posterior = posterior_samples(model, images_NHWC, noise, share=share)
+    posterior_NF = features(posterior, len(images_NHWC))
+    result: dict[str, dict[str, Any]] = {
         "features": {"name": net.name, "dimension": net.dimension, "sha256": net.sha256},
-        "real_floor": {**asdict(real_floor(real_NF)), "not_finite": 0},
-        "reconstructions": compared(reconstructions, len(images_NHWC)),
-        "samples": samples,
-        # Samples of the Gaussian prior are exact, and need no chain.
-        "samples_long": dict(samples) if model.energy is None else sampled(chain_factor * config.steps),
+        "real_floor": {**asdict(floor or real_floor(real_NF)), "not_finite": 0},
+        "reconstructions": _compared(real_NF, features(reconstructions, len(images_NHWC))),
+        "posterior_samples": _compared(real_NF, posterior_NF),
+    }
+
+    def judge(name: str, steps: int, samples_MF: Tensor) -> None:
+        result[name] = {"steps": steps, **_compared(real_NF, samples_MF)}
+        result[f"{name}_to_posterior"] = _to_posterior(posterior_NF, samples_MF)
+
+    samples_MF = sampled(config.steps)
+    if model.energy is None:  # its samples are exact, and need no chain
+        others = ["samples_long", *(["samples_gaussian"] if gaussian else [])]
+        judge("samples", 0, samples_MF)
+        for name in others:
+            result[name] = dict(result["samples"])
+            result[f"{name}_to_posterior"] = dict(result["samples_to_posterior"])
+        return result
+    judge("samples", config.steps, samples_MF)
+    judge("samples_long", chain_factor * config.steps, sampled(chain_factor * config.steps))
+    if gaussian:
+        judge("samples_gaussian", 0, features(gaussian_samples(model, count, noise, share=share), count))
+    return result
+
+
+def _to_posterior(posterior_NF: Tensor, samples_MF: Tensor) -> dict[str, Any]:
+    """Return the distances between two sets of generated images; None where an image is not finite."""
+    frechet = kid = error = None
+    if bool(posterior_NF.isfinite().all()) and bool(samples_MF.isfinite().all()):
+        frechet = frechet_distance(Moments.of(posterior_NF), Moments.of(samples_MF)).value
+        kid, error = kernel_distance(posterior_NF, samples_MF).squared
+    return {
+        "frechet": frechet,
+        "kid": kid,
+        "kid_standard_error": error,
+        "n": len(samples_MF),
+        "n_posterior": len(posterior_NF),
     }
 
 

@@ -42,8 +42,10 @@ def connect() -> None:
 
     Workers find the package by PYTHONPATH: relative to the uploaded working directory in a job (the driver's
     path is not theirs), absolute otherwise. A variable that the job has set already is left to it, since Ray
-    refuses the same variable twice.
+    refuses the same variable twice. Where this process has joined already, it stays.
     """
+    if ray.is_initialized():  # a comparison trains many runs from one process
+        return
     job = job_environment()
     uploaded = job is not None and _SOURCE_ROOT.is_relative_to(Path.cwd())
     variables = {"PYTHONPATH": str(_SOURCE_ROOT.relative_to(Path.cwd()) if uploaded else _SOURCE_ROOT)}

@@ -10,10 +10,11 @@ import time
 import uuid
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Literal, TypeAlias
@@ -45,7 +46,9 @@ __all__ = [
     "download",
     "export_weights",
     "measure",
+    "open_checkpoint",
     "open_run",
+    "read_tensors",
     "tensor_table",
 ]
 
@@ -54,6 +57,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 _MANIFEST = "MANIFEST.json"
 _SLICE_BYTES = 4 << 20  # held by each of the four threads
+_ALIGNED_BYTES = 64  # where a tensor begins in memory
 _SHOWN = 10  # steps named in an error
 _TRIES = 2  # of a part with a wrong CRC32: the first may have been hurt on its way
 
@@ -179,6 +183,21 @@ def open_run(uri: str) -> RunStore:
     return RunStore(store, name, Checkpoints(store, name))
 
 
+def open_checkpoint(uri: str) -> tuple[RunStore, Manifest]:
+    """Return a run and the checkpoint that a URI names: …/checkpoints/<name>, or of a run its newest.
+
+    Raises StoreError for a URI that names no run, CheckpointError where there is no such whole checkpoint.
+    """
+    place, _, name = uri.rstrip("/").partition("/checkpoints/")
+    run = open_run(place)
+    if not name:
+        return run, run.choose()
+    found = run.checkpoints.find(name)
+    if found is None or found.manifest is None or found.status != "committed":
+        raise CheckpointError(f"{uri}: no whole checkpoint; jobs/checkpoints.py list {place} shows them")
+    return run, found.manifest
+
+
 def tensor_table(folder: Store, manifest: Manifest) -> dict[str, TensorEntry]:
     """Return every tensor of a checkpoint by name, read from the headers alone; raises CheckpointError."""
     return {
@@ -268,18 +287,53 @@ def export_weights(
     count = _counter(progress, total)
     with _os_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial = output.with_name(f".partial-{uuid.uuid4().hex}")
+        unfinished = output.with_name(f".partial-{uuid.uuid4().hex}")
         try:
-            with partial.open("xb", buffering=0) as file:
+            with unfinished.open("xb", buffering=0) as file:
                 file.write(encoded)
                 file.truncate(len(encoded) + end)
                 for stored, wanted in zip(manifest.objects, segments, strict=True):
-                    _copy(source, stored, wanted, file.fileno(), len(encoded), count)
+                    write = partial(_write_at, file.fileno(), len(encoded))
+                    _copy(source, stored, wanted, write, count)
                 os.fsync(file.fileno())
-            partial.replace(output)
+            unfinished.replace(output)
         finally:
-            partial.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
     return Export(output, len(exported), len(encoded) + end)
+
+
+def read_tensors(run: RunStore, manifest: Manifest, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Return the tensors of these names, on the CPU; only the parts that hold them are read.
+
+    Raises CheckpointError where one is not there or a part is damaged.
+    """
+    source = run.folder(manifest.name)
+    found: dict[str, tuple[TensorEntry, int]] = {}
+    end = 0
+    segments: list[list[_Segment]] = []
+    for header in read_headers(source, manifest.objects):
+        segments.append([])
+        for name in header.keys() & names:
+            entry = header[name]
+            found[name] = entry, end
+            segments[-1].append(_Segment(entry.begin, entry.end, end))
+            end += -(-(entry.end - entry.begin) // _ALIGNED_BYTES) * _ALIGNED_BYTES
+        segments[-1].sort(key=lambda segment: segment.begin)
+    if missing := sorted(set(names) - found.keys()):
+        raise CheckpointError(f"{run.uri}: {manifest.name} has no tensor {missing[0]}")
+    data = bytearray(max(end, 1))
+
+    def write(offset: int, piece: memoryview) -> None:
+        data[offset : offset + piece.nbytes] = piece
+
+    for stored, wanted in zip(manifest.objects, segments, strict=True):
+        _copy(source, stored, wanted, write, lambda _: None)
+    return {
+        name: torch.frombuffer(
+            data, dtype=entry.dtype, offset=begin, count=(entry.end - entry.begin) // entry.dtype.itemsize
+        ).reshape(entry.shape)
+        for name, (entry, begin) in found.items()
+    }
 
 
 def compare(run: RunStore, first: Manifest, second: Manifest) -> Comparison:
@@ -415,7 +469,7 @@ def _fetch_object(source: Store, stored: StoredObject, path: Path, count: Callab
 
                 def keep(offset: int, piece: memoryview) -> None:
                     nonlocal done
-                    _write_at(descriptor, offset, piece)
+                    _write_at(descriptor, 0, offset, piece)
                     done += piece.nbytes
                     count(piece.nbytes)
 
@@ -449,9 +503,9 @@ def _local_crc32(descriptor: int, begin: int, size: int) -> int:
     return value
 
 
-def _write_at(descriptor: int, offset: int, piece: memoryview) -> None:
+def _write_at(descriptor: int, base: int, offset: int, piece: memoryview) -> None:
     while piece.nbytes:
-        count = os.pwrite(descriptor, piece, offset)
+        count = os.pwrite(descriptor, piece, base + offset)
         piece, offset = piece[count:], offset + count
 
 
@@ -509,11 +563,10 @@ def _copy(
     source: Store,
     stored: StoredObject,
     segments: Sequence[_Segment],
-    descriptor: int,
-    data: int,
+    write: Callable[[int, memoryview], None],
     count: Callable[[int], None],
 ) -> None:
-    """Write the segments of an object to the file, whose data begin at `data`; checks every part read."""
+    """Write the segments of an object to their targets; checks every part read."""
     begins = [segment.begin for segment in segments]
     etag = _present(source, stored)
 
@@ -524,11 +577,7 @@ def _copy(
                 break
             begin, end = max(segment.begin, offset), min(segment.end, offset + piece.nbytes)
             if begin < end:
-                _write_at(
-                    descriptor,
-                    data + segment.target + begin - segment.begin,
-                    piece[begin - offset : end - offset],
-                )
+                write(segment.target + begin - segment.begin, piece[begin - offset : end - offset])
         count(piece.nbytes)
 
     in_parallel(

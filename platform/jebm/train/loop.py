@@ -21,7 +21,7 @@ from jebm.data.shards import DatasetManifest, ImageSet, load_images, read_manife
 from jebm.errors import CheckpointError, ConfigError, JebmError, StoreError
 from jebm.rng import gaussian_noise
 from jebm.store.checkpoint import Checkpoints, Facts, Manifest
-from jebm.store.retrieve import RunStore, open_run, tensor_table
+from jebm.store.retrieve import RunStore, open_checkpoint, read_tensors
 from jebm.store.shares import Share
 from jebm.store.storage import open_store
 from jebm.store.writer import AsyncWriter
@@ -33,7 +33,7 @@ from jebm.train.runtime import Runtime
 from jebm.train.state import TrainState
 from jebm.train.step import energy_step, train_step
 
-__all__ = ["Report", "Result", "check_images", "check_nets", "fit", "named_checkpoint", "total_steps_of"]
+__all__ = ["Report", "Result", "check_images", "fit", "origin_of", "total_steps_of"]
 
 _LOG = logging.getLogger("jebm.train")
 
@@ -243,10 +243,10 @@ def _resume(
         raise damage  # there was one, it is damaged, and half of it stands in the tensors
     if config.run.init_from is not None:
         with runtime.together():
-            chosen = named_checkpoint(config.run.init_from) if runtime.is_main else None
-        origin = cast(Manifest, runtime.from_main(chosen))
+            chosen = origin_of(config) if runtime.is_main else ""
+        uri = runtime.from_main(chosen)
         with runtime.together():
-            run = open_run(_run_of(config.run.init_from))
+            run, origin = open_checkpoint(uri)
             if config.train.regime == "two_stage":
                 _take_nets(config, run, origin, state)
             else:
@@ -254,7 +254,24 @@ def _resume(
     return None
 
 
-def check_nets(config: Config, origin: Manifest) -> None:
+def origin_of(config: Config) -> str:
+    """Return the URI of the checkpoint that `run.init_from` names: a certain one, or the run's newest.
+
+    Raises:
+        CheckpointError: there is no such run, or no such whole checkpoint.
+        ConfigError: its nets are not those that two_stage is to keep.
+    """
+    uri = cast(str, config.run.init_from)
+    try:
+        run, manifest = open_checkpoint(uri)
+    except CheckpointError as error:
+        raise CheckpointError(f"run.init_from: {error}") from error
+    if config.train.regime == "two_stage":
+        _check_nets(config, manifest)
+    return f"{run.uri}/checkpoints/{manifest.name}"
+
+
+def _check_nets(config: Config, origin: Manifest) -> None:
     """Raise `ConfigError` where `run.init_from` has other nets than those that two_stage is to keep."""
     keys = [
         key
@@ -270,37 +287,12 @@ def check_nets(config: Config, origin: Manifest) -> None:
 
 def _take_nets(config: Config, run: RunStore, origin: Manifest, state: TrainState) -> None:
     """Copy generator and inference net of a checkpoint into the state and leave the rest of it."""
-    check_nets(config, origin)
-    stored = {
-        name: torch.empty(entry.shape, dtype=entry.dtype)
-        for name, entry in tensor_table(run.folder(origin.name), origin).items()
-    }
-    run.checkpoints.load(origin, stored)
-    for part in ("generator", "inference"):
-        prefix = f"model.{part}."
-        weights = {name.removeprefix(prefix): t for name, t in stored.items() if name.startswith(prefix)}
-        for model in filter(None, (state.model, state.ema)):
-            getattr(model, part).load_state_dict(weights)
-
-
-def _run_of(uri: str) -> str:
-    return uri.rstrip("/").partition("/checkpoints/")[0]
-
-
-def named_checkpoint(uri: str) -> Manifest:
-    """Return the checkpoint that `run.init_from` names: a certain one, or the run's newest.
-
-    Raises:
-        CheckpointError: there is no such run, or no such whole checkpoint.
-    """
-    name = uri.rstrip("/").partition("/checkpoints/")[2]
-    run = open_run(_run_of(uri))
-    if not name:
-        return run.choose()
-    found = run.checkpoints.find(name)
-    if found is not None and found.manifest is not None and found.status == "committed":
-        return found.manifest
-    raise CheckpointError(f"run.init_from: {uri} is no whole checkpoint; jobs/checkpoints.py list shows them")
+    parts = ("generator.", "inference.")
+    names = [name for name in state.model.state_dict() if name.startswith(parts)]
+    stored = read_tensors(run, origin, [f"model.{name}" for name in names])
+    weights = {name: stored[f"model.{name}"] for name in names}
+    for model in filter(None, (state.model, state.ema)):
+        model.load_state_dict(weights, strict=False)  # the energy stays
 
 
 def _check_same(config: Config, manifest: Manifest, data: DatasetManifest) -> None:

@@ -8,7 +8,7 @@ from jebm.data.shards import DatasetManifest, read_manifest
 from jebm.errors import ConfigError
 from jebm.store.checkpoint import Checkpoints
 from jebm.store.storage import open_store
-from jebm.train.loop import check_images, check_nets, named_checkpoint, total_steps_of
+from jebm.train.loop import check_images, origin_of, total_steps_of
 
 __all__ = ["Plan", "make_plan"]
 
@@ -86,9 +86,7 @@ def make_plan(config: Config) -> Plan:
     store.probe()
     latest = Checkpoints(store, config.run.name).latest()
     if latest is None and config.run.init_from is not None:
-        origin = named_checkpoint(config.run.init_from)
-        if config.train.regime == "two_stage":
-            check_nets(config, origin)
+        origin_of(config)
     model = build_model(config)
     parameters = {
         name: sum(parameter.numel() for parameter in net.parameters()) for name, net in model.named_children()

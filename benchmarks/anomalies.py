@@ -1,0 +1,405 @@
+r"""How well scores of images tell anomalies from normal images, for several priors, over seeds.
+
+  python benchmarks/anomalies.py digits --config jobs/configs/mnist_digits.yaml --output runs/anomalies
+  python benchmarks/anomalies.py ood --config jobs/configs/fashion_mnist.yaml --output runs/ood
+  python benchmarks/anomalies.py ood --runs '[runs/fashion-0, runs/fashion-1]' --output runs/ood
+
+digits: the paper's table 3. A digit is left out of training, and looked for among the test images of the
+other nine (a fifth of the images; scripts/fetch-mnist-digits brings them). AUPRC depends on the share of
+anomalies, and the paper's VAE (.063 for digit 1) is below what the worst ranking has where more than 12 % are
+anomalies. So beside AUPRC with all images of the digit (a third of all), there is AUPRC at about one in ten:
+the mean over disjoint fifths of the digit, each against all normal images.
+
+ood: as many images of another data set (--outliers) as held-out ones, models trained here or given by --runs
+(storage/name of finished runs, or storage/name/checkpoints/…; they tell their arm, seed and held-out images).
+
+Scores are those of `jebm.evaluate.ood.scores`, without log Z: it is the same for all images. Arms have the
+same initial weights of generator and inference net, order of the images, and noise. Each finished (anomaly,
+seed, arm) is a line of OUTPUT/rows.jsonl and not done again; of a training that was cut off, the rest is.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor
+
+from jebm.cli import run
+from jebm.config import Config, config_to_dict, differing_keys, leaves
+from jebm.core.model import JointModel
+from jebm.data.loader import to_float
+from jebm.data.shards import ImageSet, dataset_exists, load_images, write_dataset
+from jebm.data.sources import open_source
+from jebm.errors import ConfigError, DivergedError
+from jebm.evaluate.ood import average_precision, detections, scores
+from jebm.evaluate.restore import restored, stored_config
+from jebm.evaluate.samples import ALONE
+from jebm.evaluate.statistics import t_interval
+from jebm.parser import argument_parser, config_from_dict, parse_arguments
+from jebm.rng import gaussian_noise
+from jebm.store.retrieve import open_checkpoint
+from jebm.store.storage import open_store
+from jebm.train.loop import fit
+from jebm.train.provenance import provenance
+from jebm.train.runtime import process_runtime
+
+PAPER = {  # AUPRC of digits 1, 4, 5, 7, 9 held out: table 3 of arXiv 2310.09604
+    "VAE (paper)": (0.063, 0.337, 0.325, 0.148, 0.104),
+    "HVAE, L>0 (paper)": (0.494, 0.920, 0.913, 0.680, 0.791),
+    "LEBM (paper)": (0.336, 0.630, 0.619, 0.463, 0.413),
+    "joint EBM (paper)": (0.722, 0.949, 0.980, 0.941, 0.935),
+}
+PAPER_DIGITS = (1, 4, 5, 7, 9)
+SCORE = "log p(x, z)"
+
+Row = dict[str, Any]
+"""A finished case: what it was, numbers of images, and {score: {measure: value}}."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model and its anomalies."""
+
+    arm: str
+    seed: int
+    anomaly: str
+    """The digit, or the URI of the other data set."""
+    anomalies: str
+    """Data set that holds them."""
+    normal: str
+    """Data set that the model has not seen, of the kind it was trained on."""
+    images: int | None
+    """Of each kind, where not all are taken."""
+    config: Config
+    run: str
+    """storage/name of the run to train, or the checkpoint of a finished one."""
+    train: bool
+    """Whether the run is ours to train, or must be there."""
+
+
+# -------------------------------------------------------------------------------------------------- one case
+
+
+def identity(case: Case) -> Row:
+    """Return what a case's row begins with, and no other row does."""
+    return {key: getattr(case, key) for key in ("anomaly", "arm", "seed", "run", "normal", "images")}
+
+
+def measured(case: Case) -> Row:
+    """Train (or go on training) the case's run, and return how well its scores tell the anomalies."""
+    began = time.monotonic()
+    with process_runtime(case.config) as runtime:
+        if case.train:
+            fit(case.config, runtime, provenance=provenance())
+        trained = time.monotonic()
+        found = restored(case.run)
+        anomalies = load_images(open_store(case.anomalies))
+        normal = scored(found.model, case, load_images(open_store(case.normal)), "normal")
+        anomalous = scored(found.model, case, anomalies, "anomalous")
+    measures = {name: one._asdict() for name, one in detections(normal, anomalous).items()}
+    if case.anomaly.isdigit():
+        for name, values in measures.items():
+            fifths = [average_precision(-anomalous[name][k::5], -normal[name]) for k in range(5)]
+            values["auprc of fifths"] = statistics.fmean(fifths)
+    return {
+        **identity(case),
+        "step": found.manifest.step,
+        "normal images": len(normal[SCORE]),
+        "anomalous images": len(anomalous[SCORE]),
+        "seconds": round(time.monotonic() - began, 1),
+        "seconds of training": round(trained - began, 1),
+        "measures": measures,
+        "config": config_to_dict(case.config),
+    }
+
+
+@torch.no_grad()
+def scored(model: JointModel, case: Case, images: ImageSet, kind: str) -> dict[str, Tensor]:
+    """Return the scores, (N,) each, of the normal or the anomalous images (of the digit, if it is one)."""
+    images_NHWC = images.images_NHWC
+    if kind == "anomalous" and case.anomaly.isdigit() and images.labels_N is not None:
+        images_NHWC = images_NHWC[images.labels_N == int(case.anomaly)]
+    images_NHWC = images_NHWC[: case.images]
+    noise = gaussian_noise(case.seed, 0)
+    batches = [
+        scores(
+            model,
+            to_float(images_NHWC[rows].copy(), "cpu"),
+            noise(position, f"scores of {kind} images"),
+            case.config.langevin,
+            log_z=0.0,
+        )
+        for position, rows in ALONE.batches(len(images_NHWC))
+    ]
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+# -------------------------------------------------------------------------------------------- what to measure
+
+
+def arm_config(config: Config, arm: str, seed: int, **changes: dict[str, Any]) -> Config:
+    """Return the config of an arm: the same but for its prior, its seed, and `changes` of sections."""
+    values = config_to_dict(config)
+    for section, keys in (*changes.items(), ("prior", {"kind": arm}), ("run", {"seed": seed})):
+        values[section] = {**values[section], **keys}
+    return config_from_dict(values)
+
+
+def arm_of(config: Config) -> str:
+    """Return the name of the arm that a run is."""
+    kind = config.prior.kind if config.has_energy else "gaussian"
+    return kind if config.train.regime == "joint" else f"{kind}, {config.train.regime}"
+
+
+def digit_cases(config: Config, arguments: Namespace, output: Path) -> Iterator[Case]:
+    """Yield a case for each seed, digit, arm, in this order; makes the data sets that are not there yet."""
+
+    def data_set(name: str, split: str, digit: int | None) -> str:
+        store = open_store(str(output / "data" / name))
+        if not dataset_exists(store):
+            source = open_source(arguments.originals, "mnist-digits", split=split, without_label=digit)
+            write_dataset(source, store)
+        return str(output / "data" / name)
+
+    everything = data_set("all", "all", None)
+    for seed in arguments.seeds:
+        for digit in arguments.digits:
+            train = data_set(f"without-{digit}-train", "train", digit)
+            test = data_set(f"without-{digit}-test", "test", digit)
+            for arm in arguments.arms:
+                run = {"name": f"without-{digit}-{arm}-{seed}", "storage": str(output / "runs")}
+                case = arm_config(config, arm, seed, run=run, data={"train": train, "held_out": test})
+                yield Case(
+                    arm=arm,
+                    seed=seed,
+                    anomaly=str(digit),
+                    anomalies=everything,
+                    normal=test,
+                    images=None,
+                    config=case,
+                    run=f"{case.run.storage}/{case.run.name}",
+                    train=True,
+                )
+
+
+def ood_cases(config: Config, arguments: Namespace, output: Path) -> Iterator[Case]:
+    """Yield a case for each given run, or for each seed and arm of the config."""
+
+    def case(arm: str, config: Config, uri: str, *, train: bool) -> Case:
+        normal = arguments.normal or config.data.held_out
+        if normal is None:
+            raise ConfigError(f"{uri}: the run has no data.held_out; give --normal, images it has not seen")
+        return Case(
+            arm=arm,
+            seed=config.run.seed,
+            anomaly=arguments.outliers,
+            anomalies=arguments.outliers,
+            normal=normal,
+            images=arguments.images,
+            config=config,
+            run=uri,
+            train=train,
+        )
+
+    for uri in arguments.runs:
+        found, manifest = open_checkpoint(uri)
+        of_run = dataclasses.replace(stored_config(manifest, uri), cluster=config.cluster)
+        yield case(arm_of(of_run), of_run, f"{found.uri}/checkpoints/{manifest.name}", train=False)
+    for seed in arguments.seeds if not arguments.runs else ():
+        for arm in arguments.arms:
+            run = {"name": f"{config.run.name}-{arm}-{seed}", "storage": str(output / "runs")}
+            of_arm = arm_config(config, arm, seed, run=run)
+            yield case(arm, of_arm, f"{of_arm.run.storage}/{of_arm.run.name}", train=True)
+
+
+def cases_of(config: Config, arguments: Namespace) -> list[Case]:
+    """Return all cases, those first that are to be done first."""
+    output = Path(arguments.output)
+    make = digit_cases if arguments.experiment == "digits" else ood_cases
+    return [*make(config, arguments, output)]
+
+
+# ---------------------------------------------------------------------------------------------- all the cases
+
+
+def finished(path: Path, cases: Sequence[Case]) -> dict[Case, Row]:
+    """Return the rows there are of these cases; ConfigError where one was made by another config."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = {}
+    for case in cases:
+        for row in rows:
+            if any(row[key] != value for key, value in identity(case).items()):
+                continue
+            known = dict(leaves(row["config"]))  # keys that came later are at their defaults
+            keys = [key for key in differing_keys(case.config, row["config"]) if key in known]
+            keys += ["train.epochs"] if known["train.epochs"] != case.config.train.epochs else []
+            if keys:
+                raise ConfigError(f"{path}: holds rows of another {', '.join(keys)}; give another --output")
+            found[case] = row
+    return found
+
+
+def run_cases(cases: Sequence[Case], path: Path, parallel: int) -> list[Row]:
+    """Return the rows of all cases, in their order; of a training that diverged there is none."""
+    rows = finished(path, cases)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(parallel, get_context("spawn")) as pool:
+        futures = {pool.submit(measured, case): case for case in cases if case not in rows}
+        for future in as_completed(futures):
+            case = futures[future]
+            try:
+                row = future.result()
+            except DivergedError as error:
+                print(f"{case.anomaly}, seed {case.seed}, {case.arm}: diverged: {error}", flush=True)
+                continue
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            rows[case] = row
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            values = ", ".join(f"{name} {value:.3f}" for name, value in row["measures"][SCORE].items())
+            print(f"{case.anomaly}, seed {case.seed}, {case.arm}: {values}; {row['seconds']} s", flush=True)
+    return [rows[case] for case in cases if case in rows]
+
+
+# ----------------------------------------------------------------------------------------------------- tables
+
+
+def shown(values: Sequence[float]) -> str:
+    """Return the mean with its 95 % t-interval over seeds; of one seed, the value."""
+    found = t_interval(values)
+    return f"{found.mean:.3f} ± {found.half_width:.3f}" if len(values) > 1 else f"{found.mean:.3f}"
+
+
+def line(*cells: object) -> str:
+    """Return a row of a Markdown table."""
+    return f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in cells)} |"
+
+
+def by_seed(rows: Iterable[Row], measure: str, score: str = SCORE, **wanted: object) -> dict[int, float]:
+    """Return seed -> value of one measure of one score, in the rows that are as wanted."""
+    return {
+        row["seed"]: row["measures"][score][measure]
+        for row in rows
+        if all(row[key] == value for key, value in wanted.items())
+    }
+
+
+def digit_tables(rows: Sequence[Row], arms: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of the tables beside the paper's."""
+    digits = sorted({int(row["anomaly"]) for row in rows})
+    seeds = sorted({row["seed"] for row in rows})
+    head = [line("", *digits, "mean"), line(*["---"] * (len(digits) + 2))]
+
+    def per_digit(title: str, measure: str, arm: str, score: str = SCORE, less: str = "") -> str:
+        """One line: of an arm, or of its difference to another arm, paired by seed."""
+        columns = []
+        for digit in digits:
+            values = by_seed(rows, measure, score, anomaly=str(digit), arm=arm)
+            if less:
+                others = by_seed(rows, measure, score, anomaly=str(digit), arm=less)
+                values = {seed: values[seed] - others[seed] for seed in values.keys() & others.keys()}
+            columns.append(values)
+        complete = [seed for seed in seeds if all(seed in values for values in columns)]
+        means = [statistics.fmean(values[seed] for values in columns) for seed in complete]
+        cells = [shown([*values.values()]) if values else "" for values in (*columns, dict(enumerate(means)))]
+        return line(title, *cells)
+
+    for measure, title, share in (
+        ("auprc of fifths", "about one image in ten is an anomaly", 0.2),
+        ("auprc", "all images of the digit are there", 1.0),
+    ):
+        yield f"\n**AUPRC of {SCORE}, {title}**\n"
+        yield from head
+        if measure == "auprc of fifths":
+            for name, values in PAPER.items():
+                paper = dict(zip(PAPER_DIGITS, values, strict=True))
+                known = [paper[digit] for digit in digits if digit in paper]
+                mean = f"{statistics.fmean(known):.3f}" if len(known) == len(digits) else ""
+                cells = (f"{paper[digit]:.3f}" if digit in paper else "" for digit in digits)
+                yield line(name, *cells, mean)
+        sizes = {int(row["anomaly"]): (row["anomalous images"] * share, row["normal images"]) for row in rows}
+        chance = [anomalous / (anomalous + normal) for anomalous, normal in map(sizes.__getitem__, digits)]
+        yield line("chance", *(f"{value:.3f}" for value in (*chance, statistics.fmean(chance))))
+        yield from (per_digit(arm, measure, arm) for arm in arms)
+        for arm in arms:
+            if arm != "gaussian" and "gaussian" in arms:
+                yield per_digit(f"{arm} - gaussian, paired", measure, arm, less="gaussian")
+    for measure, title in (("auprc of fifths", "AUPRC, one in ten"), ("auroc", "AUROC")):
+        for arm in arms:
+            yield f"\n**{title}, arm {arm}, each score**\n"
+            yield from head
+            yield from (per_digit(score, measure, arm, score) for score in rows[0]["measures"])
+    steps = sorted({row["step"] for row in rows})
+    yield (
+        f"\n± is a 95 % t-interval over seeds {seeds}; the paper's ± (left out) is over its last ten epochs."
+        f" Here: 10,000 digits instead of MNIST's 70,000 (four fifths of nine digits to train on), {steps}"
+        " updates, smaller nets, one draw of z for each image."
+    )
+
+
+def ood_tables(rows: Sequence[Row], arms: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of the table of all scores and arms."""
+    names = {"auroc": "AUROC", "auprc": "AUPRC", "fpr80": "FPR80"}
+    sizes = sorted({(row["normal images"], row["anomalous images"]) for row in rows})
+    yield f"\n**Normal and anomalous images {sizes}; anomalies: {rows[0]['anomaly']}**\n"
+    yield line("arm", "score", *names.values(), "seeds")
+    yield line(*["---"] * (len(names) + 3))
+    for arm in arms:
+        for score in rows[0]["measures"]:
+            cells = [[*by_seed(rows, measure, score, arm=arm).values()] for measure in names]
+            yield line(arm, score, *(shown(values) for values in cells), len(cells[0]))
+    yield (
+        "\n± is a 95 % t-interval over seeds."
+        " A random score has AUROC 0.5, FPR80 0.8, and as AUPRC the share of anomalies."
+    )
+
+
+def main() -> None:
+    """Train, score, print Markdown tables."""
+    parser = argument_parser(__doc__ or "")
+    add = parser.add_argument
+    add("experiment", choices=("digits", "ood"), help="a digit left out of training, or another data set")
+    add("--output", required=True, metavar="FOLDER", help="for runs, data sets and rows.jsonl")
+    add("--seeds", type=list[int], default=[0, 1, 2], help="of the trainings")
+    add("--arms", type=list[Literal["gaussian", "joint", "top"]], default=["gaussian", "joint", "top"])
+    add("--parallel", type=int, default=1, help="trainings at once, each in a process of its own")
+    add(
+        "--digits",
+        type=list[int],
+        default=[*PAPER_DIGITS],
+        help="digits: those left out, in turn",
+    )
+    add(
+        "--originals",
+        default="data/original/mnist-digits",
+        help="digits: the fetched files",
+    )
+    add("--outliers", default="data/mnist_digits/test", metavar="URI", help="ood: the other data set")
+    add("--normal", type=str | None, metavar="URI", help="ood: normal images, data.held_out by default")
+    add("--images", type=int, default=2000, help="ood: of each data set, the first ones")
+    add("--runs", type=list[str], default=[], help="ood: finished runs, storage/name, instead of training")
+    config, arguments = parse_arguments(parser)
+    engine = dataclasses.replace(config.cluster, engine="process", workers=1, min_workers=None)
+    cases = cases_of(dataclasses.replace(config, cluster=engine), arguments)
+    rows = run_cases(cases, Path(arguments.output) / "rows.jsonl", arguments.parallel)
+    if rows:
+        tables = digit_tables if arguments.experiment == "digits" else ood_tables
+        print("\n".join(tables(rows, list(dict.fromkeys(row["arm"] for row in rows)))))
+
+
+if __name__ == "__main__":
+    run(main)

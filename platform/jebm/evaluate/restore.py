@@ -1,0 +1,91 @@
+"""A model brought back from a checkpoint, to be looked at."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from jebm.config import Config
+from jebm.core.model import JointModel, build_model
+from jebm.errors import CheckpointError, ConfigError
+from jebm.parser import config_from_dict
+from jebm.store.manifest import Manifest
+from jebm.store.retrieve import open_checkpoint, read_tensors, tensor_table
+
+__all__ = ["Restored", "restored", "stored_config"]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A trained model and where it comes from."""
+
+    model: JointModel
+    """In evaluation mode; no parameter asks for a gradient."""
+    config: Config
+    manifest: Manifest
+    run: str
+    """URI of the run."""
+    weights: Literal["ema", "model"]
+    """The averaged weights, or the last ones where no averages were kept."""
+
+    @property
+    def uri(self) -> str:
+        """Where the checkpoint lies."""
+        return f"{self.run}/checkpoints/{self.manifest.name}"
+
+
+def stored_config(manifest: Manifest, place: str) -> Config:
+    """Return the config that a checkpoint was made with.
+
+    Raises CheckpointError, naming the `place` and the key, where this version has no such config.
+    """
+    try:
+        return config_from_dict(manifest.config)
+    except ConfigError as error:
+        made_by = manifest.provenance.get("jebm", "another version")
+        raise CheckpointError(
+            f"{place}: its config is not one of this version ({error}); it was made by jebm {made_by}"
+        ) from error
+
+
+def restored(uri: str, *, device: torch.device | str = "cpu") -> Restored:
+    """Return the model of a checkpoint, …/checkpoints/<name>, or of a run's newest, on the device.
+
+    Only the nets' tensors are read, not the optimizers'.
+
+    Raises:
+        StoreError: the URI names no run, or its storage cannot be read.
+        CheckpointError: there is no such whole checkpoint, its config is of another version, or its tensors
+            are not those of its config.
+    """
+    run, manifest = open_checkpoint(uri)
+    place = f"{run.uri}/checkpoints/{manifest.name}"
+    config = stored_config(manifest, place)
+    model = build_model(config)
+    stored = {name: entry.shape for name, entry in tensor_table(run.folder(manifest.name), manifest).items()}
+    weights: Literal["ema", "model"] = "ema" if any(name.startswith("ema.") for name in stored) else "model"
+    expected = {f"{weights}.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name, shape in expected.items():
+        if name not in stored:
+            raise _misfit(place, name, f"is missing, and its config has it with shape {list(shape)}")
+        if stored[name] != shape:
+            raise _misfit(place, name, f"has shape {list(stored[name])}, and by its config {list(shape)}")
+    if extra := sorted(name for name in stored.keys() - expected.keys() if name.startswith(f"{weights}.")):
+        raise _misfit(place, extra[0], "is not in the nets of its config")
+    tensors = read_tensors(run, manifest, expected.keys())
+    model.load_state_dict({name.partition(".")[2]: tensor for name, tensor in tensors.items()})
+    model = model.to(device).eval().requires_grad_(requires_grad=False)
+    return Restored(model, config, manifest, run.uri, weights)
+
+
+_KEYS = {
+    "inference": "inference.channels, inference.width, model.latent_dims or model.image_size",
+    "generator": "generator.channels, generator.width, generator.join, model.latent_dims or model.image_size",
+    "energy": "prior.kind, energy.width, energy.depth, energy.spectral_norm or model.latent_dims",
+}
+"""Of each net, the keys on which the shapes of its tensors depend."""
+
+
+def _misfit(place: str, name: str, what: str) -> CheckpointError:
+    keys = _KEYS.get(name.split(".")[1], "the nets")
+    return CheckpointError(f"{place}: tensor {name} {what}; the config is another one in {keys}")

@@ -1,0 +1,125 @@
+"""An evaluation whose batches are spread over workers of a Ray cluster."""
+
+import logging
+import socket
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+
+from jebm import errors
+from jebm.cli import log_lines
+from jebm.config import Cluster, Config, Train
+from jebm.errors import ConfigError, JebmError
+from jebm.evaluate.findings import Findings
+from jebm.evaluate.samples import group_share
+from jebm.evaluate.suite import Request, check, evaluate_request
+from jebm.on_ray.cluster import check_capacity, connect, job_environment
+
+__all__ = ["check_output", "evaluate_on_ray", "resolve_request"]
+
+_PATIENCE = timedelta(hours=2)
+"""How long a worker waits for another that trains a feature net, or has more batches."""
+
+
+def check_output(uri: str) -> None:
+    """Raise ConfigError where this is a job, and its output would be lost with the job's temporary folder."""
+    if job_environment() is not None and "://" not in uri and not Path(uri).is_absolute():
+        raise ConfigError(
+            f"output: {uri!r} would lie in the job's temporary folder and be lost with it; "
+            "give s3://bucket/prefix, or an absolute path"
+        )
+
+
+def resolve_request(request: Request) -> Request:
+    """Return the request with local paths that mean the same in the workers as in this process.
+
+    The data of the run that it leaves open are named. Outside a job paths become absolute; in a job they stay
+    relative to the uploaded working directory, which every worker has. Raises as `check`.
+    """
+    data = check(request).config.data
+
+    def absolute(path: str) -> str:
+        return path if job_environment() is not None or "://" in path else str(Path(path).absolute())
+
+    return replace(
+        request,
+        checkpoint=absolute(request.checkpoint),
+        data=absolute(data.held_out or data.train),
+        train=absolute(data.train),
+        out_of_distribution={name: absolute(uri) for name, uri in request.out_of_distribution.items()},
+    )
+
+
+def evaluate_on_ray(request: Request, *, workers: int, gpu: bool, provenance: Mapping[str, str]) -> Findings:
+    """Run `evaluate_request` in so many workers, each with one CPU (and GPU), and return what they find.
+
+    Joins the cluster of RAY_ADDRESS, or starts a local Ray. Raises what a worker raised, which ends the
+    others, and ConfigError where the cluster cannot hold the workers.
+    """
+    request = resolve_request(request)
+    connect()
+    cluster = Cluster(workers=workers, gpu=gpu, cpus_per_worker=1)
+    check_capacity(Config(train=Train(batch_size=workers), cluster=cluster))
+    remote = ray.remote(num_cpus=1, num_gpus=int(gpu))(_Worker)
+    actors: list[Any] = [remote.remote() for _ in range(workers)]  # no type knows their methods
+    try:
+        address = ray.get(actors[0].address.remote())
+        pending = {
+            actor.run.remote(rank, workers, address, request, dict(provenance), gpu): rank
+            for rank, actor in enumerate(actors)
+        }
+        findings: Findings | None = None
+        while pending:
+            (ended,), _ = ray.wait(list(pending), num_returns=1)
+            result = ray.get(ended)
+            if isinstance(result, tuple):  # at once: the others would wait for this one
+                kind, message = result
+                raise getattr(errors, kind)(message)
+            findings = result if pending.pop(ended) == 0 else findings
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+    if findings is None:
+        raise JebmError("the workers have ended without findings")
+    return findings
+
+
+class _Worker:
+    """One process of the group."""
+
+    def address(self) -> str:
+        """Return where the group can meet: this node, and a port that is free."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        node: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        return f"tcp://{node}:{port}"
+
+    def run(
+        self,
+        rank: int,
+        workers: int,
+        address: str,
+        request: Request,
+        provenance: dict[str, str],
+        gpu: bool,
+    ) -> Any:  # noqa: ANN401  # findings, or the kind and the words of an error
+        """Evaluate as one of the group; what the user can put right comes back as words."""
+        log_lines()
+        logging.getLogger("jebm").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+        if workers > 1:
+            dist.init_process_group(
+                "gloo", init_method=address, rank=rank, world_size=workers, timeout=_PATIENCE
+            )
+        device = torch.device("cuda" if gpu else "cpu")
+        try:
+            return evaluate_request(request, device=device, share=group_share(), provenance=provenance)
+        except JebmError as error:
+            kind = next(base for base in type(error).__mro__ if base.__module__ == errors.__name__)
+            return kind.__name__, str(error)
