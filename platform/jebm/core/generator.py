@@ -8,17 +8,34 @@ from torch import Tensor, nn
 
 from jebm.config import Generator as GeneratorConfig
 from jebm.config import Model
-from jebm.core.layers import halved_sizes, initialise, multilayer_perceptron, up_convolution
+from jebm.core.layers import (
+    ToImage,
+    ToPlane,
+    channels_last,
+    halved_sizes,
+    initialise,
+    multilayer_perceptron,
+    up_convolution,
+)
 
 __all__ = ["GeneratorNet"]
 
 _SLOPE = 0.2
 
 
+class _Planes(nn.Unflatten):
+    """From vectors in the order of (C, H, W) to planes with the channels last in memory."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return channels_last(super().forward(h))
+
+
 class _AddLevel(nn.Module):
     """h_i = g_i(h_{i+1} + A z_i): one level of the trunk with additive joins (`svhn_hierarchical`)."""
 
-    def __init__(self, latent: int, channels: tuple[int, int], sizes: tuple[int, int], *, top: bool) -> None:
+    def __init__(
+        self, latent: int, channels: tuple[int, int], sizes: tuple[int, int], *, top: bool, bottom: bool
+    ) -> None:
         super().__init__()
         (channels_in, channels_out), (size_in, size_out) = channels, sizes
         volume = channels_in * size_in**2
@@ -26,16 +43,18 @@ class _AddLevel(nn.Module):
         if top:  # the highest level joins as a vector, before it is spread over the plane
             self.join: nn.Module = nn.Linear(latent, channels_in)
             spread: nn.Module = nn.Sequential(
-                nn.Linear(channels_in, volume), nn.LeakyReLU(_SLOPE), nn.Unflatten(1, shape)
+                nn.Linear(channels_in, volume), nn.LeakyReLU(_SLOPE, inplace=True), _Planes(1, shape)
             )
         else:
-            self.join = nn.Sequential(nn.Linear(latent, volume), nn.Unflatten(1, shape))
+            self.join = nn.Sequential(ToPlane(latent, shape))
             spread = nn.Identity()
         self.body = nn.Sequential(
             spread,
             up_convolution(channels_in, channels_in, size_in, size_out),
-            nn.LeakyReLU(_SLOPE),
-            nn.Conv2d(channels_in, channels_out, 3, 1, 1, bias=False),
+            nn.LeakyReLU(_SLOPE, inplace=True),
+            ToImage(channels_in, channels_out)
+            if bottom
+            else nn.Conv2d(channels_in, channels_out, 3, 1, 1, bias=False),
         )
 
     def forward(self, h: Tensor, z_BD: Tensor) -> Tensor:
@@ -50,17 +69,16 @@ class _ConcatLevel(nn.Module):
         super().__init__()
         (channels_in, channels_out), (size_in, size_out) = channels, sizes
         self.join = nn.Sequential(
-            nn.Linear(latent, channels_in * size_in**2),
+            ToPlane(latent, (channels_in, size_in, size_in)),
             nn.LeakyReLU(_SLOPE),
-            nn.Unflatten(1, (channels_in, size_in, size_in)),
         )
         self.body = nn.Sequential(
             nn.Conv2d(2 * channels_in, channels_in, 3, 1, 1, bias=False),
-            nn.LeakyReLU(_SLOPE),
+            nn.LeakyReLU(_SLOPE, inplace=True),
             up_convolution(channels_in, channels_out, size_in, size_out),
-            nn.LeakyReLU(_SLOPE),
+            nn.LeakyReLU(_SLOPE, inplace=True),
             nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False),
-            nn.LeakyReLU(_SLOPE),
+            nn.LeakyReLU(_SLOPE, inplace=True),
         )
 
     def forward(self, h: Tensor, z_BD: Tensor) -> Tensor:
@@ -92,20 +110,22 @@ class GeneratorNet(nn.Module):
             top_out = channels[levels]
             for i in range(levels, 0, -1):
                 pair, plane = (channels[i], channels[i - 1]), (sizes[i], sizes[i - 1])
-                self.levels.append(_AddLevel(model.latent_dims[i - 1], pair, plane, top=i == levels))
+                self.levels.append(
+                    _AddLevel(model.latent_dims[i - 1], pair, plane, top=i == levels, bottom=i == 1)
+                )
         else:
             channels = config.channels
             top_out = channels[levels] * sizes[levels] ** 2
             for i in range(levels, 0, -1):
                 pair, plane = (channels[i], channels[i - 1]), (sizes[i], sizes[i - 1])
                 self.levels.append(_ConcatLevel(model.latent_dims[i - 1], pair, plane))
-            final.append(nn.Conv2d(channels[0], model.image_channels, 3, 1, 1, bias=False))
+            final.append(ToImage(channels[0], model.image_channels))
         self.top = multilayer_perceptron(
             model.latent_dims[-1], config.width, config.width, top_out, slope=_SLOPE
         )
         if levels and config.join == "concat":
             plane_shape = (config.channels[levels], sizes[levels], sizes[levels])
-            self.top.extend([nn.LeakyReLU(_SLOPE), nn.Unflatten(1, plane_shape)])
+            self.top.extend([nn.LeakyReLU(_SLOPE, inplace=True), _Planes(1, plane_shape)])
         self.final = nn.Sequential(*final, nn.Tanh())
         initialise(self)
 

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from jebm.config import Inference as InferenceConfig
 from jebm.config import Model
 from jebm.core.distributions import DiagGaussian
-from jebm.core.layers import down_block, halved_sizes, initialise, multilayer_perceptron
+from jebm.core.layers import (
+    FromPlane,
+    channels_last,
+    down_block,
+    halved_sizes,
+    initialise,
+    multilayer_perceptron,
+)
 
 __all__ = ["InferenceNet"]
 
@@ -31,8 +38,8 @@ class InferenceNet(nn.Module):
         levels = zip(channels[:-1], channels[1:], sizes[1:], model.latent_dims[:-1], strict=True)
         for channels_in, channels_out, size_out, latent_dim in levels:
             self.trunk.append(down_block(channels_in, channels_out))
-            self.heads.append(nn.Sequential(down_block(channels_in, channels_out), nn.Flatten()))
-            self.moments.append(nn.Linear(channels_out * size_out**2, 2 * latent_dim))
+            self.heads.append(nn.Sequential(down_block(channels_in, channels_out)))
+            self.moments.append(FromPlane(channels_out * size_out**2, 2 * latent_dim))
         features = channels[-1] * sizes[-1] ** 2
         self.heads.append(
             nn.Sequential(
@@ -47,7 +54,7 @@ class InferenceNet(nn.Module):
     def forward(self, x_BCHW: Tensor) -> DiagGaussian:
         """Return the posterior over all layers for images in [-1, 1]."""
         means, log_variances = [], []
-        r_BCHW = x_BCHW
+        r_BCHW = channels_last(x_BCHW)
         for level, (head, moments) in enumerate(zip(self.heads, self.moments, strict=True)):
             mean, log_variance = moments(head(r_BCHW)).chunk(2, dim=1)
             means.append(mean)

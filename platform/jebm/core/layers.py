@@ -1,10 +1,68 @@
-"""Blocks and sizes that the nets share."""
+"""Blocks and sizes that the nets share, and where vectors become planes.
+
+Activations lie with the channels last in memory, as convolutions like it best (docs/performance.md). Weights
+do not, so that checkpoints and DDP see plain tensors. A plane's vector is in the order (C, H, W) nonetheless.
+Shapes: B batch, C channels, H height, W width, D features of a vector.
+"""
 
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-__all__ = ["down_block", "halved_sizes", "initialise", "multilayer_perceptron", "up_convolution"]
+__all__ = [
+    "FromPlane",
+    "ToImage",
+    "ToPlane",
+    "channels_last",
+    "down_block",
+    "halved_sizes",
+    "initialise",
+    "multilayer_perceptron",
+    "up_convolution",
+]
+
+
+def channels_last(x_BCHW: Tensor) -> Tensor:
+    """Return the same values with the channels last in memory."""
+    x_BHWC = x_BCHW.permute(0, 2, 3, 1).contiguous()
+    _, height, width, channels = x_BHWC.shape
+    # One channel lies either way, and torch reads it as channels first unless the strides say otherwise.
+    strides = (height * width * channels, 1, width * channels, channels)
+    return x_BHWC.as_strided(x_BCHW.shape, strides) if channels == 1 else x_BHWC.permute(0, 3, 1, 2)
+
+
+class ToPlane(nn.Linear):
+    """A linear map from few features, (B, D), to a plane, (B, C, H, W) with the channels last in memory.
+
+    It is a linear map to C H W features followed by a view; but the weights are put into the plane's order
+    instead of the plane, which is larger.
+    """
+
+    def __init__(self, features: int, plane: tuple[int, int, int]) -> None:
+        channels, height, width = plane
+        super().__init__(features, channels * height * width)
+        self.plane = plane
+
+    def forward(self, z_BD: Tensor) -> Tensor:
+        """Return the planes."""
+        channels, height, width = self.plane
+        weight = self.weight.view(channels, height * width, -1).transpose(0, 1).flatten(0, 1)
+        bias = self.bias.view(channels, height * width).t().flatten()
+        return F.linear(z_BD, weight, bias).view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+
+class FromPlane(nn.Linear):
+    """A linear map from a plane, (B, C, H, W) with the channels last in memory, to few features, (B, D).
+
+    The reverse of `ToPlane`: a linear map of the flattened plane, without moving the plane.
+    """
+
+    def forward(self, h_BCHW: Tensor) -> Tensor:
+        """Return the features."""
+        channels = h_BCHW.shape[1]
+        weight = self.weight.view(self.out_features, channels, -1).transpose(1, 2).flatten(1)
+        return F.linear(h_BCHW.permute(0, 2, 3, 1).flatten(1), weight, self.bias)
 
 
 def halved_sizes(image_size: int, count: int) -> list[int]:
@@ -12,13 +70,28 @@ def halved_sizes(image_size: int, count: int) -> list[int]:
     return [image_size >> k for k in range(count + 1)]
 
 
+class ToImage(nn.Conv2d):
+    """The convolution 3/1/1 without bias that ends in the image's few channels.
+
+    Computed as a transposed convolution, with the kernel turned: the same function, whose weights' gradient
+    does not fill up the few channels to a SIMD register's eight.
+    """
+
+    def __init__(self, channels_in: int, image_channels: int) -> None:
+        super().__init__(channels_in, image_channels, 3, 1, 1, bias=False)
+
+    def forward(self, h_BCHW: Tensor) -> Tensor:
+        """Return the image."""
+        return F.conv_transpose2d(h_BCHW, self.weight.flip(2, 3).transpose(0, 1), padding=1)
+
+
 def down_block(channels_in: int, channels_out: int) -> nn.Sequential:
     """Return conv 4/2/1 and conv 3/1/1, each with LeakyReLU 0.01 and no bias: halves the size."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 4, 2, 1, bias=False),
-        nn.LeakyReLU(0.01),
+        nn.LeakyReLU(0.01, inplace=True),
         nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False),
-        nn.LeakyReLU(0.01),
+        nn.LeakyReLU(0.01, inplace=True),
     )
 
 

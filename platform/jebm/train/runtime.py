@@ -1,6 +1,7 @@
 """Where a worker stands among its peers, and the few collectives that training needs."""
 
 import gc
+import logging
 import os
 import signal
 import traceback
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from jebm.config import Config
 from jebm.errors import ConfigError, JebmError
+from jebm.train.memory import keep_freed_memory
 
 __all__ = [
     "Runtime",
@@ -26,6 +28,8 @@ __all__ = [
     "process_runtime",
     "started_by_torchrun",
 ]
+
+_LOG = logging.getLogger("jebm.train")
 
 T = TypeVar("T")
 
@@ -90,10 +94,16 @@ class Runtime:
 
 
 def prepare_process(config: Config, device: torch.device) -> None:
-    """Set this process's threads, determinism and device as the config asks."""
+    """Set this process's memory, threads, determinism and device as the config asks."""
+    keep_freed_memory()
     # The gradient of a one-channel convolution has no one right stride; DDP copies it, and warns.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     torch.set_num_threads(config.cluster.cpus_per_worker)
+    slow = config.train.precision == "bf16" and device.type == "cpu"
+    if slow and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        _LOG.warning(
+            "train.precision: this CPU has no bfloat16 arithmetic: bf16 is emulated, and far slower than fp32"
+        )
     torch.use_deterministic_algorithms(config.run.deterministic, warn_only=True)
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is not deterministic
