@@ -198,11 +198,12 @@ class Langevin:
         step_size: s, the standard deviation of the noise of a step (other codes name s^2 or s^2/2 so).
             Below 2: at 2 and above the chain diverges even on N(0, I). K steps forget the start when
             (1 - s^2/2)^K is small: s = 0.4, K = 40 leaves 0.035; s = 0.1, K = 40 leaves 0.82.
-        kernel: What computes the chain: auto (compiled C on a CPU where a C compiler is found, else torch),
-            torch (gradient in closed form) or autograd (the reference). They differ by rounding only, and
-            autograd is used in any case where the generator maps noise to latents.
+        kernel: What computes the chain: auto (compiled: C on a CPU where a C compiler is found, Triton on a
+            GPU where triton is; else torch), torch (gradient in closed form) or autograd (the reference).
+            They differ by rounding only, and autograd is used in any case where the generator maps noise to
+            latents.
         noise: What draws the noise of the steps: torch (its generators) or philox (counter-based: drawn in
-            the C kernel, and the same with every kernel and on every device).
+            the compiled kernel, and the same with every kernel and on every device).
 
     """
 

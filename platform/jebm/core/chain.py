@@ -1,11 +1,12 @@
 """The chain on p(z) proportional to exp(f(z)) N(z; 0, I) without autograd: grad f in closed form.
 
-`jebm.core.langevin.langevin` with `score_of` defines the result; with the same noise both ways here, torch
-operations in place and the C kernel, differ from it by rounding. Shapes: B chains, D dimensions, K steps.
+`jebm.core.langevin.langevin` with `score_of` defines the result; with the same noise all ways here, torch
+operations in place, the C kernel and the Triton kernel, differ from it by rounding. Shapes: B chains,
+D dimensions, K steps.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,6 +16,7 @@ from jebm.core.energy import SLOPE, ResolvedEnergy
 from jebm.core.langevin import ChainInfo
 from jebm.core.philox import PhiloxNoise
 from jebm.native import chain as native
+from jebm.native import triton_chain
 from jebm.rng import Normal
 
 __all__ = ["closed_form_langevin"]
@@ -23,7 +25,7 @@ _SMALL = 20_000
 """Chains times width of the hidden layers up to which torch is faster with one thread than with several."""
 
 _NOISE_NUMBERS = 1_000_000
-"""Draws that are kept at a time for the C kernel."""
+"""Draws that are kept at a time for a kernel."""
 
 
 @torch.no_grad()
@@ -38,13 +40,15 @@ def closed_form_langevin(
 ) -> tuple[Tensor, ChainInfo]:
     """Return what `langevin` returns for the score grad f(z) - z: positions (B, D) and chain info.
 
-    Noise is drawn as there, one `normal(B, D)` a step. `start_BD` is left as it was. With `compiled` the C
-    kernel of `jebm.native` computes it where it can (float32 on a CPU, with a C compiler); that changes
-    rounding only.
+    Noise is drawn as there, one `normal(B, D)` a step. `start_BD` is left as it was. With `compiled` a
+    kernel of `jebm.native` computes it where it can, in float32: in C on a CPU with a C compiler, in Triton
+    on a GPU with triton. That changes rounding only.
     """
     z_BD = start_BD.clone(memory_format=torch.contiguous_format)
-    if compiled and native.usable(z_BD):
-        gradient_BD = _compiled(energy, z_BD, normal, steps, step_size)
+    if compiled and triton_chain.usable(energy.layers, z_BD):
+        gradient_BD = _compiled(triton_chain.run, energy, z_BD, normal, steps, step_size)
+    elif compiled and native.usable(z_BD):
+        gradient_BD = _compiled(native.run, energy, z_BD, normal, steps, step_size)
     else:
         gradient_BD = _in_place(energy, z_BD, normal, steps, step_size)
     info = ChainInfo(gradient_BD.norm(dim=1).mean(), (z_BD - start_BD).norm(dim=1).mean())
@@ -67,9 +71,16 @@ def _in_place(energy: ResolvedEnergy, z_BD: Tensor, normal: Normal, steps: int, 
     return gradient_BD
 
 
-def _compiled(energy: ResolvedEnergy, z_BD: Tensor, normal: Normal, steps: int, step_size: float) -> Tensor:
-    """Do what `_in_place` does in the C kernel."""
-    run = functools.partial(native.run, energy.layers, z_BD, slope=SLOPE, step_size=step_size)
+def _compiled(
+    kernel: Callable[..., Tensor],
+    energy: ResolvedEnergy,
+    z_BD: Tensor,
+    normal: Normal,
+    steps: int,
+    step_size: float,
+) -> Tensor:
+    """Do what `_in_place` does in a kernel."""
+    run = functools.partial(kernel, energy.layers, z_BD, slope=SLOPE, step_size=step_size)
     if isinstance(normal, PhiloxNoise):
         first_step, normal.step = normal.step, normal.step + steps
         return run(normal.key, steps=steps, first_step=first_step)

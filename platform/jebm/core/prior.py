@@ -15,6 +15,7 @@ from jebm.core.langevin import ChainInfo, langevin, score_of
 from jebm.core.model import JointModel
 from jebm.core.philox import PhiloxNoise
 from jebm.native import chain as native
+from jebm.native import triton_chain
 from jebm.rng import Normal
 
 __all__ = ["chain_kernel", "log_density", "sample_prior"]
@@ -74,6 +75,10 @@ def chain_kernel(model: JointModel, config: Langevin) -> str:
     noise_BD = next(model.energy.parameters()).new_zeros(1, model.latent_dim)
     if config.kernel == "autograd" or model.generator.latents(noise_BD) is not noise_BD:
         return "autograd"
-    if config.kernel == "torch" or not noise_BD.is_cpu or noise_BD.dtype != torch.float32:
+    if config.kernel == "torch" or noise_BD.dtype != torch.float32:
         return "torch"
+    layers = model.energy.resolved().without_columns(model.energy.unseen).layers
+    seen_BD = noise_BD[:, model.energy.unseen :]
+    if not noise_BD.is_cpu or triton_chain.usable(layers, seen_BD):
+        return triton_chain.describe(layers, seen_BD)
     return native.describe()

@@ -1,0 +1,149 @@
+"""The Langevin chain of `jebm.core.chain` as one launch on a GPU, where triton is installed.
+
+Torch for CUDA brings triton, which compiles the kernel, `triton_kernel.py`, on first use. With
+TRITON_INTERPRET=1 triton interprets it, on a CPU too: slow, for tests. Shapes: B chains, D dimensions,
+K steps, L layers, W width of a hidden layer.
+"""
+
+import functools
+import importlib.util
+import math
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["describe", "run", "usable"]
+
+_BLOCK = 16
+"""Chains of a program."""
+
+_DEEPEST = 32
+"""Hidden layers: the kernel keeps their signs in one word."""
+
+
+def usable(layers: Sequence[tuple[Tensor, Tensor]], z_BD: Tensor) -> bool:
+    """Return whether `run` can take these layers and positions: float32 on a GPU that can run the kernel."""
+    return _hindrance(layers, z_BD) is None
+
+
+def describe(layers: Sequence[tuple[Tensor, Tensor]], z_BD: Tensor) -> str:
+    """Return in a few words what computes such chains on this GPU, and why not the Triton kernel if not."""
+    hindrance = _hindrance(layers, z_BD)
+    return "Triton kernel" if hindrance is None else f"torch (no Triton kernel: {hindrance})"
+
+
+def run(
+    layers: Sequence[tuple[Tensor, Tensor]],
+    z_BD: Tensor,
+    noise: Tensor | tuple[int, int],
+    *,
+    first_step: int = 0,
+    slope: float,
+    steps: int,
+    step_size: float,
+) -> Tensor:
+    """Move the chains `z_BD` by `steps` in place; return the gradient (B, D) of log p at the last step.
+
+    `layers` are (weight, bias) of the linear maps of f, the last one with one row. `noise` is (K, B, D), or
+    the key (two 32-bit words) of noise that the kernel draws itself from `first_step` on: that of
+    `jebm.core.philox`. What a chain computes does not depend on the chains beside it.
+    """
+    from jebm.native.triton_kernel import chain_kernel  # noqa: PLC0415 (imports triton)
+
+    chains, dims = z_BD.shape
+    depth, width, padded_dims = _sizes(layers)
+    first_WD = _pad(layers[0][0], width, padded_dims)
+    hidden = [_pad(weight, width, width) for weight, _ in layers[1:-1]]
+    hidden_LWW = torch.stack(hidden) if hidden else first_WD[None]  # not read then
+    biases_LW = torch.cat([_pad(bias[None], 1, width) for _, bias in layers[:-1]])
+    gradient_BD = torch.zeros_like(z_BD)
+    given, key = (noise.contiguous(), (0, 0)) if isinstance(noise, Tensor) else (None, noise)
+    if chains:
+        with torch.cuda.device(z_BD.get_device()):  # triton launches on the current one
+            chain_kernel[(-(-chains // _BLOCK),)](
+                *(z_BD, gradient_BD, given),
+                *(first_WD, first_WD.mT.contiguous(), hidden_LWW, hidden_LWW.mT.contiguous()),
+                *(biases_LW, _pad(layers[-1][0], 1, width)),
+                *(word - ((word >> 31) << 32) for word in key),  # the same bits as int32
+                *(chains, dims, steps, first_step),
+                *(step_size, 0.5 * step_size**2, slope),
+                BLOCK=_BLOCK,
+                DIMS=padded_dims,
+                WIDTH=width,
+                DEPTH=depth,
+                HELD=_memory(depth, width, padded_dims, held=True) <= _memory_of(z_BD.device),
+                num_warps=4 if width <= 64 else 8,
+                num_stages=1,
+            )
+    return gradient_BD
+
+
+def _hindrance(layers: Sequence[tuple[Tensor, Tensor]], z_BD: Tensor) -> str | None:
+    """Return why `run` cannot take these, in a few words, or None."""
+    if not z_BD.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return "positions are not on a GPU"
+    if z_BD.dtype != torch.float32:
+        return "positions are not float32"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    depth, width, dims = _sizes(layers)
+    if depth > _DEEPEST:
+        return f"{depth} hidden layers, more than {_DEEPEST}"
+    needed, there = _memory(depth, width, dims, held=False), _memory_of(z_BD.device)
+    if needed > there:
+        return f"a layer needs {needed // 1024} KiB on chip, and there are {there // 1024:.0f}"
+    return _failure(z_BD.device, depth, width, dims)
+
+
+@functools.cache
+def _failure(device: torch.device, depth: int, width: int, dims: int) -> str | None:
+    """Return how compiling or launching the kernel fails, in one line, or None: tried on a chain of no steps.
+
+    An old GPU, or no C compiler, which triton needs to launch.
+    """
+    widths = [dims, *[width] * depth, 1]
+    layers = [
+        (torch.zeros(rows, columns, device=device), torch.zeros(rows, device=device))
+        for columns, rows in pairwise(widths)
+    ]
+    try:
+        run(layers, torch.zeros(1, dims, device=device), (0, 0), slope=0.0, steps=0, step_size=0.0)
+    except Exception as error:  # whatever it is, torch can compute the chain
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['failed'])[0]}"
+    return None
+
+
+def _memory(depth: int, width: int, dims: int, *, held: bool) -> int:
+    """Return the bytes of shared memory that the kernel takes, with all its weights held there or without.
+
+    Both ways round the first weight, and the others or one of them at a time; and a product's left side.
+    """
+    weights = 2 * width * dims + (2 * (depth - 1) if held else min(1, depth - 1)) * width**2
+    return 4 * (weights + _BLOCK * max(width, dims))
+
+
+def _memory_of(device: torch.device) -> float:
+    """Return the bytes of shared memory that a program can have: all but what CUDA takes for itself."""
+    if device.type != "cuda":
+        return math.inf
+    return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor - 1024
+
+
+def _sizes(layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[int, int, int]:
+    """Return the hidden layers' number, their padded width, and the padded dimensions."""
+    width = max(len(weight) for weight, _ in layers[:-1])
+    return len(layers) - 1, _padded(width), _padded(layers[0][0].shape[1])
+
+
+def _padded(size: int) -> int:
+    """Return the least power of two from 16 on that is not below `size`: what Triton's products take."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    """Return a matrix with rows and columns of zeros behind its own."""
+    return F.pad(matrix, (0, columns - matrix.shape[1], 0, rows - len(matrix)))

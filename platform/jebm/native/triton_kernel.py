@@ -1,0 +1,148 @@
+"""The Langevin chain of `chain.c` for GPUs, in Triton. Importing this needs triton: `triton_chain.py` does.
+
+A program moves a block of chains over all steps. Chains are independent, so programs never wait for each
+other. What a chain computes depends neither on its block nor on the chains beside it. Sizes are padded to
+powers of two; weights, positions and noise are zero there.
+"""
+
+import triton
+import triton.language as tl
+
+__all__ = ["chain_kernel"]
+
+
+@triton.jit
+def _logarithm(x):
+    """Return log x, x in (0, 1], as in chain.c: an error of 1e-7, as of a GPU's own log, is too much at 1."""
+    bits = x.to(tl.int32, bitcast=True)
+    exponent = (bits - 0x3F3504F3) >> 23
+    m = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
+    y = m * 7.0376836292e-2 - 1.1514610310e-1
+    y = y * m + 1.1676998740e-1
+    y = y * m - 1.2420140846e-1
+    y = y * m + 1.4249322787e-1
+    y = y * m - 1.6668057665e-1
+    y = y * m + 2.0000714765e-1
+    y = y * m - 2.4999993993e-1
+    y = y * m + 3.3333331174e-1
+    y = y * m - 0.5
+    return exponent.to(tl.float32) * 0.693147181 + (y * (m * m) + m)
+
+
+@triton.jit
+def _normals(a, b):
+    """Return Box and Muller's two normals of two words, as in `jebm.core.philox` and chain.c."""
+    u = ((a >> 8) + 1).to(tl.float32) * 5.9604644775390625e-8  # 2^-24
+    radius = tl.sqrt_rn(-2.0 * _logarithm(u))
+    quarter = b >> 30
+    turn = ((b << 2) >> 9).to(tl.float32) * 1.1920928955078125e-7 + (5.9604644775390625e-8 - 0.5)
+    t = turn * 1.57079632679
+    t2 = t * t
+    sine = ((-1.9515295891e-4 * t2 + 8.3321608736e-3) * t2 - 1.6666654611e-1) * (t2 * t) + t
+    cosine = (((2.443315712e-5 * t2 - 1.388731625e-3) * t2 + 4.166664568e-2) * t2 - 0.5) * t2 + 1.0
+    odd = (quarter & 1) != 0
+    first = radius * tl.where(odd, sine, cosine)
+    second = radius * tl.where(odd, cosine, sine)
+    return tl.where(((quarter + 1) & 2) != 0, -first, first), tl.where((quarter & 2) != 0, -second, second)
+
+
+@triton.jit
+def _drawn(chain_B, step, key0, key1, BLOCK: tl.constexpr, DIMS: tl.constexpr):
+    """Return the noise (BLOCK, DIMS) of a step: four of each counter (chain, step, dimension / 4, 0)."""
+    zero = tl.zeros((BLOCK, DIMS // 4), tl.uint32)
+    c0 = zero + chain_B.to(tl.uint32, bitcast=True)[:, None]
+    c1 = zero + step.to(tl.uint32, bitcast=True)
+    c2 = zero + tl.arange(0, DIMS // 4).to(tl.uint32, bitcast=True)[None, :]
+    a, b, c, d = tl.philox_impl(
+        c0, c1, c2, zero, key0.to(tl.uint32, bitcast=True), key1.to(tl.uint32, bitcast=True)
+    )
+    first, second = _normals(tl.join(a, c), tl.join(b, d))
+    return tl.reshape(tl.join(first, second), (BLOCK, DIMS))
+
+
+@triton.jit
+def _forth(x, weight, bias_W, above, layer, slope):
+    """Return the values of the next hidden layer, and `above` with their signs in bit `layer`."""
+    x = tl.dot(x, weight, input_precision="ieee") + tl.load(bias_W)[None, :]
+    return tl.where(x > 0, x, slope * x), above | ((x > 0).to(tl.int32) << layer)
+
+
+@triton.jit
+def _sloped(x, above, layer, slope):
+    """Return a gradient by a layer's values times the LeakyReLU's slope there."""
+    return tl.where(((above >> layer) & 1) != 0, x, slope * x)
+
+
+@triton.jit(do_not_specialize=["key0", "key1", "chains", "dims", "steps", "first_step"])
+def chain_kernel(
+    z_BD,  # in the start, out the positions
+    gradient_BD,  # out, of log p at the last step
+    noise_KBD,  # None: drawn here
+    first_WD,
+    first_DW,  # transposed: a product whose weight lies along its sums has each lane wait for the others
+    hidden_LWW,  # of the layers after the first, (out, in)
+    transposed_LWW,
+    biases_LW,
+    last_W,
+    key0,  # the key's words as int32
+    key1,
+    chains,
+    dims,
+    steps,
+    first_step,
+    step_size,
+    half_square,
+    slope,
+    BLOCK: tl.constexpr,
+    DIMS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DEPTH: tl.constexpr,  # hidden layers
+    HELD: tl.constexpr,  # whether all weights stay on chip over all steps, or each is read again for its use
+):
+    """Do what `run` in triton_chain.py says, for chains from BLOCK times the program's number on."""
+    chain_B = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    dim_D = tl.arange(0, DIMS)
+    unit_W = tl.arange(0, WIDTH)
+    inside = (chain_B < chains)[:, None] & (dim_D < dims)[None, :]
+    at_BD = chain_B.to(tl.int64)[:, None] * dims + dim_D[None, :]
+    at_WW = unit_W[:, None] * WIDTH + unit_W[None, :]
+
+    z = tl.load(z_BD + at_BD, mask=inside, other=0.0)
+    gradient = tl.zeros((BLOCK, DIMS), tl.float32)
+    forth = (tl.load(first_DW + dim_D[:, None] * WIDTH + unit_W[None, :]),)
+    back = (tl.load(first_WD + unit_W[:, None] * DIMS + dim_D[None, :]),)
+    if HELD:
+        for layer in tl.static_range(DEPTH - 1):
+            forth += (tl.load(transposed_LWW + layer * WIDTH * WIDTH + at_WW),)
+            back += (tl.load(hidden_LWW + layer * WIDTH * WIDTH + at_WW),)
+    last = tl.load(last_W + unit_W)[None, :]
+    step = 0
+    while step < steps:  # not over a range, whose end triton's interpreter would have to be told beforehand
+        above = tl.zeros((BLOCK, WIDTH), tl.int32)  # bit j: the value of hidden layer j is above zero
+        x, above = _forth(z, forth[0], biases_LW + unit_W, above, 0, slope)
+        if HELD:
+            for layer in tl.static_range(1, DEPTH):
+                x, above = _forth(x, forth[layer], biases_LW + layer * WIDTH + unit_W, above, layer, slope)
+        else:
+            for layer in range(1, DEPTH):
+                weight = tl.load(transposed_LWW + (layer - 1) * WIDTH * WIDTH + at_WW)
+                x, above = _forth(x, weight, biases_LW + layer * WIDTH + unit_W, above, layer, slope)
+        x = _sloped(last, above, DEPTH - 1, slope)
+        if HELD:
+            for layer in tl.static_range(DEPTH - 1, 0, -1):
+                x = _sloped(tl.dot(x, back[layer], input_precision="ieee"), above, layer - 1, slope)
+        else:
+            for done in range(1, DEPTH):
+                layer = DEPTH - done
+                weight = tl.load(hidden_LWW + (layer - 1) * WIDTH * WIDTH + at_WW)
+                x = _sloped(tl.dot(x, weight, input_precision="ieee"), above, layer - 1, slope)
+        gradient = tl.dot(x, back[0], input_precision="ieee") - z
+        if noise_KBD is None:
+            noise = tl.where(inside, _drawn(chain_B, first_step + step, key0, key1, BLOCK, DIMS), 0.0)
+        else:
+            start = step.to(tl.int64) * chains * dims
+            noise = tl.load(noise_KBD + start + at_BD, mask=inside, other=0.0)
+        z += half_square * gradient + step_size * noise
+        step += 1
+    tl.store(z_BD + at_BD, z, mask=inside)
+    tl.store(gradient_BD + at_BD, gradient, mask=inside)
