@@ -451,7 +451,7 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
     for key, (ours, theirs) in gradients_of_both(config_of(name), 4).items():
         error = ((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)).item()
         worst = max(worst, error)
-        # Rounding at the kinks of LeakyReLU adds up in the wide nets.
+        # In the wide nets of fid both are up to 1e-3 from the gradients in float64.
         assert error < 1e-2, f"{name}: {key} differs by {error}"
     print(f"\n{name}: losses and gradients equal the released ones to {worst:.0e} (relative, batch of 4)")
     ways = [("released", "fp32"), *(("ours", precision) for precision in arguments.precisions)]

@@ -20,19 +20,17 @@ from jebm.core.model import JointModel, build_model
 from jebm.data.shards import DatasetManifest, ImageSet
 from jebm.data.sources import SourceDescription
 from jebm.errors import ConfigError
-from jebm.evaluate import suite
+from jebm.evaluate import section_chains, section_hierarchy, section_likelihood
+from jebm.evaluate import subject as subject_room
 from jebm.evaluate.features import ClassifierFeatures
 from jebm.evaluate.findings import Section
 from jebm.evaluate.restore import Restored
-from jebm.evaluate.suite import (
-    Subject,
-    chains_section,
-    evaluate,
-    hierarchy_section,
-    likelihood_section,
-    measures_of,
-    ood_section,
-)
+from jebm.evaluate.section_chains import chains_section
+from jebm.evaluate.section_hierarchy import hierarchy_section
+from jebm.evaluate.section_likelihood import likelihood_section
+from jebm.evaluate.section_ood import ood_section
+from jebm.evaluate.subject import Subject
+from jebm.evaluate.suite import evaluate, measures_of
 from jebm.store.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +103,8 @@ def test_suites_are_named_measures_and_a_slip_is_understood() -> None:
 
 def test_log_z_is_found_from_both_sides_and_the_elbo_counts_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """f = -z M z / 2 has log Z = -log det(I + M) / 2; q sees z without noise but for a variance of 1e-12."""
-    monkeypatch.setattr(suite, "_AIS_TEMPERATURES", 60)
+    for room in (subject_room, section_likelihood):
+        monkeypatch.setattr(room, "AIS_TEMPERATURES", 60)
     matrix_DD = torch.diag(torch.tensor([3.0, 0.5, 0.0]))
     model = transparent_model((2, 1))
     model.energy = QuadraticEnergy(matrix_DD)
@@ -120,7 +119,7 @@ def test_log_z_is_found_from_both_sides_and_the_elbo_counts_it(monkeypatch: pyte
     assert found["gain of the tilt"] == pytest.approx(float(f_B.mean()) - log_z, abs=0.03)
     # Grey is between two bytes: what is left of each pixel that the code does not know is half a level.
     assert found["reconstruction MSE"] == pytest.approx((PIXELS - 3) / PIXELS * (0.5 / 127.5) ** 2, rel=1e-3)
-    weighted = found[f"importance-weighted bound, K = {suite._IWAE_SAMPLES}"]
+    weighted = found[f"importance-weighted bound, K = {section_likelihood._IWAE_SAMPLES}"]
     assert weighted > found["ELBO of the same images"]
 
 
@@ -141,7 +140,7 @@ def test_images_that_the_decoder_cannot_write_are_told_by_their_likelihood_alone
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Anomalies differ in the last pixels, which no latent reaches: neither f nor the prior sees that."""
-    monkeypatch.setattr(suite, "_AIS_TEMPERATURES", 10)
+    monkeypatch.setattr(subject_room, "AIS_TEMPERATURES", 10)
     model = transparent_model((2, 2))
     model.energy = QuadraticEnergy(torch.eye(4))
     known, strange = known_images(300, 4), known_images(260, 4)
@@ -214,16 +213,17 @@ def test_everything_in_full_on_real_images(
 ) -> None:
     """Of an untrained model; what costs time is cut, what is shown is not."""
     monkeypatch.setenv("JEBM_CACHE", str(cache))
-    for name, less in (
-        ("_CLASSIFIER_UPDATES", 40),
-        ("_CHANGED_IMAGES", 50),
-        ("_DRAWS", 100),
-        ("_IWAE_IMAGES", 20),
-        ("_AIS_CHAINS", 100),
-        ("_AIS_TEMPERATURES", 20),
-        ("_CHAINS", 20),
+    for room, name, less in (
+        (section_hierarchy, "_CLASSIFIER_UPDATES", 40),
+        (section_hierarchy, "_CHANGED_IMAGES", 50),
+        (section_hierarchy, "_DRAWS", 100),
+        (section_likelihood, "_IWAE_IMAGES", 20),
+        (subject_room, "_AIS_CHAINS", 100),
+        (subject_room, "AIS_TEMPERATURES", 20),
+        (section_likelihood, "AIS_TEMPERATURES", 20),
+        (section_chains, "_CHAINS", 20),
     ):
-        monkeypatch.setattr(suite, name, less)
+        monkeypatch.setattr(room, name, less)
     subject = subject_of(small_model(TINY), fashion_test, TINY, samples=110)
     found = evaluate(subject, measures_of(["paper"]), {"git_revision": "abc"})
     sections = {section.name: section for section in found.sections}
