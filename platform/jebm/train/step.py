@@ -9,6 +9,7 @@ from torch import Tensor
 from jebm.config import Config
 from jebm.core.distributions import DiagGaussian
 from jebm.core.energy import EnergyNet
+from jebm.core.langevin import ChainInfo
 from jebm.core.objective import Terms, mean_f
 from jebm.core.prior import sample_prior
 from jebm.errors import DivergedError
@@ -86,11 +87,12 @@ def train_step(
         player.adam.zero_grad()
     if state.model.energy is not None and tilted:
         state.model.energy.power_iteration()
-        posterior = DiagGaussian(
-            *(torch.cat(moments) for moments in zip(*(t.posterior for t in terms), strict=True))
-        )
-        for i in range(1, config.train.energy_updates):
-            _update_energy(state, config, runtime, posterior, noise, clock, rates["energy"], i)
+        if config.train.energy_updates > 1:
+            posterior = DiagGaussian(
+                *(torch.cat(moments) for moments in zip(*(t.posterior for t in terms), strict=True))
+            )
+            for i in range(1, config.train.energy_updates):
+                _update_energy(state, config, runtime, posterior, noise, clock, rates["energy"], i)
     state.average()
     state.step += 1
 
@@ -101,9 +103,8 @@ def train_step(
         "f_posterior": means["f_posterior"],
         "f_prior": means["f_prior"],
         **{f"gradient_norm/{name}": norm.detach() for name, norm in norms.items()},
+        **_chain_metrics(chain),
     }
-    if chain is not None:
-        metrics |= {"chain/gradient_norm": chain.gradient_norm, "chain/displacement": chain.displacement}
     return metrics, not all_go_on
 
 
@@ -177,7 +178,12 @@ def _update_energy(
         "f_posterior": f_posterior,
         "f_prior": f_prior,
         "gradient_norm/energy": norm,
+        **_chain_metrics(chain),
     }
-    if chain is not None:
-        metrics |= {"chain/gradient_norm": chain.gradient_norm, "chain/displacement": chain.displacement}
     return {name: value.detach() for name, value in metrics.items()}
+
+
+def _chain_metrics(chain: ChainInfo | None) -> dict[str, Tensor]:
+    if chain is None:  # there was none: the prior is Gaussian
+        return {}
+    return {"chain/gradient_norm": chain.gradient_norm, "chain/displacement": chain.displacement}
