@@ -38,6 +38,7 @@ class RayCluster:
     environment: dict[str, str]
     address: str
     folder: Path
+    scratch: Path
 
     def ray(self, *arguments: str) -> list[str]:
         """Return the command line of Ray's own tool."""
@@ -109,6 +110,10 @@ class RayCluster:
         limit.start()
         return job
 
+    def driver_log(self, submission_id: str) -> str:
+        """Return what the driver of a job has printed so far, read from Ray's own folder."""
+        return (self.scratch / "session_latest/logs" / f"job-driver-{submission_id}.log").read_text()
+
     def run(self, *entrypoint: str) -> tuple[int, str]:
         """Submit a job and wait for its end; return the exit code and what was printed."""
         with self.submit(*entrypoint) as job:
@@ -161,7 +166,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, s3: object) -> Iterator[Ra
         "JEBM_CACHE": str(folder / "cache"),
     }
     client = environment | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-    ray = RayCluster(python, client, f"127.0.0.1:{port}", folder)
+    ray = RayCluster(python, client, f"127.0.0.1:{port}", folder, Path(scratch))
     head = ray.start(
         *("--head", "--num-cpus", "3", "--port", str(port)),
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),

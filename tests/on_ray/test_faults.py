@@ -148,6 +148,9 @@ def test_a_run_outlives_a_node_that_was_about_to_go(cluster, s3_uri: str) -> Non
             assert alone.world_size == 1
             assert alone.parent is not None
             assert alone.parent >= saved.name
+        except AssertionError:
+            print(cluster.driver_log("preempted"))
+            raise
         finally:
             stop = cluster.ray("job", "stop", "--no-wait", "preempted")
             subprocess.run(stop, env=cluster.environment, check=True, capture_output=True)

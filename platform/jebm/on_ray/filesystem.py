@@ -17,6 +17,7 @@ from typing import TypeVar
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystemHandler, FileType, PyFileSystem
 
+from jebm.store.manifest import FOLDER_NAME
 from jebm.store.storage import EndpointError, ObjectMissingError, Store, open_store
 
 __all__ = ["StoreFileSystem", "ray_filesystem"]
@@ -35,7 +36,8 @@ class StoreFileSystem(FileSystemHandler):  # type: ignore[misc]
     """What Ray Train asks of a filesystem, on a `Store`; folders exist where an object lies below them.
 
     Deleting folders is left to the run's own retention (`AsyncWriter`), which honours pins and deletes the
-    manifest first: Ray only forgets.
+    manifest first: Ray only forgets. A checkpoint's folder is always said to be there: Ray's controller hears
+    of reports late, and would end the run where it wants to delete what the retention has deleted already.
     """
 
     def __init__(self, uri: str) -> None:
@@ -156,6 +158,8 @@ class _Upload(io.BytesIO):
 
 def _info(path: str, store: Store) -> FileInfo:
     key = path.strip("/")
+    if FOLDER_NAME.fullmatch(key.rpartition("/")[2]):
+        return FileInfo(path, FileType.Directory)
     found = store.head(key)
     if found is not None:
         return FileInfo(path, FileType.File, size=found.size)
