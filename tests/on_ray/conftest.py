@@ -173,9 +173,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, s3: object) -> Iterator[Ra
         *("--ray-client-server-port", str(free_port()), "--temp-dir", scratch),
     )
     try:
+        # Not `ray job list`, which answers before there is an agent that could start a job.
+        first = ray.ray("job", "submit", "--no-wait", "--", "true")
         for _ in range(60):
-            listed = subprocess.run(ray.ray("job", "list"), env=client, capture_output=True, check=False)
-            if listed.returncode == 0:
+            if subprocess.run(first, env=client, capture_output=True, check=False).returncode == 0:
                 break
             assert head.poll() is None, (folder / "log").read_text()
             time.sleep(1)

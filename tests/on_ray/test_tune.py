@@ -17,15 +17,15 @@ from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.storage import ObjectMissingError, Store, open_store
 
 ROOT = Path(__file__).parents[2]
-# In the grid's order: a good one; one whose second step is not finite; a better one, which follows the first
-# from rung to rung and is never the worse; and one that learns nothing, when the others have been there.
+# In the grid's order, one after the other: a good one; one whose second step is not finite; one that is better
+# at each rung; and one that learns nothing.
 SEARCH = """
 space:
   optimizer.generator.lr: [choice, [3e-3, 1e30, 1e-2, 1e-6]]
 objective: {metric: distortion, direction: minimize}
 sampler: grid
 scheduler: {asha: {grace_images: 512, reduction: 2}}
-max_concurrent: 2
+max_concurrent: 1
 """
 VALUES = {
     "run.name": "sweep",

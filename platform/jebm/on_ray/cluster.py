@@ -46,15 +46,9 @@ def connect() -> None:
     """
     if ray.is_initialized():  # a comparison trains many runs from one process
         return
-    job = job_environment()
-    uploaded = job is not None and _SOURCE_ROOT.is_relative_to(Path.cwd())
-    variables = {"PYTHONPATH": str(_SOURCE_ROOT.relative_to(Path.cwd()) if uploaded else _SOURCE_ROOT)}
-    given = (job or {}).get("env_vars", {})
-    runtime_env = {"env_vars": {name: value for name, value in variables.items() if name not in given}}
-    # Read by the processes that a local start brings up; a cluster's nodes have their own.
-    os.environ.setdefault("RAY_worker_niceness", "0")  # else workers run at nice 15
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # 60 s is short on small machines
+    # Each look of the controller at its workers takes one report from each; Ray's own 2 s make a sweep wait.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the working directory of the job
     address = os.environ.get("RAY_ADDRESS", "local")
     if address.startswith("http"):
@@ -64,6 +58,21 @@ def connect() -> None:
         )
     if address == "local":
         _forget_dead_cluster()
+        # Read by the processes that are started now; a cluster's nodes have their own.
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else workers run at nice 15
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Those that Ray would start in advance are never used: its trainer gives each a variable of its own.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(_SOURCE_ROOT), os.environ.get("PYTHONPATH")])
+        )
+        ray.init(address="local")
+        return
+    job = job_environment()
+    uploaded = job is not None and _SOURCE_ROOT.is_relative_to(Path.cwd())
+    variables = {"PYTHONPATH": str(_SOURCE_ROOT.relative_to(Path.cwd()) if uploaded else _SOURCE_ROOT)}
+    given = (job or {}).get("env_vars", {})
+    runtime_env = {"env_vars": {name: value for name, value in variables.items() if name not in given}}
     # Not "auto": that takes any Ray of this machine, and waits for minutes for one that is gone.
     ray.init(address=address, runtime_env=runtime_env)
 

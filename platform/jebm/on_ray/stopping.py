@@ -3,40 +3,45 @@
 import logging
 import signal
 import threading
+import uuid
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import dataclass, field
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
 
 from jebm.train.runtime import first_signal
 
-__all__ = ["follow_stop_request", "stop_on_signals", "stop_request"]
+__all__ = ["StopRequest", "follow_stop_request", "stop_on_signals"]
 
 _LOG = logging.getLogger("jebm.on_ray")
+_NAMESPACE = "jebm"
 _POLL_SECONDS = 0.5
 
 
-class _StopRequest:
-    """Which runs somebody asked to stop: one by its name, or all."""
+@dataclass(frozen=True)
+class StopRequest:
+    """Which runs of a driver somebody asked to stop: one by its name, or all; the same in every process.
 
-    def __init__(self) -> None:
-        self._asked: set[str | None] = set()
+    The cluster's head keeps it, as a few bytes beside Ray's own. An actor would do as well, at the price of
+    one more process: a second of CPU at the start, and a hundredth of a core ever after.
+    """
+
+    key: str = field(default_factory=lambda: f"stop/{uuid.uuid4().hex}")
 
     def ask(self, run: str | None = None) -> None:
-        self._asked.add(run)
+        """Ask one run to stop, or all of them."""
+        _internal_kv_put(self._key(run), "asked", namespace=_NAMESPACE)
 
     def asked(self, run: str) -> bool:
-        return not self._asked.isdisjoint((run, None))
+        """Return whether this run was asked to stop."""
+        return any(_internal_kv_exists(self._key(one), namespace=_NAMESPACE) for one in (run, None))
+
+    def _key(self, run: str | None) -> str:
+        return self.key if run is None else f"{self.key}/{run}"
 
 
-def stop_request() -> Any:  # noqa: ANN401  # Ray's handles have no type that knows the methods
-    """Return a new request: an actor on this driver's node, where no other node's end can take it away."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(_StopRequest).options(num_cpus=0, scheduling_strategy=here).remote()
-
-
-def stop_on_signals(request: Any) -> AbstractContextManager[None]:  # noqa: ANN401
+def stop_on_signals(request: StopRequest) -> AbstractContextManager[None]:
     """Return a context in which the first SIGTERM or SIGINT to this process asks, as `first_signal` says.
 
     To be entered after `ray.init`, which installs handlers of its own.
@@ -44,23 +49,21 @@ def stop_on_signals(request: Any) -> AbstractContextManager[None]:  # noqa: ANN4
 
     def ask(received: signal.Signals) -> None:
         _LOG.info("%s: stopping after this step, with a last checkpoint", received.name)
-        request.ask.remote()
+        request.ask()
 
     return first_signal(ask)
 
 
-def follow_stop_request(request: Any, run: str) -> threading.Event:  # noqa: ANN401
+def follow_stop_request(request: StopRequest, run: str) -> threading.Event:
     """Return an event of this worker that is set within about half a second of the request to stop a run."""
     asked = threading.Event()
 
     def poll() -> None:
         while not asked.wait(_POLL_SECONDS):
             try:
-                if ray.get(request.asked.remote(run)):
+                if request.asked(run):
                     asked.set()
-            except ray.exceptions.ActorDiedError:  # the driver is gone, and this worker with it
-                return
-            except ray.exceptions.RayError:  # out of reach for a moment
+            except ray.exceptions.RayError:  # the head is out of reach for a moment
                 continue
 
     threading.Thread(target=poll, name="stop request", daemon=True).start()

@@ -5,7 +5,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -17,7 +16,7 @@ from jebm.config import Config, config_to_dict
 from jebm.errors import ConfigError, JebmError
 from jebm.on_ray.cluster import check_capacity, connect, job_environment, stop_command
 from jebm.on_ray.filesystem import ray_filesystem
-from jebm.on_ray.stopping import stop_on_signals, stop_request
+from jebm.on_ray.stopping import StopRequest, stop_on_signals
 from jebm.on_ray.worker import SNAPSHOT, work
 from jebm.store.storage import open_store
 from jebm.train.lease import Lease
@@ -78,7 +77,7 @@ def train(config: Config, provenance: Mapping[str, str]) -> Result:
 def _train(config: Config, provenance: Mapping[str, str]) -> Result:
     connect()
     check_capacity(config)
-    request = stop_request()
+    request = StopRequest()
     with stop_on_signals(request):
         return train_workers(config, provenance, request)
 
@@ -86,14 +85,15 @@ def _train(config: Config, provenance: Mapping[str, str]) -> Result:
 def train_workers(
     config: Config,
     provenance: Mapping[str, str],
-    request: Any,  # noqa: ANN401  # Ray's handles have no type that knows the methods
+    request: StopRequest,
     callbacks: Sequence[UserCallback] = (),
     log_level: int = logging.INFO,
 ) -> Result:
     """Run `fit` in a group of workers of the cluster that was joined; raises what `train` does.
 
-    The workers stop when `request`, a `stop_request`, has been asked; `callbacks` run in Ray's controller.
-    Of this package's log, the workers print what is at least `log_level`.
+    The workers stop when `request` has been asked. `callbacks` run in Ray's controller; with them it gets
+    every report, without them those of checkpoints. Of this package's log, the workers print what is at least
+    `log_level`.
     """
     cluster = config.cluster
     # Ray would refuse to start where its list names a checkpoint that has been pruned. Nothing here reads
@@ -112,6 +112,7 @@ def train_workers(
             "provenance": dict(provenance),
             "stop_request": request,
             "log_level": log_level,
+            "every_report": bool(callbacks),
         },
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         scaling_config=ScalingConfig(

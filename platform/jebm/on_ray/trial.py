@@ -20,7 +20,7 @@ from jebm.cli import log_lines
 from jebm.config import Config
 from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError, JebmError
 from jebm.evaluate.quick import quick_look
-from jebm.on_ray.stopping import follow_stop_request
+from jebm.on_ray.stopping import StopRequest, follow_stop_request
 from jebm.on_ray.trainer import train_workers
 from jebm.parser import config_from_dict
 from jebm.train.loop import Report, Result, fit
@@ -40,7 +40,7 @@ def run_trial(
     sample: dict[str, Any],
     *,
     provenance: Mapping[str, str],
-    request: Any,  # noqa: ANN401  # Ray's handles have no type that knows the methods
+    request: StopRequest,
 ) -> None:
     """Train the run of one trial, from its newest checkpoint where it has one; a function for Tune.
 
@@ -56,7 +56,7 @@ def run_trial(
     config = config_from_dict(json.loads(sample["config"]))
     reports = _Reports(config)
     reports("begun", 0, {})
-    if ray.get(request.asked.remote(config.run.name)):  # it came while this process started
+    if request.asked(config.run.name):  # it came while this process started
         reports("stopped", 0, {}, done=True)
         return
     stop = follow_stop_request(request, config.run.name)
@@ -137,7 +137,7 @@ def _train_here(
 def _train_workers(
     config: Config,
     provenance: Mapping[str, str],
-    request: Any,  # noqa: ANN401
+    request: StopRequest,
     reports: _Reports,
 ) -> Result:
     """Train in a group of workers, and hand their reports on.

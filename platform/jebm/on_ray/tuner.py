@@ -26,7 +26,7 @@ from ray.tune.search import Searcher
 from jebm.config import Config, config_to_dict
 from jebm.errors import ConfigError
 from jebm.on_ray.cluster import check_capacity, connect, places, stop_command
-from jebm.on_ray.stopping import stop_request
+from jebm.on_ray.stopping import StopRequest
 from jebm.on_ray.trial import METRICS, run_trial
 from jebm.store.storage import open_store
 from jebm.sweep.space import Halving, Objective, Search, with_parameters
@@ -163,12 +163,12 @@ def _run(plan: SweepPlan, study: SweepStudy, provenance: Mapping[str, str]) -> b
         at_once = min(at_once, max(1, places(plan.base) // cluster.workers))
     at_once = min(at_once, study.left)
     _LOG.info("%d trials to run, %d at a time of %s", study.left, at_once, _needs(plan.base))
-    request = stop_request()
+    request = StopRequest()
     stopping = threading.Event()
 
     def stop() -> None:
         stopping.set()
-        request.ask.remote()
+        request.ask()
 
     def on_signal(received: signal.Signals) -> None:
         _LOG.info("%s: stopping; every trial saves a last checkpoint", received.name)
@@ -182,7 +182,7 @@ def _run(plan: SweepPlan, study: SweepStudy, provenance: Mapping[str, str]) -> b
             plan.search.objectives[0],
             study,
             images=plan.images,
-            prune=lambda number: request.ask.remote(run_name(number)),
+            prune=lambda number: request.ask(run_name(number)),
         )
     resources: dict[str, float] = {"CPU": cluster.cpus_per_worker, "GPU": int(cluster.gpu)}
     if cluster.workers > 1:

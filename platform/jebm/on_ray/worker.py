@@ -42,7 +42,7 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
     device = ray.train.torch.get_device()
     prepare_process(config, device)
     runtime = Runtime(context.get_world_rank(), context.get_world_size(), device)
-    reporter = _Reporter(config)
+    reporter = _Reporter(config, runtime, every=arguments["every_report"])
     stop = follow_stop_request(arguments["stop_request"], config.run.name)
     try:
         result = fit(
@@ -63,9 +63,15 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Reporter:
-    """Hands reports to Ray Train, with each checkpoint once it is committed."""
+    """Hands each checkpoint to Ray Train once it is committed, or, where asked, `every` report.
 
-    def __init__(self, config: Config) -> None:
+    No more than that, since reports to Ray are slow: all ranks meet in one of its processes, and its
+    controller takes a report from each worker at a time, when it looks after them. The next one waits for
+    it: training in steps of 10 ms would spend its time in waiting.
+    """
+
+    def __init__(self, config: Config, runtime: Runtime, *, every: bool) -> None:
+        self._runtime, self._every = runtime, every
         # What Ray lists: to prune it would break a restart. It keeps `keep_last` of what is reported.
         self._listed = deque(_snapshot(config), maxlen=config.checkpoint.keep_last + 1)
         self._folder = f"{config.run.name}/checkpoints"
@@ -78,17 +84,18 @@ class _Reporter:
     def __call__(self, report: Report) -> bool:
         """Report; return whether a node of this group is about to be taken away."""
         checkpoint = None
-        if report.checkpoint is not None and report.checkpoint.name != self._last:
+        if report.checkpoint is not None and report.checkpoint.name != self._last:  # rank 0 knows of it
             self._last = report.checkpoint.name
             self._listed.append(self._last)
             filesystem = ray.train.get_context().get_storage().storage_filesystem
             checkpoint = Checkpoint(f"{self._folder}/{self._last}", filesystem)
-        ray.train.report(
-            {"step": report.step, **report.metrics},
-            checkpoint=checkpoint,
-            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
-            delete_local_checkpoint_after_upload=False,  # else Ray would delete the checkpoint itself
-        )
+        if self._every or self._runtime.from_main(checkpoint is not None):
+            ray.train.report(
+                {"step": report.step, **report.metrics},
+                checkpoint=checkpoint,
+                checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+                delete_local_checkpoint_after_upload=False,  # else Ray would delete the checkpoint itself
+            )
         notice = ray.train.get_preemption_info()
         if notice is not None:
             logging.getLogger("jebm.on_ray").info("nodes are about to go: saving at step %d", report.step)
