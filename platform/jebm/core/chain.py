@@ -51,8 +51,8 @@ def closed_form_langevin(
         gradient_BD = _compiled(native.run, energy, z_BD, normal, steps, step_size)
     else:
         gradient_BD = _in_place(energy, z_BD, normal, steps, step_size)
-    info = ChainInfo(gradient_BD.norm(dim=1).mean(), (z_BD - start_BD).norm(dim=1).mean())
-    return z_BD, info
+    length = torch.linalg.vector_norm  # Tensor.norm takes three times as long to find out what is asked of it
+    return z_BD, ChainInfo(length(gradient_BD, dim=1).mean(), length(z_BD - start_BD, dim=1).mean())
 
 
 def _in_place(energy: ResolvedEnergy, z_BD: Tensor, normal: Normal, steps: int, step_size: float) -> Tensor:

@@ -1,9 +1,9 @@
 /* Langevin chains on p(z) proportional to exp(f(z)) N(z; 0, I), f an MLP with LeakyReLU. Called by chain.py.
 
-   Chains lie along the lanes of SIMD registers: a block of one or two vectors of chains keeps its positions and
-   hidden values in cache as (feature, chain), weights are broadcast, and sums over the inputs of ROWS features
-   stay in registers. Products are fused with sums only where it says so (and -ffp-contract=off), so that what a
-   chain computes depends neither on its block nor on the number of threads. */
+   Chains lie along the lanes of SIMD registers: a block of up to VECTORS vectors of chains keeps its positions
+   and hidden values in cache as (feature, chain), weights are broadcast, and sums over the inputs of up to
+   ROWS features stay in registers. Products are fused with sums only where it says so (and -ffp-contract=off),
+   so that what a chain computes depends neither on its block nor on the number of threads. */
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -12,17 +12,23 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+/* Sums of a tile: enough to hide an FMA's latency (8: 4 cycles, 2 a cycle), no more than registers hold. */
 #if defined(__AVX512F__)
 #define LANES 16
-#define ROWS 10 /* 10 x 2 sums, 2 inputs and a weight: 23 of 32 registers */
+#define VECTORS 2 /* of a large block */
+#define SUMS 20
+#define ROWS(vectors) 10 /* 10 x 2 sums, 2 inputs and a weight: 23 of 32 registers */
 #elif defined(__AVX2__)
 #define LANES 8
-#define ROWS 5
+#define VECTORS 3
+#define SUMS 12 /* 12, 2 inputs and a weight: 15 of 16 registers; the third input stays in memory */
+#define ROWS(vectors) (SUMS / (vectors))
 #else
 #define LANES 4
-#define ROWS 5
+#define VECTORS 2
+#define SUMS 10
+#define ROWS(vectors) (SUMS / (vectors))
 #endif
-#define VECTORS 2 /* of a large block */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
@@ -64,6 +70,24 @@ INLINE floats fused(floats a, floats b, floats c) {
 #endif
 }
 
+/* The same with b read from memory, and a value read into a register once for all its uses. Compilers left to
+   themselves choose otherwise, run out of AVX2's 16 registers and keep sums in memory: 20 to 40 % slower. */
+INLINE floats fused_from(floats a, const floats *b, floats c) {
+#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(a), "m"(*b));
+    return c;
+#else
+    return fused(a, *b, c);
+#endif
+}
+
+INLINE floats held(floats x) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    __asm__("" : "+x"(x));
+#endif
+    return x;
+}
+
 /* Minus, since a + 0 is not a for a = -0, so that a compiler would have to add. */
 INLINE floats all(float a) { return a - (floats){0}; }
 
@@ -73,31 +97,64 @@ enum { FORWARD, BACKWARD, PLAIN };
    BACKWARD: times the LeakyReLU's slope at the value that out[r] held. */
 INLINE void tile(int rows, int vectors, int kind, int64_t inputs, int64_t stride, const float *weight,
                  const floats *x, const float *bias, float slope, floats *out) {
-    floats sum[ROWS][VECTORS];
+    floats sum[SUMS], in[2];
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++) sum[r][v] = all(kind == FORWARD ? bias[r] : 0.0f);
-    for (int64_t i = 0; i < inputs; i++)
-        for (int r = 0; r < rows; r++)
-            for (int v = 0; v < vectors; v++)
-                sum[r][v] = fused(all(weight[i * stride + r]), x[i * vectors + v], sum[r][v]);
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++) {
-            floats *value = out + r * vectors + v;
-            if (kind == PLAIN) *value = sum[r][v];
-            else *value = choose((kind == FORWARD ? sum[r][v] : *value) > 0, sum[r][v], slope * sum[r][v]);
+        for (int v = 0; v < vectors; v++) sum[r * vectors + v] = all(kind == FORWARD ? bias[r] : 0.0f);
+    for (int64_t i = 0; i < inputs; i++, x += vectors) {
+        for (int v = 0; v < vectors && v < 2; v++) in[v] = held(x[v]);
+        for (int r = 0; r < rows; r++) {
+            const floats w = all(weight[i * stride + r]);
+            for (int v = 0; v < vectors; v++) {
+                floats *s = sum + r * vectors + v;
+                *s = v < 2 ? fused(w, in[v], *s) : fused_from(w, x + v, *s);
+            }
         }
+    }
+    for (int j = 0; j < rows * vectors; j++)
+        if (kind == PLAIN) out[j] = sum[j];
+        else /* one product by 1 or the slope leaves the FMA units freer than a choice between two does */
+            out[j] = sum[j] * choose((kind == FORWARD ? sum[j] : out[j]) > 0, all(1), all(slope));
 }
 
-INLINE void product(int vectors, int kind, int64_t outputs, int64_t inputs, const float *weight,
-                    const floats *x, const float *bias, float slope, floats *out) {
-    int64_t o = 0;
-    for (; o + ROWS <= outputs; o += ROWS)
-        tile(ROWS, vectors, kind, inputs, outputs, weight + o, x, bias + o, slope, out + o * vectors);
-    for (; o + 2 <= outputs; o += 2)
-        tile(2, vectors, kind, inputs, outputs, weight + o, x, bias + o, slope, out + o * vectors);
-    if (o < outputs)
-        tile(1, vectors, kind, inputs, outputs, weight + o, x, bias + o, slope, out + o * vectors);
+#define TILE(N)                                                                                           \
+    case N:                                                                                               \
+        if (N <= ROWS(vectors)) /* always, but the compiler cannot know it */                             \
+            tile(N, vectors, kind, inputs, outputs, weight + o, x, bias + o, slope, out + o * vectors);   \
+        break;
+
+/* All outputs in tiles as equal as can be: in a low tile there are too few sums to hide the latency. */
+INLINE void tiles(int vectors, int kind, int64_t outputs, int64_t inputs, const float *weight,
+                  const floats *x, const float *bias, float slope, floats *out) {
+    const int64_t count = (outputs + ROWS(vectors) - 1) / ROWS(vectors);
+    for (int64_t t = 0, o = 0, rows; t < count; t++, o += rows) {
+        rows = outputs / count + (t < outputs % count);
+        switch (rows) {
+            TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
+        }
+    }
 }
+
+/* product[vectors - 1][kind]: functions of their own, so that nothing else claims registers in their loops. */
+typedef void Product(int64_t outputs, int64_t inputs, const float *weight, const floats *x, const float *bias,
+                     float slope, floats *out);
+#define PRODUCT(kind, vectors)                                                                            \
+    static __attribute__((noinline)) void kind##vectors(int64_t outputs, int64_t inputs,                  \
+                                                        const float *weight, const floats *x,             \
+                                                        const float *bias, float slope, floats *out) {    \
+        tiles(vectors, kind, outputs, inputs, weight, x, bias, slope, out);                               \
+    }
+PRODUCT(FORWARD, 1) PRODUCT(BACKWARD, 1) PRODUCT(PLAIN, 1)
+PRODUCT(FORWARD, 2) PRODUCT(BACKWARD, 2) PRODUCT(PLAIN, 2)
+#if VECTORS > 2
+PRODUCT(FORWARD, 3) PRODUCT(BACKWARD, 3) PRODUCT(PLAIN, 3)
+#endif
+static Product *const product[VECTORS][3] = {
+    {FORWARD1, BACKWARD1, PLAIN1},
+    {FORWARD2, BACKWARD2, PLAIN2},
+#if VECTORS > 2
+    {FORWARD3, BACKWARD3, PLAIN3},
+#endif
+};
 
 /* The even words of a times b, 64 bits each. */
 INLINE wide products(wide a, uint32_t b) {
@@ -110,23 +167,22 @@ INLINE wide products(wide a, uint32_t b) {
 #endif
 }
 
-INLINE void multiply(words a, uint32_t by, words *low, words *high) {
-    const wide mask = (wide){0} + 0xFFFFFFFFu, even = products((wide)a, by), odd = products((wide)a >> 32, by);
-    *low = (words)((even & mask) | (odd << 32));
-    *high = (words)((even >> 32) | (odd & ~mask));
-}
-
-/* Philox4x32-10 (Salmon et al. 2011), four words in place. */
+/* Philox4x32-10 (Salmon et al. 2011), four words in place. Even and odd words stay apart to the end, each in
+   the low half of 64 bits: products do not read the high half, so no round has to part or to join them. */
 INLINE void philox(words c[4], const uint32_t key[2]) {
+    wide half[2][4];
+    for (int i = 0; i < 4; i++) half[0][i] = (wide)c[i], half[1][i] = (wide)c[i] >> 32;
     uint32_t k0 = key[0], k1 = key[1];
     for (int round = 0; round < 10; round++) {
-        words low0, high0, low1, high1;
-        multiply(c[0], 0xD2511F53u, &low0, &high0);
-        multiply(c[2], 0xCD9E8D57u, &low1, &high1);
-        c[0] = high1 ^ c[1] ^ k0, c[1] = low1;
-        c[2] = high0 ^ c[3] ^ k1, c[3] = low0;
+        for (int h = 0; h < 2; h++) {
+            wide *w = half[h];
+            const wide first = products(w[0], 0xD2511F53u), second = products(w[2], 0xCD9E8D57u);
+            w[0] = (second >> 32) ^ (w[1] ^ k0), w[1] = second;
+            w[2] = (first >> 32) ^ (w[3] ^ k1), w[3] = first;
+        }
         k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
     }
+    for (int i = 0; i < 4; i++) c[i] = (words)((half[0][i] & 0xFFFFFFFFu) | (half[1][i] << 32));
 }
 
 /* log of x in (0, 1]: x = 2^e (1 + m), 1 + m in [sqrt(1/2), sqrt(2)); polynomial of Cephes' logf. */
@@ -152,16 +208,17 @@ INLINE floats square_root(floats x) {
 INLINE void normals(words a, words b, floats *first, floats *second) {
     const floats u = __builtin_convertvector((ints)(a >> 8) + 1, floats) * 0x1p-24f;
     const floats radius = square_root(-2.0f * logarithm(u));
-    const ints quarter = (ints)(b >> 30);
     const floats turn = __builtin_convertvector((ints)((b << 2) >> 9), floats) * 0x1p-23f + (0x1p-24f - 0.5f);
     const floats t = turn * 1.57079632679f, t2 = t * t;
     floats sine = fused(all(-1.9515295891e-4f), t2, all(8.3321608736e-3f));
     sine = fused(fused(sine, t2, all(-1.6666654611e-1f)), t2 * t, t);
     floats cosine = fused(all(2.443315712e-5f), t2, all(-1.388731625e-3f));
     cosine = fused(fused(fused(cosine, t2, all(4.166664568e-2f)), t2, all(-0.5f)), t2, all(1));
-    const ints odd = (quarter & 1) != 0;
-    *first = radius * (floats)((ints)choose(odd, sine, cosine) ^ (((quarter + 1) & 2) << 30));
-    *second = radius * (floats)((ints)choose(odd, cosine, sine) ^ ((quarter & 2) << 30));
+    /* Bit 30 of b: sine or cosine; bit 31 of b, or of b a quarter turn on: the sign. */
+    const ints odd = (ints)(b << 1) < 0;
+    const words sign = (words){0} + 0x80000000u;
+    *first = radius * (floats)((words)choose(odd, sine, cosine) ^ ((b + 0x40000000u) & sign));
+    *second = radius * (floats)((words)choose(odd, cosine, sine) ^ (b & sign));
 }
 
 /* Vectors of scratch memory that a block of `vectors` needs. */
@@ -189,8 +246,8 @@ INLINE void block(const Job *job, int vectors, int64_t first, floats *memory) {
         const floats *x = z;
         int64_t inputs = dims;
         for (int64_t j = 0; j < depth; j++) {
-            product(vectors, FORWARD, job->widths[j], inputs, job->transposed[j], x, job->biases[j], slope,
-                    hidden[j]);
+            product[vectors - 1][FORWARD](job->widths[j], inputs, job->transposed[j], x, job->biases[j],
+                                          slope, hidden[j]);
             x = hidden[j], inputs = job->widths[j];
         }
         for (int64_t o = 0; o < inputs; o++)
@@ -200,10 +257,10 @@ INLINE void block(const Job *job, int vectors, int64_t first, floats *memory) {
                 *value = choose(*value > 0, weight, slope * weight);
             }
         for (int64_t j = depth - 1; j > 0; j--) /* a layer's gradient takes the place of its values */
-            product(vectors, BACKWARD, job->widths[j - 1], job->widths[j], job->weights[j], hidden[j],
-                    job->biases[j - 1], slope, hidden[j - 1]);
-        product(vectors, PLAIN, dims, job->widths[0], job->weights[0], hidden[0], job->weights[0], 0,
-                gradient); /* a bias is not read here, nor above */
+            product[vectors - 1][BACKWARD](job->widths[j - 1], job->widths[j], job->weights[j], hidden[j],
+                                           job->biases[j - 1], slope, hidden[j - 1]);
+        product[vectors - 1][PLAIN](dims, job->widths[0], job->weights[0], hidden[0], job->weights[0], 0,
+                                    gradient); /* a bias is not read here, nor above */
         if (k == job->steps - 1)
             for (int64_t c = 0; c < chains; c++)
                 for (int64_t d = 0; d < dims; d++)
@@ -240,10 +297,15 @@ typedef struct {
 
 static void *run(void *given) {
     const Share *share = given;
-    int64_t first = share->begin;
-    for (; share->end - first > LANES; first += VECTORS * LANES)
-        block(share->job, VECTORS, first, share->memory);
-    if (first < share->end) block(share->job, 1, first, share->memory);
+    for (int64_t first = share->begin, vectors; first < share->end; first += vectors * LANES) {
+        const int64_t left = (share->end - first + LANES - 1) / LANES;
+        vectors = left == 4 ? 2 : left < VECTORS ? left : VECTORS; /* 4 = 2 + 2: one alone costs more */
+        if (vectors == 1) block(share->job, 1, first, share->memory);
+        if (vectors == 2) block(share->job, 2, first, share->memory);
+#if VECTORS > 2
+        if (vectors == 3) block(share->job, 3, first, share->memory);
+#endif
+    }
     return NULL;
 }
 
