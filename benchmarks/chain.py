@@ -4,10 +4,14 @@
     benchmarks/chain.py --threads 2             with two threads
     benchmarks/chain.py --clock cpu             on a busy machine: CPU time instead of wall time (one thread)
     benchmarks/chain.py --device cuda           on a GPU
+    benchmarks/chain.py --plot FOLDER           no tables: three plots of the cost
 
 Before it measures, it checks that all ways sample the same: the released loop, once its spectral norm has
 converged, our torch and C chains to 1e-4 with the same noise; the others by their mean of f. The ways take
 turns; figures are medians with quartiles. `torchebm` and `blackjax` take part where they are installed.
+
+The plots show the released loop, our torch chain and the C kernel with Philox noise, at the shape hs and 100
+chains but for what is varied: the steps, the width, or the number of chains.
 """
 
 import argparse
@@ -19,11 +23,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.utils.dlpack
+from plots import MILLISECONDS, draw  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor, nn
 
 from jebm.core.chain import closed_form_langevin
@@ -59,9 +66,19 @@ SHAPES = {
     "fashion": Shape((2, 2, 10), 2, 100, 60, 0.4),
 }
 
+SWEEPS = {
+    "steps": ("Langevin steps", [10, 20, 40, 80, 160, 320]),
+    "width": ("width of the energy net", [12, 25, 50, 100, 200]),
+    "chains": ("chains", [10, 30, 100, 300, 1000, 3000]),
+}
+"""What a plot varies: how its axis is named, and the values."""
+
+PLOTTED = ["torch", "C, Philox noise"]
+"""Our ways that the plots show beside the released loop."""
+
 
 def main() -> int:
-    """Print a table for each shape and number of chains; returns the exit code."""
+    """Print a table for each shape and number of chains, or draw; returns the exit code."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(prog="benchmarks/chain.py", description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
@@ -70,12 +87,17 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15, help="how often each way has its turn")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw cost against " + ", ".join(SWEEPS))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # torch's old spectral norm, jax's choice of device
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     print(f"torch {torch.__version__}, {arguments.threads} thread(s), {arguments.clock} time, {device}")
     print(f"C: {native.describe()}")
+    if arguments.plot is not None:
+        for varied in SWEEPS:
+            sweep(varied, device, arguments)
+        return 0
     for name in arguments.shapes:
         for chains in arguments.chains:
             measure(name, chains, device, arguments)
@@ -85,13 +107,7 @@ def main() -> int:
 def measure(name: str, chains: int, device: torch.device, arguments: argparse.Namespace) -> None:
     """Check and time all ways for one shape and number of chains; print their table."""
     shape = SHAPES[name]
-    torch.manual_seed(0)
-    net = released_net(shape).to(device)
-    start_BD = torch.randn(chains, sum(shape.latent_dims), device=device)
-    with torch.no_grad():
-        for _ in range(500):  # each forward is one power iteration
-            net(start_BD[:1])
-    energy = resolved(net)
+    net, energy, start_BD = converged(shape, chains, device)
     ways = {
         "released loop": lambda: released(net, shape, start_BD),
         **ours(energy, shape, start_BD),
@@ -121,6 +137,47 @@ def measure(name: str, chains: int, device: torch.device, arguments: argparse.Na
             f"| {gflop / middle:.1f} | {gflop / middle / peak:.0%} | {statistics.median(busy[way]):.2f} |",
             flush=True,
         )
+
+
+def sweep(varied: str, device: torch.device, arguments: argparse.Namespace) -> None:
+    """Time the plotted ways while one thing varies, and draw their medians."""
+    x_name, values = SWEEPS[varied]
+    lines: dict[str, list[float]] = {}
+    for value in values:
+        changes: dict[str, Any] = {} if varied == "chains" else {varied: value}
+        shape = SHAPES["hs"]._replace(**changes)
+        net, energy, start_BD = converged(shape, value if varied == "chains" else 100, device)
+        ways: dict[str, Way] = {"released loop": partial(released, net, shape, start_BD)}
+        ways |= {way: chain for way, chain in ours(energy, shape, start_BD).items() if way in PLOTTED}
+        for chain in ways.values():  # warm
+            chain()
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(arguments.rounds):
+            for way, chain in ways.items():
+                seconds[way].append(timed(chain, device, arguments.clock)[0])
+        for way, found in seconds.items():
+            lines.setdefault(way, []).append(1e3 * statistics.median(found))
+    draw(
+        arguments.plot / f"chain-{varied}.svg",
+        f"Time of a chain against {x_name}",
+        x_name,
+        MILLISECONDS[arguments.clock],
+        values,
+        lines,
+    )
+
+
+def converged(
+    shape: Shape, chains: int, device: torch.device
+) -> tuple[nn.Sequential, ResolvedEnergy, Tensor]:
+    """Return the released net once its spectral norm has converged, its function, and a start (B, D)."""
+    torch.manual_seed(0)
+    net = released_net(shape).to(device)
+    start_BD = torch.randn(chains, sum(shape.latent_dims), device=device)
+    with torch.no_grad():
+        for _ in range(500):  # each forward is one power iteration
+            net(start_BD[:1])
+    return net, resolved(net), start_BD
 
 
 def timed(work: Callable[[], object], device: torch.device, clock: str) -> tuple[float, float]:

@@ -4,6 +4,7 @@
     benchmarks/step.py --precisions fp32 bf16   and bfloat16, where the CPU has it
     benchmarks/step.py --clock cpu --threads 1  on a busy machine: CPU time instead of wall time
     benchmarks/step.py --device cuda            on a GPU
+    benchmarks/step.py --configs hs_small --batches 25 50 100 200 --plot FOLDER   also a plot
 
 The released iteration is written anew here: its nets (channels first in memory), its two losses with the
 energy evaluated in both, torch's old spectral norm in training mode, a Langevin chain by autograd, Adam in
@@ -31,6 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from chain import Shape, released, released_net  # type: ignore[import-not-found, unused-ignore]
+from plots import MILLISECONDS, draw  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -73,10 +75,11 @@ CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
 PARTS = ("chain", "forward", "backward", "optimizer")
 
 
-def config_of(name: str, precision: str = "fp32") -> Config:
-    """Return the configuration of that name in `CONFIGS`."""
+def config_of(name: str, precision: str = "fp32", batch: int | None = None) -> Config:
+    """Return the configuration of that name in `CONFIGS`, with its own batch unless one is given."""
     file, changes = CONFIGS[name]
-    return load_config(_JOBS / f"{file}.yaml", {**changes, "train.precision": precision})
+    batches = {} if batch is None else {"train.batch_size": batch}
+    return load_config(_JOBS / f"{file}.yaml", {**changes, **batches, "train.precision": precision})
 
 
 class ReleasedInference(nn.Module):
@@ -386,12 +389,19 @@ CONVOLUTION_FLOP = 2 * 100 * 16**2 * 9 * 64**2
 
 
 def process(
-    pipe: Connection, way: str, name: str, precision: str, device_name: str, threads: int, clock: str
+    pipe: Connection,
+    way: str,
+    name: str,
+    precision: str,
+    batch: int | None,
+    device_name: str,
+    threads: int,
+    clock: str,
 ) -> None:
     """Build one way; send its GFLOP; then do an iteration and send a `Turn` for each message, until None."""
     warnings.simplefilter("ignore")
     device = torch.device(device_name)
-    config = config_of(name, precision)
+    config = config_of(name, precision, batch)
     config = replace(config, cluster=replace(config.cluster, cpus_per_worker=threads))
     if way == "ours":
         prepare_process(config, device)
@@ -445,15 +455,17 @@ def process(
         pipe.send(Turn(whole, busy, parts, seconds_of(lambda: to_float(images[rows], device)), convolution))
 
 
-def measure(name: str, arguments: argparse.Namespace) -> None:
-    """Let the ways of one configuration take turns, and print their table."""
+def measure(name: str, batch: int | None, arguments: argparse.Namespace) -> dict[str, float]:
+    """Let the ways of one configuration take turns, print their table, and return their milliseconds."""
     worst = 0.0
     for key, (ours, theirs) in gradients_of_both(config_of(name), 4).items():
         error = ((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)).item()
         worst = max(worst, error)
         # In the wide nets of fid both are up to 1e-3 from the gradients in float64.
         assert error < 1e-2, f"{name}: {key} differs by {error}"
-    print(f"\n{name}: losses and gradients equal the released ones to {worst:.0e} (relative, batch of 4)")
+    size = config_of(name, batch=batch).train.batch_size
+    print(f"\n{name}, batch {size}")
+    print(f"losses and gradients equal the released ones to {worst:.0e} (relative, batch of 4)")
     ways = [("released", "fp32"), *(("ours", precision) for precision in arguments.precisions)]
     context = multiprocessing.get_context("spawn")
     pipes, processes, flops = [], [], []
@@ -461,7 +473,7 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
         pipe, other = context.Pipe()
         child = context.Process(
             target=process,
-            args=(other, way, name, precision, arguments.device, arguments.threads, arguments.clock),
+            args=(other, way, name, precision, batch, arguments.device, arguments.threads, arguments.clock),
             daemon=True,
         )
         child.start()
@@ -476,7 +488,7 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
     for pipe, child in zip(pipes, processes, strict=True):
         pipe.send(None)
         child.join()
-    config = config_of(name)
+    config = config_of(name, batch=batch)
     # A C kernel's operations are not torch's: both ways get the chain's products from its shape.
     chain = Shape(
         config.model.latent_dims, config.energy.depth, config.energy.width, config.langevin.steps, 0.0
@@ -486,6 +498,7 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
         "| of a convolution's rate | CPU / wall |\n" + "|---" * 12 + "|"
     )
     first = statistics.median(turn.seconds for turn in turns[0])
+    medians: dict[str, float] = {}
     for (way, precision), seen, flop in zip(ways, turns, flops, strict=True):
         low, middle, high = statistics.quantiles([turn.seconds for turn in seen], n=4)
         rate = CONVOLUTION_FLOP / statistics.median(turn.convolution for turn in seen)
@@ -500,6 +513,8 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
             f"| {statistics.median(turn.busy for turn in seen):.2f} |",
             flush=True,
         )
+        medians[f"{way} {precision}"] = 1e3 * middle
+    return medians
 
 
 def main() -> int:
@@ -512,13 +527,26 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batches", nargs="+", type=int, help="instead of the configuration's own batch")
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the time against --batches")
     arguments: Any = parser.parse_args()
+    if arguments.plot is not None and arguments.batches is None:
+        parser.error("--plot needs --batches")
     warnings.simplefilter("ignore")  # torch's old spectral norm
     torch.set_num_threads(arguments.threads)
     where = f"{arguments.threads} thread(s), {arguments.clock} time, {arguments.device}"
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {where}")
     for name in arguments.configs:
-        measure(name, arguments)
+        found = [measure(name, batch, arguments) for batch in arguments.batches or [None]]
+        if arguments.plot is not None:
+            draw(
+                arguments.plot / f"step-{name}.svg",
+                f"Time of an iteration of {name} against the batch",
+                "images in a batch",
+                MILLISECONDS[arguments.clock],
+                arguments.batches,
+                {way: [medians[way] for medians in found] for way in found[0]},
+            )
     return 0
 
 

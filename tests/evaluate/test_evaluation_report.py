@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
+from xml.etree import ElementTree as ET
 
 import pytest
 from PIL import Image
@@ -16,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from jebm.errors import CheckpointError
 from jebm.evaluate.findings import Curve, Figure, Findings, Picture, Section, Table
-from jebm.evaluate.plot import line_plot, number
+from jebm.evaluate.plot import line_plot, number, svg_file
 from jebm.evaluate.report import KEY_FIGURES, read_findings, write_report
 from jebm.store.storage import LocalStore, ObjectMissingError, Store, StoreError, open_store
 
@@ -377,7 +378,8 @@ def test_tensorboard_shows_figures_and_pictures_at_the_step(output, tmp_path):
 
 
 def paths(drawn: str) -> list[str]:
-    return re.findall(r'<path class="line-\d(?: dashed)?" d="(M[^"]*)"', drawn.partition("<svg class=")[2])
+    plot = re.split(r"<svg class=|<g ", drawn)[-1]  # without the legend
+    return re.findall(r'<path class="line-\d(?: dashed)?" d="(M[^"]*)"', plot)
 
 
 def points(path: str) -> list[tuple[float, float]]:
@@ -420,3 +422,28 @@ def test_what_cannot_be_drawn_is_said():
     assert "No line has a finite value" in line_plot(curve((math.nan, math.inf)))
     assert "No line has a finite value" in line_plot(Curve("t", "x", "y", (), {}, ""))
     assert "too large" in line_plot(curve((-1.7e308, 1.7e308)))
+
+
+def test_a_file_of_its_own_has_logarithmic_axes_and_needs_nothing_else():
+    drawn = svg_file(curve((0.02, 0.2, 2.0), (3.0, 3.0, 3.0), x=(10.0, 100.0, 1000.0)))
+    assert ET.fromstring(drawn).tag == "{http://www.w3.org/2000/svg}svg"
+    assert "href" not in drawn
+    assert "url(" not in drawn
+    left, middle, right = points(paths(drawn)[0])
+    assert middle == pytest.approx([(a + b) / 2 for a, b in zip(left, right, strict=True)], abs=0.1)
+    labels = re.findall(r'<text x="64"[^>]*>([^<]+)', drawn)
+    assert labels == ["0.02", "0.05", "0.1", "0.2", "0.5", "1", "2", "5"]
+    legend = drawn.partition("<g ")[0]
+    assert legend.count("<path") == legend.count("<text") == 2
+
+
+@pytest.mark.parametrize("values", [(3.0,), (7.0, 7.0), (1e-300, 1e280), (0.999, 1.001)])
+def test_any_positive_values_can_be_drawn_in_a_file(values):
+    (path,) = paths(svg_file(curve(values, x=tuple(range(1, 1 + len(values))))))
+    assert all(0 <= x <= 720 and 0 <= y <= 300 for x, y in points(path))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_a_value_without_a_logarithm_is_refused(value):
+    with pytest.raises(ValueError, match="no place on a logarithmic axis"):
+        svg_file(curve((1.0, value), x=(1.0, 2.0)))

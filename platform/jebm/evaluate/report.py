@@ -331,7 +331,10 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _page(findings: Findings) -> str:
-    style = importlib.resources.files("jebm.evaluate").joinpath("report.css").read_text(encoding="utf-8")
+    style = "".join(
+        importlib.resources.files("jebm.evaluate").joinpath(name).read_text(encoding="utf-8")
+        for name in ("plot.css", "report.css")
+    )
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"

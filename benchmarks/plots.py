@@ -1,0 +1,22 @@
+"""What the benchmarks share to draw a cost against something, as an SVG file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jebm.evaluate.findings import Curve
+from jebm.evaluate.plot import svg_file
+
+__all__ = ["MILLISECONDS", "draw"]
+
+MILLISECONDS = {"wall": "milliseconds, wall time", "cpu": "milliseconds, CPU time"}
+"""How an axis of time is named, by the clock."""
+
+
+def draw(
+    file: Path, title: str, x_name: str, y_name: str, x: Sequence[float], lines: Mapping[str, Sequence[float]]
+) -> None:
+    """Write the lines over `x` on logarithmic axes to `file`, in a folder that is made where it is absent."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    curve = Curve(title, x_name, y_name, tuple(x), {name: tuple(line) for name, line in lines.items()}, "")
+    file.write_text(svg_file(curve), encoding="utf-8")
+    print(f"wrote {file}", flush=True)
