@@ -105,7 +105,12 @@ class TrainState:
                 # Newer torch renames the argument, older knows only this name.
                 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
                 objective = DistributedDataParallel(
-                    objective, broadcast_buffers=False, gradient_as_bucket_view=True
+                    objective,
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                    # The default of 25 MB is more than all gradients of most configs: a bucket that is full
+                    # only at the end of the backward pass has nothing left to be reduced beside.
+                    bucket_cap_mb=1,
                 )
         named = dict(model.named_parameters())
         energy = {name: p for name, p in named.items() if name.startswith("energy.")}
