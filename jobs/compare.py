@@ -256,7 +256,7 @@ class Rows:
         self._device = "cuda" if config.cluster.gpu else "cpu"
         train = load_images(open_store(config.data.train))
         self.held_out = load_images(open_store(config.data.held_out)) if config.data.held_out else train
-        self.net = feature_net(config.evaluation.features, train, device=self._device)
+        self.net = feature_net(config.evaluation, train, device=self._device)
 
     def _identity(self, trial: Trial, manifest: Manifest | None) -> dict[str, Any]:
         """Return what the row of a run with this newest checkpoint depends on."""

@@ -52,8 +52,11 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--out-of-distribution", type=str, nargs="+", default=[], metavar="NAME=URI", help="other images"
     )
-    features = Literal["classifier", "effnetlite0"] | None
+    features = Literal["classifier", "effnetlite0", "inceptionv3"] | None
     parser.add_argument("--features", type=features, default=None, help="where distances are taken")
+    parser.add_argument(
+        "--inception-weights", type=str | None, default=None, metavar="FILE", help="of --features inceptionv3"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise of the evaluation")
     parser.add_argument("--engine", type=Literal["process", "ray"], default="process", help="where it runs")
     parser.add_argument(
@@ -81,6 +84,7 @@ def main() -> None:
     log_lines()
     arguments = parse(build_parser())
     others = [text.rpartition("=") for text in arguments.out_of_distribution]
+    weights = arguments.inception_weights
     request = Request(
         checkpoint=arguments.checkpoint,
         suite=tuple(arguments.suite),
@@ -88,6 +92,7 @@ def main() -> None:
         train=arguments.train,
         out_of_distribution={name or Path(uri).name: uri for name, _, uri in others},
         features=arguments.features,
+        inception_weights=weights and str(Path(weights).absolute()),  # workers may run in another folder
         samples=arguments.samples,
         seed=arguments.seed,
     )

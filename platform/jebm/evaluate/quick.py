@@ -70,7 +70,7 @@ class QuickLook:
         if self._net is None or self._real_NF is None:
             images = load_images(open_store(config.data.held_out or config.data.train))
             self._images_NHWC = images.images_NHWC[: config.evaluation.samples]
-            self._net = feature_net(config.evaluation.features, load_images(open_store(config.data.train)))
+            self._net = feature_net(config.evaluation, load_images(open_store(config.data.train)))
             self._real_NF = image_features(self._images_NHWC, self._net)
             self._floor = real_floor(self._real_NF)
         noise = gaussian_noise(config.run.seed, 0, next(model.parameters()).device)

@@ -127,7 +127,7 @@ def posterior_samples(
 def image_features(images_NHWC: npt.NDArray[np.uint8], net: FeatureNet, *, share: Share = ALONE) -> Tensor:
     """Return the features (N, F) of all images, float32, on the CPU of every worker.
 
-    Raises ConfigError where nodes have trained different classifiers.
+    Raises ConfigError where nodes have different nets.
     """
     return _gathered(_real_parts(images_NHWC, "cpu", share), len(images_NHWC), net, share)
 
@@ -245,8 +245,9 @@ def _gathered(parts: Iterable[Tensor], count: int, net: FeatureNet, share: Share
     mark = float(int(net.sha256[:4], 16))
     if float(share.total(torch.tensor([mark]))) != mark * share.world_size:
         raise ConfigError(
-            f"evaluation.features: {net.name} is not the same net on all nodes, whose processors round in"
-            " other ways; set JEBM_CACHE to a folder that they share, or use effnetlite0"
+            f"evaluation.features: {net.name} is not the same net on all nodes; a classifier, which their"
+            " processors round in other ways, needs JEBM_CACHE on a folder that they share, inceptionv3 the"
+            " same file of weights on each"
         )
     features_NF = torch.zeros(count, net.dimension)
     for (_, rows), x_BCHW in zip(share.batches(count), parts, strict=True):

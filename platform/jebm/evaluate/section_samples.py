@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jebm.core.objective import reconstruct
+from jebm.evaluate.features import FeatureNet, is_fid
 from jebm.evaluate.findings import Picture, Section, Table
 from jebm.evaluate.samples import image_features, prior_samples, sample_quality
 from jebm.evaluate.subject import Subject, figure, picture
@@ -42,18 +43,25 @@ def samples_section(subject: Subject, *, full: bool = False) -> Section:
         "samples_long": _chains(long["steps"]),
         "samples_gaussian": "the same generator, z ~ N(0, I)",
     }
+    fid = is_fid(subject.net)
+    name_of_distance = "FID" if fid else "Fréchet distance"
     columns = ("frechet", "kid", "kid_standard_error", "precision", "recall", "density", "coverage")
     distances = Table(
         "Distances to real images",
-        ("images", "Fréchet", "KID", "± standard error", "precision", "recall", "density", "coverage", "n"),
+        (
+            "images",
+            "FID" if fid else "Fréchet",
+            *("KID", "± standard error", "precision", "recall", "density", "coverage", "n"),
+        ),
         tuple(
             (shown, *(quality[name][column] for column in columns), quality[name]["n"])
             for name, shown in names.items()
         ),
-        f"In the features of {subject.net.name}, so no FID. Fréchet: distance of two Gaussians with these "
-        "moments, biased upwards for few images; KID: unbiased, cubic kernel. Precision: samples that could "
-        "be real; recall: real images that could be samples. The last row has no tilt: what the EBM prior is "
-        "worth is the difference to it.",
+        f"In the features of {subject.net.name}"
+        + (" with the known weights. FID: Fréchet " if fid else ", so no FID. Fréchet: ")
+        + "distance of two Gaussians with these moments, biased upwards for few images; KID: unbiased, cubic "
+        "kernel. Precision: samples that could be real; recall: real images that could be samples. The last "
+        "row has no tilt: what the EBM prior is worth is the difference to it.",
     )
     posterior = Table(
         "The prior against the aggregate posterior, through the same decoder",
@@ -68,7 +76,7 @@ def samples_section(subject: Subject, *, full: bool = False) -> Section:
     to_posterior, gaussian = quality["samples_long_to_posterior"], quality["samples_gaussian"]
     figures = (
         figure(
-            "Fréchet distance, long chains",
+            f"{name_of_distance}, long chains",
             long["frechet"],
             f"Between {subject.samples:,} prior samples and {len(subject.images_NHWC):,} real images, after "
             f"{long['steps']} Langevin steps: the prior itself, where the chains have mixed.",
@@ -81,13 +89,13 @@ def samples_section(subject: Subject, *, full: bool = False) -> Section:
             better="lower",
         ),
         figure(
-            "Fréchet distance, short chains",
+            f"{name_of_distance}, short chains",
             short["frechet"],
             f"After the {short['steps']} steps of training: a sampler of its own.",
             better="lower",
         ),
         figure(
-            "Fréchet distance, N(0, I)",
+            f"{name_of_distance}, N(0, I)",
             gaussian["frechet"],
             "Of the same generator without the tilt: the Gaussian prior's figure.",
         ),
@@ -97,7 +105,7 @@ def samples_section(subject: Subject, *, full: bool = False) -> Section:
             "The same without the tilt.",
         ),
         figure(
-            "Fréchet distance of real images",
+            f"{name_of_distance} of real images",
             quality["real_floor"]["frechet"],
             "One half of the real images against the other: the floor, at half the number of images.",
         ),
@@ -109,7 +117,8 @@ def samples_section(subject: Subject, *, full: bool = False) -> Section:
             error=long["kid_standard_error"],
         ),
     )
-    warnings = [
+    warnings = _warnings_of_net(subject.net, min(subject.samples, len(subject.images_NHWC)))
+    warnings += [
         f"{quality[name]['not_finite']:,} of {quality[name]['n']:,} images are not finite: {names[name]}"
         for name in names
         if quality[name]["not_finite"]
@@ -125,6 +134,21 @@ def samples_section(subject: Subject, *, full: bool = False) -> Section:
         pictures=_sample_pictures(subject, long["steps"]),
         warnings=tuple(warnings),
     )
+
+
+def _warnings_of_net(net: FeatureNet, images: int) -> list[str]:
+    warnings = []
+    if net.name == "inceptionv3" and not is_fid(net):
+        warnings.append(
+            f"The weights of inceptionv3 (sha256 {net.sha256[:8]}…) are not the known ones: no FID, and not "
+            "comparable with published ones."
+        )
+    if images < net.dimension:
+        warnings.append(
+            f"{images:,} images are fewer than the {net.dimension:,} features of {net.name}: their "
+            "covariance has not full rank, and much of each Fréchet distance is bias; take more."
+        )
+    return warnings
 
 
 def _chains(steps: int) -> str:

@@ -78,7 +78,7 @@ class Subject:
         """Where distances between images are taken."""
         if self.config.evaluation.features == "classifier":
             return self.classifier
-        return feature_net(self.config.evaluation.features, self.train, device=self.device)
+        return feature_net(self.config.evaluation, self.train, device=self.device)
 
     @cached_property
     def classifier(self) -> ClassifierFeatures:

@@ -55,8 +55,10 @@ class Request:
     """Images that it was trained on, with their labels; the run's data.train where it is None."""
     out_of_distribution: Mapping[str, str] = field(default_factory=dict)
     """Name -> URI of data sets of another kind."""
-    features: Literal["classifier", "effnetlite0"] | None = None
+    features: Literal["classifier", "effnetlite0", "inceptionv3"] | None = None
     """The run's evaluation.features where it is None."""
+    inception_weights: str | None = None
+    """File with the weights of inceptionv3; the run's evaluation.inception_weights where it is None."""
     samples: int = 10_000
     """Samples of the prior, and at most as many images of each data set."""
     seed: int = 0
@@ -70,7 +72,7 @@ class Checked:
     """URI of the run."""
     manifest: Manifest
     config: Config
-    """Of the run, with `data.held_out` and `evaluation.features` as the request has them."""
+    """Of the run, with `data` and the net of `evaluation` as the request has them."""
     measures: Mapping[str, bool]
     """Measures in the order of the report, and whether in full."""
 
@@ -111,8 +113,16 @@ def check(request: Request) -> Checked:
             train=request.train or config.data.train,
             held_out=request.data or config.data.held_out or config.data.train,
         ),
-        evaluation=replace(config.evaluation, features=request.features or config.evaluation.features),
+        evaluation=replace(
+            config.evaluation,
+            features=request.features or config.evaluation.features,
+            inception_weights=request.inception_weights or config.evaluation.inception_weights,
+        ),
     )
+    if request.inception_weights is not None and config.evaluation.features != "inceptionv3":
+        raise ConfigError(
+            f"inception_weights: not for features {config.evaluation.features}; give --features inceptionv3"
+        )
     held_out = read_manifest(open_store(config.data.held_out or ""))
     _check_shape(config, "data", held_out)
     for name, uri in request.out_of_distribution.items():

@@ -50,9 +50,12 @@ def resolve_paths(config: Config) -> Config:
 
     init_from = config.run.init_from and absolute(config.run.init_from)
 
-    held_out = config.data.held_out
+    held_out, weights = config.data.held_out, config.evaluation.inception_weights
     return dataclasses.replace(
         config,
+        evaluation=dataclasses.replace(
+            config.evaluation, inception_weights=None if weights is None else absolute(weights)
+        ),
         run=dataclasses.replace(config.run, storage=absolute(storage), init_from=init_from),
         data=dataclasses.replace(
             config.data,

@@ -1,6 +1,7 @@
 """What a run will do, found out before anything starts: data read, storage probed, parameters counted."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from jebm.config import Config
 from jebm.core.model import build_model
@@ -81,6 +82,12 @@ def make_plan(config: Config) -> Plan:
         raise ConfigError(
             "evaluation.features: a classifier needs labels, and data.train has none; "
             "set it to effnetlite0, or ingest again with --labels"
+        )
+    weights = config.evaluation.inception_weights
+    if looks and config.evaluation.features == "inceptionv3" and not Path(weights or "").is_file():
+        raise ConfigError(
+            f"evaluation.inception_weights: {weights} is not there; give the path of your copy of "
+            "weights-inception-2015-12-05-6726825d.pth"
         )
     store = open_store(config.run.storage)
     store.probe()
