@@ -1,9 +1,9 @@
 """Speed of whole runs: processes against threads, Ray against torchrun, and the way to the first step.
 
-    benchmarks/scaling.py                                        smoke config, four ways to run it
+    benchmarks/scaling.py                                        smoke config, six ways to run it
     benchmarks/scaling.py --config jobs/configs/svhn_hierarchical.yaml --data.train data/svhn/extra
 
-Each way is a run of jobs/train.py with equal global batch, data order and number of cores. They take turns.
+Each way is a run of jobs/train.py with equal global batch and data order. They take turns.
 Images per second are of the reports after the first (metrics.jsonl): medians, and quartiles over all turns.
 What comes before the first step is timed at the lines that the job prints.
 """
@@ -25,7 +25,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 class Way(NamedTuple):
-    """How to start a run on two cores."""
+    """How to start a run on two cores; with one process and one thread a core is left for Ray itself."""
 
     launcher: list[str]
     engine: str
@@ -41,12 +41,15 @@ WAYS = {
     "torchrun, 2 processes, 1 thread": Way([*_TORCHRUN, "2"], "process", 2, 1),
     "Ray, 1 worker, 2 threads": Way(_PYTHON, "ray", 1, 2),
     "Ray, 2 workers, 1 thread": Way(_PYTHON, "ray", 2, 1),
+    "torchrun, 1 process, 1 thread": Way([*_TORCHRUN, "1"], "process", 1, 1),
+    "Ray, 1 worker, 1 thread": Way(_PYTHON, "ray", 1, 1),
 }
 
 BASES = {
     "torchrun, 2 processes, 1 thread": "1 process, 2 threads",
     "Ray, 1 worker, 2 threads": "1 process, 2 threads",
     "Ray, 2 workers, 1 thread": "torchrun, 2 processes, 1 thread",
+    "Ray, 1 worker, 1 thread": "torchrun, 1 process, 1 thread",
 }
 """What each way is compared with."""
 

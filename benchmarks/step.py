@@ -44,7 +44,6 @@ from jebm.core.objective import Objective
 from jebm.data.loader import to_float
 from jebm.parser import load_config
 from jebm.rng import gaussian_noise
-from jebm.train.memory import keep_freed_memory
 from jebm.train.metrics import Clock, Meter
 from jebm.train.runtime import Runtime, prepare_process
 from jebm.train.state import TrainState
@@ -405,7 +404,6 @@ def process(
     config = replace(config, cluster=replace(config.cluster, cpus_per_worker=threads))
     if way == "ours":
         prepare_process(config, device)
-        keep_freed_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     it = Ours(config, device) if way == "ours" else Released(config, device)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from jebm.config import Config, Energy, Generator, Inference, Langevin, Model, Run
 from jebm.core.generator import GeneratorNet
 from jebm.core.inference import InferenceNet
+from jebm.core.layers import Convolution, TransposedConvolution, channels_last
 from jebm.core.model import JointModel, build_model
 from jebm.core.objective import Objective
 from jebm.core.prior import sample_prior
@@ -183,6 +184,34 @@ def test_inference_net_restated():
     posterior = net(x)
     for ours, half in zip(posterior, zip(*halves, strict=True), strict=True):
         torch.testing.assert_close(ours, torch.cat(half, 1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("odd", [None, 0, 1])
+def test_convolutions_of_tiny_planes_are_convolutions(size, odd):
+    """With so many weights they are products of matrices up to 2 x 2; `odd` is a transposed one's padding."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if odd is None:
+            layer, plain = Convolution(480, 480).double(), lambda x, w: F.conv2d(x, w, padding=1)
+        else:
+            layer = TransposedConvolution(380, 350, output_padding=odd).double()
+
+            def plain(x, w):
+                return F.conv_transpose2d(x, w, stride=2, padding=1, output_padding=odd)
+
+        x = channels_last(torch.randn(3, layer.in_channels, size, size, dtype=torch.float64))
+        found, expected = layer(x.requires_grad_()), plain(x, layer.weight)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        gradient = torch.randn_like(expected)
+    assert (size > 2) == (type(found.grad_fn).__name__ == "ConvolutionBackward0")
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(
+        torch.autograd.grad(found, [x, layer.weight], gradient),
+        torch.autograd.grad(expected, [x, layer.weight], gradient),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
 
 
 def test_convolutions_start_xavier_normal_and_linear_maps_as_torch_has_them():

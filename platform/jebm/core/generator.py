@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from jebm.config import Generator as GeneratorConfig
 from jebm.config import Model
 from jebm.core.layers import (
+    Convolution,
     ToImage,
     ToPlane,
     channels_last,
@@ -52,9 +53,7 @@ class _AddLevel(nn.Module):
             spread,
             up_convolution(channels_in, channels_in, size_in, size_out),
             nn.LeakyReLU(_SLOPE, inplace=True),
-            ToImage(channels_in, channels_out)
-            if bottom
-            else nn.Conv2d(channels_in, channels_out, 3, 1, 1, bias=False),
+            ToImage(channels_in, channels_out) if bottom else Convolution(channels_in, channels_out),
         )
 
     def forward(self, h: Tensor, z_BD: Tensor) -> Tensor:
@@ -73,11 +72,11 @@ class _ConcatLevel(nn.Module):
             nn.LeakyReLU(_SLOPE),
         )
         self.body = nn.Sequential(
-            nn.Conv2d(2 * channels_in, channels_in, 3, 1, 1, bias=False),
+            Convolution(2 * channels_in, channels_in),
             nn.LeakyReLU(_SLOPE, inplace=True),
             up_convolution(channels_in, channels_out, size_in, size_out),
             nn.LeakyReLU(_SLOPE, inplace=True),
-            nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False),
+            Convolution(channels_out, channels_out),
             nn.LeakyReLU(_SLOPE, inplace=True),
         )
 

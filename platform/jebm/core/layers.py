@@ -7,13 +7,16 @@ Shapes: B batch, C channels, H height, W width, D features of a vector.
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = [
+    "Convolution",
     "FromPlane",
     "ToImage",
     "ToPlane",
+    "TransposedConvolution",
     "channels_last",
     "down_block",
     "halved_sizes",
@@ -21,6 +24,10 @@ __all__ = [
     "multilayer_perceptron",
     "up_convolution",
 ]
+
+_TINY_PLANE = 4
+_MANY_WEIGHTS = 2_000_000
+"""Where a CPU takes two to three times as long for a convolution as for the same as a matrix product."""
 
 
 def channels_last(x_BCHW: Tensor) -> Tensor:
@@ -85,20 +92,59 @@ class ToImage(nn.Conv2d):
         return F.conv_transpose2d(h_BCHW, self.weight.flip(2, 3).transpose(0, 1), padding=1)
 
 
+def _as_product(h_BCHW: Tensor, weight: Tensor) -> bool:
+    """Return whether a convolution of these is better computed as a product of matrices."""
+    tiny = h_BCHW.shape[2] * h_BCHW.shape[3] <= _TINY_PLANE and weight.numel() >= _MANY_WEIGHTS
+    return tiny and h_BCHW.is_cpu and not torch.is_autocast_enabled("cpu")
+
+
+class Convolution(nn.Conv2d):
+    """The convolution 3/1/1 without bias; where many weights meet a tiny plane as a product of matrices."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 3, 1, 1, bias=False)
+
+    def forward(self, h_BCHW: Tensor) -> Tensor:
+        """Return the planes."""
+        if not _as_product(h_BCHW, self.weight):
+            return super().forward(h_BCHW)
+        batch, _, height, width = h_BCHW.shape
+        windows_BCHWkl = F.pad(h_BCHW, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1)
+        rows = windows_BCHWkl.permute(0, 2, 3, 1, 4, 5).reshape(batch * height * width, -1)
+        return F.linear(rows, self.weight.flatten(1)).view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+class TransposedConvolution(nn.ConvTranspose2d):
+    """The transposed convolution 4/2/1 without bias; as a product of matrices where `Convolution` is one."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, output_padding: int) -> None:
+        super().__init__(channels_in, channels_out, 4, 2, 1, output_padding=output_padding, bias=False)
+
+    def forward(self, h_BCHW: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Return the planes."""
+        if not _as_product(h_BCHW, self.weight):
+            return super().forward(h_BCHW, output_size)
+        batch, channels, height, width = h_BCHW.shape
+        columns = h_BCHW.permute(0, 2, 3, 1).reshape(-1, channels) @ self.weight.flatten(1)
+        columns = columns.view(batch, height * width, -1).transpose(1, 2)
+        odd = int(self.output_padding[0])
+        size = (2 * height + odd, 2 * width + odd)
+        return channels_last(F.fold(columns, size, kernel_size=4, padding=1, stride=2))
+
+
 def down_block(channels_in: int, channels_out: int) -> nn.Sequential:
     """Return conv 4/2/1 and conv 3/1/1, each with LeakyReLU 0.01 and no bias: halves the size."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 4, 2, 1, bias=False),
         nn.LeakyReLU(0.01, inplace=True),
-        nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False),
+        Convolution(channels_out, channels_out),
         nn.LeakyReLU(0.01, inplace=True),
     )
 
 
-def up_convolution(channels_in: int, channels_out: int, size_in: int, size_out: int) -> nn.ConvTranspose2d:
+def up_convolution(channels_in: int, channels_out: int, size_in: int, size_out: int) -> TransposedConvolution:
     """Return the transposed conv 4/2/1 from `size_in` to `size_out`, which is twice that or one more."""
-    odd = size_out - 2 * size_in
-    return nn.ConvTranspose2d(channels_in, channels_out, 4, 2, 1, output_padding=odd, bias=False)
+    return TransposedConvolution(channels_in, channels_out, output_padding=size_out - 2 * size_in)
 
 
 def multilayer_perceptron(*widths: int, slope: float) -> nn.Sequential:
