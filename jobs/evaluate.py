@@ -24,7 +24,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from jebm.cli import log_lines, run
-from jebm.config import Cluster, Config, Train
+from jebm.config import Cluster, Config, Features, Train
 from jebm.errors import ConfigError
 from jebm.evaluate.findings import Findings
 from jebm.evaluate.report import write_report
@@ -52,8 +52,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--out-of-distribution", type=str, nargs="+", default=[], metavar="NAME=URI", help="other images"
     )
-    features = Literal["classifier", "effnetlite0", "inceptionv3"] | None
-    parser.add_argument("--features", type=features, default=None, help="where distances are taken")
+    parser.add_argument("--features", type=Features | None, default=None, help="where distances are taken")
     parser.add_argument(
         "--inception-weights", type=str | None, default=None, metavar="FILE", help="of --features inceptionv3"
     )

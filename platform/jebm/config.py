@@ -10,17 +10,19 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from jebm.errors import ConfigError
 
 __all__ = [
+    "INCEPTION_FILE",
     "Checkpoint",
     "Cluster",
     "Config",
     "Data",
     "Energy",
     "Evaluation",
+    "Features",
     "Generator",
     "Inference",
     "Langevin",
@@ -34,6 +36,12 @@ __all__ = [
     "differing_keys",
     "leaves",
 ]
+
+Features: TypeAlias = Literal["classifier", "effnetlite0", "inceptionv3"]
+"""Nets in which distances between images are taken."""
+
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+"""The weights of inceptionv3 that published FIDs were taken with."""
 
 
 def _require(condition: bool, key: str, message: str) -> None:
@@ -357,7 +365,7 @@ class Evaluation:
     """
 
     every_steps: int = 0
-    features: Literal["classifier", "effnetlite0", "inceptionv3"] = "classifier"
+    features: Features = "classifier"
     inception_weights: str | None = None
     samples: int = 2000
     chain_factor: int = 20
@@ -368,7 +376,7 @@ class Evaluation:
             self.features != "inceptionv3" or bool(self.inception_weights),
             "evaluation.inception_weights",
             "evaluation.features inceptionv3 needs a file with its weights; give the path of your copy of "
-            "weights-inception-2015-12-05-6726825d.pth (jobs/evaluate.py: --inception-weights)",
+            f"{INCEPTION_FILE} (jobs/evaluate.py: --inception-weights)",
         )
         _require(self.samples >= 100, "evaluation.samples", "must be at least 100")
         _require(self.chain_factor >= 1, "evaluation.chain_factor", "must be at least 1")

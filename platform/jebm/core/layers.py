@@ -122,7 +122,7 @@ class TransposedConvolution(nn.ConvTranspose2d):
 
     def forward(self, h_BCHW: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return the planes."""
-        if not _as_product(h_BCHW, self.weight):
+        if output_size is not None or not _as_product(h_BCHW, self.weight):
             return super().forward(h_BCHW, output_size)
         batch, channels, height, width = h_BCHW.shape
         columns = h_BCHW.permute(0, 2, 3, 1).reshape(-1, channels) @ self.weight.flatten(1)

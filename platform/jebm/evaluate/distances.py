@@ -37,8 +37,9 @@ __all__ = [
 ]
 
 _SUBSET_IMAGES = 1_000
-_BLOCK_IMAGES = 1_000
 _FEWEST_SUBSETS = 10
+_BLOCK_IMAGES = 1_000
+"""Images whose features are in float64 at a time."""
 _PAIRS = 1 << 20
 """Distances that are held at a time: 4 MB in float32, which stay in the processor's cache."""
 
@@ -91,9 +92,7 @@ class Moments:
     def of(cls, features_NF: Tensor) -> Self:
         """Return the moments of these features."""
         moments = cls(features_NF.shape[1], features_NF.device)
-        for features_BF in torch.split(
-            features_NF, _BLOCK_IMAGES
-        ):  # their copies in float64 take little memory
+        for features_BF in torch.split(features_NF, _BLOCK_IMAGES):
             moments.add(features_BF)
         return moments
 

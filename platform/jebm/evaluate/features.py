@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jebm.config import Evaluation
+from jebm.config import INCEPTION_FILE, Evaluation
 from jebm.data.loader import to_float, to_uint8
 from jebm.data.shards import ImageSet, default_cache_directory
 from jebm.errors import CheckpointError, ConfigError, DataError, StoreError
@@ -396,8 +396,6 @@ def efficientnet_features(*, device: torch.device | str = "cpu") -> EfficientNet
 _INCEPTION_SHA256 = "6726825d"
 """Beginning of the sha256 of the weights that published FIDs were taken with, as their file names have it."""
 
-_INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-
 
 class InceptionFeatures:
     """InceptionV3 of torch-fidelity, as TensorFlow's of 2015: its last block, averaged over the plane.
@@ -439,14 +437,14 @@ def inception_features(weights: str | Path, *, device: torch.device | str = "cpu
     except OSError as error:
         raise ConfigError(
             f"{key}: {weights or 'no path'} cannot be read ({error.strerror}); give the path of your copy of"
-            f" {_INCEPTION_FILE}"
+            f" {INCEPTION_FILE}"
         ) from error
     # A file of any content meets a reader of pickles and zips here: it can fail in any way.
     try:
         tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         raise ConfigError(
-            f"{key}: {path} does not hold plain tensors, as written by torch.save; give {_INCEPTION_FILE}"
+            f"{key}: {path} does not hold plain tensors, as written by torch.save; give {INCEPTION_FILE}"
         ) from error
     # The package would read the file with weights_only=False: it gets what was found safe, written anew.
     found_safe = io.BytesIO()
@@ -460,7 +458,7 @@ def inception_features(weights: str | Path, *, device: torch.device | str = "cpu
     except (AttributeError, RuntimeError, TypeError) as error:
         reason = textwrap.shorten(str(error).partition(":\n")[2] or str(error), 120, placeholder=" …")
         raise ConfigError(
-            f"{key}: {path} does not hold the weights of InceptionV3 ({reason}); give {_INCEPTION_FILE}"
+            f"{key}: {path} does not hold the weights of InceptionV3 ({reason}); give {INCEPTION_FILE}"
         ) from error
     return InceptionFeatures(net, hashlib.sha256(data).hexdigest(), device)
 

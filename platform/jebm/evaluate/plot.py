@@ -212,8 +212,8 @@ def _axes(across: _AnyAxis, up: _AnyAxis, x_name: str, y_name: str) -> Iterator[
 def _line(
     name: str,
     line: Sequence[tuple[float, float] | None],
-    across: _Axis | _LogarithmicAxis,
-    up: _Axis | _LogarithmicAxis,
+    across: _AnyAxis,
+    up: _AnyAxis,
     kind: str,
 ) -> Iterator[str]:
     path, pen = [], "M"

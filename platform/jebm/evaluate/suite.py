@@ -13,11 +13,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal
 
 import torch
 
-from jebm.config import Config, config_to_dict
+from jebm.config import Config, Features, config_to_dict
 from jebm.data.shards import DatasetManifest, load_images, read_manifest
 from jebm.errors import ConfigError
 from jebm.evaluate.findings import Findings, Section
@@ -55,7 +54,7 @@ class Request:
     """Images that it was trained on, with their labels; the run's data.train where it is None."""
     out_of_distribution: Mapping[str, str] = field(default_factory=dict)
     """Name -> URI of data sets of another kind."""
-    features: Literal["classifier", "effnetlite0", "inceptionv3"] | None = None
+    features: Features | None = None
     """The run's evaluation.features where it is None."""
     inception_weights: str | None = None
     """File with the weights of inceptionv3; the run's evaluation.inception_weights where it is None."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from jebm.config import Config
+from jebm.config import INCEPTION_FILE, Config
 from jebm.core.model import build_model
 from jebm.data.shards import DatasetManifest, read_manifest
 from jebm.errors import ConfigError
@@ -87,7 +87,7 @@ def make_plan(config: Config) -> Plan:
     if looks and config.evaluation.features == "inceptionv3" and not Path(weights or "").is_file():
         raise ConfigError(
             f"evaluation.inception_weights: {weights} is not there; give the path of your copy of "
-            "weights-inception-2015-12-05-6726825d.pth"
+            f"{INCEPTION_FILE}"
         )
     store = open_store(config.run.storage)
     store.probe()
