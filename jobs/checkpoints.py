@@ -27,12 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from jebm.cli import run
+from jebm.cli import log_lines, run, tell, tell_json, warn
 from jebm.config import leaves
 from jebm.errors import CheckpointError, ConfigError, JebmError
 from jebm.parser import job_parser, parse
 from jebm.store.checkpoint import FoundCheckpoint, Manifest
-from jebm.store.manifest import JsonObject
 from jebm.store.retrieve import (
     Progress,
     RunStore,
@@ -45,6 +44,7 @@ from jebm.store.retrieve import (
     tensor_table,
 )
 from jebm.store.storage import ObjectChangedError, ObjectMissingError
+from jebm.untrusted import JsonObject
 
 _SHOWN = 30  # names of changed tensors
 _LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
@@ -404,7 +404,7 @@ def build_parser() -> ArgumentParser:
 
 def main() -> int:
     """Run one command, print its answer, return its exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log_lines(logging.WARNING, sys.stderr)
     values = parse(build_parser())
     arguments = values[values.command]
     try:
@@ -415,13 +415,16 @@ def main() -> int:
         answer = _COMMANDS[values.command](place, arguments)
     except JebmError as error:
         if arguments.json:
-            print(json.dumps({"error": " ".join(str(error).split())}))
+            tell_json({"error": " ".join(str(error).split())})
         if not isinstance(error, CheckpointError | ObjectChangedError | ObjectMissingError):
             raise
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        warn(f"error: {error}")
         return 1  # nothing that another command line or another key would put right
     try:
-        print(json.dumps(_plain(answer.document)) if arguments.json else answer.text, flush=True)
+        if arguments.json:
+            tell_json(_plain(answer.document))
+        else:
+            tell(answer.text)
     except BrokenPipeError:  # `… | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return answer.code

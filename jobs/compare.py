@@ -43,7 +43,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
-from jebm.cli import log_lines, run
+from jebm.cli import log_lines, run, tell
 from jebm.config import Config, config_to_dict, differing_keys
 from jebm.data.shards import load_images, read_manifest
 from jebm.errors import CheckpointError, ConfigError, DivergedError, JebmError
@@ -293,7 +293,7 @@ class Rows:
 
     def measure(self, trial: Trial) -> Row:
         """Measure the finished run, write the row and return it."""
-        print(f"measuring {trial.name}", flush=True)
+        tell(f"measuring {trial.name}")
         model = restored(trial.uri, device=self._device).model
         row = measure_model(model, trial.config, self.held_out, self.net)
         self.keep(trial, row)
@@ -319,12 +319,12 @@ def train_side_by_side(trials: Sequence[Trial], rows: Rows, processes: Processes
                     processes.stop()
                     raise
                 else:
-                    print(f"trained {trial.name}", flush=True)
+                    tell(f"trained {trial.name}")
 
 
 def diverged(trial: Trial, rows: Rows, error: DivergedError) -> None:
     """Keep that a run diverged: it is a result, and would be the same another time."""
-    print(f"{trial.name} diverged: {error}", flush=True)
+    tell(f"{trial.name} diverged: {error}")
     rows.keep(trial, {})
 
 
@@ -337,9 +337,9 @@ def row_of(
         return row
     if not trial.finished():
         if trial.begins_with_another and not found[REFERENCE][trial.seed]:
-            print(f"{trial.name} has nothing to begin with: the {REFERENCE} run diverged", flush=True)
+            tell(f"{trial.name} has nothing to begin with: the {REFERENCE} run diverged")
             return {}
-        print(f"training {trial.name}: {trial.total_steps:,} steps", flush=True)
+        tell(f"training {trial.name}: {trial.total_steps:,} steps")
         try:
             here = trial.config.cluster.engine == "process"
             result = train_here(trial, asked) if here else train_on_ray(trial)
@@ -453,7 +453,7 @@ def main() -> int:
     trials = trials_of(config, arguments.arms, arguments.seeds)
     make_plan(trials[0].config)
     place = arguments.output or f"{config.run.storage.rstrip('/')}/{config.run.name}-comparison"
-    print(f"{len(trials)} runs in {config.run.storage}, results in {place}\n{describe(trials)}", flush=True)
+    tell(f"{len(trials)} runs in {config.run.storage}, results in {place}\n{describe(trials)}")
     if arguments.dry_run:
         return 0
     output = open_store(place)
@@ -462,7 +462,7 @@ def main() -> int:
     rows = Rows(output, config)
     found = rows_of(trials, rows, arguments.parallel)
     if found is None:
-        print("stopped; the same command goes on from here")
+        tell("stopped; the same command goes on from here")
         return 1
     comparison = compare(found, len(config.model.latent_dims))
     facts = facts_of(config, trials, rows)
@@ -477,7 +477,7 @@ def main() -> int:
     }
     output.put("comparison.json", json.dumps(finite(contents), indent=1, ensure_ascii=False).encode())
     output.put("comparison.md", page.encode())
-    print(f"\n{page}\nresults  {place}/comparison.md")
+    tell(f"\n{page}\nresults  {place}/comparison.md")
     return 0
 
 

@@ -7,7 +7,6 @@ One line for each check: ok, warn (works, with a limit) or FAIL with the remedy.
 Exit code 0: no FAIL; 1: some; 2: wrong use, or nobody answers.
 """
 
-import json
 import logging
 import sys
 from dataclasses import asdict
@@ -15,14 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from jebm.cli import run
+from jebm.cli import log_lines, run, tell, tell_json
 from jebm.parser import job_parser, parse
 from jebm.store.diagnose import examine
 
 
 def main() -> int:
     """Check, print, return the exit code."""
-    logging.basicConfig(level=logging.ERROR)  # what the checks find, they say themselves
+    log_lines(logging.ERROR, sys.stderr)  # what the checks find, they say themselves
     parser = job_parser(__doc__ or "")
     parser.add_argument("place", type=str, help="run.storage: s3://bucket/prefix or a folder")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
@@ -33,11 +32,11 @@ def main() -> int:
         if not arguments.json:
             level = check.level.upper() if check.level == "fail" else check.level
             remedy = f"; {check.remedy}" if check.remedy else ""
-            print(f"{level:<4}  {check.name:<15}  {check.finding}{remedy}", flush=True)
+            tell(f"{level:<4}  {check.name:<15}  {check.finding}{remedy}")
     failed = [check for check in checks if check.level == "fail"]
     if arguments.json:
         document = {"place": arguments.place, "ok": not failed, "checks": [asdict(check) for check in checks]}
-        print(json.dumps(document))
+        tell_json(document)
     return 2 if any(check.unreachable for check in failed) else 1 if failed else 0
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from jebm.cli import log_lines, run
+from jebm.cli import log_lines, run, tell
 from jebm.config import Cluster, Config, Features, Train
 from jebm.errors import ConfigError
 from jebm.evaluate.findings import Findings
@@ -111,7 +111,7 @@ def main() -> None:
         return
     output = open_store(place)
     write_report(findings, output)
-    print(f"report   {output.uri.removeprefix('file://')}/evaluation.html")
+    tell(f"report   {output.uri.removeprefix('file://')}/evaluation.html")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from jebm.cli import run
+from jebm.cli import run, tell
 from jebm.errors import StoreError
 from jebm.parser import job_parser, parse
 from jebm.store.storage import open_store
@@ -35,7 +35,7 @@ def main() -> None:
         count, size = count + 1, size + entry.size
     if not count:
         raise StoreError(f"{store.uri}: holds no results of a run; give run.storage/run.name")
-    print(f"{count} files, {size / 1e6:.1f} MB from {store.uri} to {folder}")
+    tell(f"{count} files, {size / 1e6:.1f} MB from {store.uri} to {folder}")
 
 
 if __name__ == "__main__":

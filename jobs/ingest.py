@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 from jsonargparse import Namespace
 from tqdm import tqdm
 
-from jebm.cli import run
+from jebm.cli import run, tell
 from jebm.data.shards import dataset_exists, read_manifest, write_dataset
 from jebm.data.sources import FORMATS, open_source
 from jebm.errors import DataError
@@ -61,7 +61,7 @@ def main() -> None:
         if (found.source, found.split) != (source.description, source.split):
             what = f"{found.name}, {found.split}, of other files or options"
             raise DataError(f"{store.uri}: holds a data set already ({what}); --overwrite replaces it")
-        print(f"already there: {found.images:,} images, sha256 {found.sha256[:12]}  {store.uri}")
+        tell(f"already there: {found.images:,} images, sha256 {found.sha256[:12]}  {store.uri}")
         return
     begun = said = time.monotonic()
     with tqdm(total=source.images, unit=" images", disable=not sys.stderr.isatty()) as bar:
@@ -71,13 +71,13 @@ def main() -> None:
             bar.update(images - bar.n)
             if bar.disable and time.monotonic() - said > 5:
                 said = time.monotonic()
-                print(f"{images:,} of {source.images or '?'} images", flush=True)
+                tell(f"{images:,} of {source.images or '?'} images")
 
         manifest = write_dataset(source, store, overwrite=wanted.overwrite, progress=progress)
     shape = "x".join(str(length) for length in manifest.shape[1:])
     size = sum(part.bytes for part in manifest.parts) / 1e6
     rate = manifest.images / (time.monotonic() - begun)
-    print(
+    tell(
         f"{manifest.images:,} images of {shape}, {size:.1f} MB, {rate:,.0f} images/s,"
         f" sha256 {manifest.sha256[:12]}  {store.uri}"
     )

@@ -29,7 +29,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from jebm.cli import log_lines, run
+from jebm.cli import log_lines, run, tell
 from jebm.config import Langevin
 from jebm.core.model import JointModel
 from jebm.errors import ConfigError
@@ -110,7 +110,7 @@ def main() -> None:
         "provenance": provenance(),
     }
     output.put("samples.json", json.dumps(facts, indent=1).encode())
-    print(
+    tell(
         f"{arguments.count} samples in {files} file{'s' * (files > 1)}: {output.uri.removeprefix('file://')}"
     )
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from jebm.cli import log_lines, run
+from jebm.cli import log_lines, run, tell
 from jebm.config import Config
 from jebm.evaluate.quick import quick_look
 from jebm.parser import argument_parser, parse_arguments
@@ -68,14 +68,14 @@ def main() -> None:
 
         config = resolve_paths(config)
     plan = make_plan(config)
-    print(plan.describe(), flush=True)
+    tell(plan.describe())
     if arguments.dry_run:
         return
     if plan.finished:
-        print(f"already finished: all {plan.total_steps:,} steps; to go on, raise train.epochs")
+        tell(f"already finished: all {plan.total_steps:,} steps; to go on, raise train.epochs")
         return
     result = train_here(config) if here else train(config, provenance())
-    print(f"{result.status}: step {result.step:,} of {result.total_steps:,}; results in {result.place}")
+    tell(f"{result.status}: step {result.step:,} of {result.total_steps:,}; results in {result.place}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from jebm.cli import log_lines, run
+from jebm.cli import log_lines, run, tell
 from jebm.parser import argument_parser, job_parser, parse, parse_arguments
 from jebm.store.storage import Store, open_store
 from jebm.sweep.report import make_report, write_tensorboard
@@ -40,9 +40,9 @@ def report(arguments: list[str]) -> None:
         "--tensorboard", action="store_true", help="also write what TensorBoard's HPARAMS page compares"
     )
     values = parse(parser, arguments)
-    print(make_report(open_store(values.sweep), values.output))
+    tell(str(make_report(open_store(values.sweep), values.output)))
     if values.tensorboard:
-        print(write_tensorboard(open_store(values.sweep), values.output))
+        tell(str(write_tensorboard(open_store(values.sweep), values.output)))
 
 
 def store_report(store: Store) -> None:
@@ -68,28 +68,28 @@ def search() -> int:
     config, arguments = parse_arguments(parser)
     config = resolve_paths(config)
     plan = plan_sweep(load_search(arguments.search, config, arguments.trials), make_plan(config))
-    print(plan.describe(), flush=True)
+    tell(plan.describe())
     if arguments.dry_run:
         return 0
     ending = tune(plan, provenance())
     counts = ", ".join(f"{count} {status}" for status, count in sorted(ending.trials.items()))
     place = ending.place.removeprefix("file://")
-    print(f"{ending.status}: {counts}; results in {place}")
+    tell(f"{ending.status}: {counts}; results in {place}")
     if ending.status == "stopped":
-        print("the same command goes on from here")
+        tell("the same command goes on from here")
         return 0
     store_report(open_store(ending.place))
-    print(f"report   {place}/report/report.html")
+    tell(f"report   {place}/report/report.html")
     if not ending.best:
-        print("no trial has finished: there is no best one")
+        tell("no trial has finished: there is no best one")
         return 1
     first, *others = ending.best
     goals = zip(plan.search.objectives, first.values, strict=True)
-    print(f"best     {run_name(first.number)}: " + ", ".join(f"{goal.metric} {v:.5g}" for goal, v in goals))
+    tell(f"best     {run_name(first.number)}: " + ", ".join(f"{goal.metric} {v:.5g}" for goal, v in goals))
     if others:
-        print(f"         unbeaten as well: {', '.join(run_name(trial.number) for trial in others)}")
+        tell(f"         unbeaten as well: {', '.join(run_name(trial.number) for trial in others)}")
     fetch = f"python jobs/tune.py report {place} && " if "://" in place else ""
-    print(f"train    {fetch}python jobs/train.py --config {'report' if fetch else place}/best.yaml")
+    tell(f"train    {fetch}python jobs/train.py --config {'report' if fetch else place}/best.yaml")
     return 0
 
 

@@ -1,10 +1,11 @@
 """From errors to exit codes."""
 
+import logging
 from collections.abc import Callable
 
 import pytest
 
-from jebm.cli import run
+from jebm.cli import log_lines, run, tell, tell_json
 from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError, JebmError, StoreError
 
 
@@ -47,3 +48,23 @@ def test_other_ends_have_their_own_codes(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 // 0)
+
+
+def test_nothing_foreign_reaches_the_terminal_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    tell("one\x1b[2J\ntwo\rthree")
+    tell_json({"a\x1b\x7f": "\u202e"})
+    assert capsys.readouterr().out == 'one\\x1b[2J\ntwo\\rthree\n{"a\\u001b\\u007f": "\\u202e"}\n'
+    error = outcome(raising(StoreError("s3://x/\x1b]0;title\x07: gone")), capsys)
+    assert error == (2, "error: s3://x/\\x1b]0;title\\x07: gone\n")
+
+
+def test_the_log_is_escaped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log_lines()
+    try:
+        raise ValueError("\x1b[31m")
+    except ValueError:
+        logging.getLogger("jebm.test").exception("run %s", "a\x1b[2Jb\nc")
+    out = capsys.readouterr().out
+    assert out.startswith("run a\\x1b[2Jb\\nc\nTraceback")
+    assert "\x1b" not in out

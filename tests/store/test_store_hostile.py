@@ -137,8 +137,8 @@ MANIFESTS = {
     "nan": ('"metrics":{}', '"metrics":{"a":NaN}', "float"),
     "no number": ('"world_size":1', '"world_size":"1"', "world_size"),
     "half a character": ('"provenance":{}', '"provenance":{"a":"\\ud800"}', "surrogates"),
-    "deep": ('"state":{}', '"state":' + '{"a":' * 100 + "1" + "}" * 100, None),
-    "too deep": ('"state":{}', '"state":' + "[" * 50_000 + "]" * 50_000, "recursion"),
+    "deep": ('"state":{}', '"state":' + '{"a":' * 100 + "1" + "}" * 100, "levels deep"),
+    "too deep": ('"state":{}', '"state":' + "[" * 50_000 + "]" * 50_000, "levels deep"),
     "path escape": ('"key":"data/', '"key":"data/../../../../other/', "data key"),
     "absolute": ('"key":"data/', '"key":"/etc/', "data key"),
     "drive": ('"key":"data/', '"key":"data\\\\..\\\\', "data key"),
@@ -157,9 +157,6 @@ def test_a_hostile_manifest_is_passed_over(s3_uri, what, caplog):
     first, second = save(checkpoints, 1), save(checkpoints, 2)
     text = second.encode().decode()
     store.put(f"{FOLDER}/MANIFEST.json", changed(text, old, new))
-    if words is None:  # odd, but what JSON can say: it does no harm
-        assert checkpoints.latest().step == 2
-        return
     with pytest.raises(CheckpointError, match=words):
         Manifest.decode(changed(text, old, new))
     assert checkpoints.latest() == first

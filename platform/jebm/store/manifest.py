@@ -1,32 +1,26 @@
 """What a checkpoint says of itself, as JSON that is read as strictly as it is written."""
 
 import hashlib
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 from jebm.errors import CheckpointError
 from jebm.store.stream import StoredObject
+from jebm.untrusted import JsonObject, encoded_json, parsed_json, typed, whole_number
 
 __all__ = [
     "FOLDER_NAME",
     "MANIFEST_BYTES",
     "RUN_NAME",
     "Facts",
-    "JsonObject",
     "Manifest",
     "decoded_object",
-    "encoded_json",
-    "parsed_json",
     "plain_json",
 ]
-
-JsonObject: TypeAlias = dict[str, Any]
-"""What JSON can say: dicts with string keys, lists, strings, finite numbers, booleans, None."""
 
 MANIFEST_BYTES = 1 << 20
 """The most that a manifest may have; more is not even read."""
@@ -39,8 +33,6 @@ _VERSION = 1
 _OBJECT_BYTES = 50 << 40  # the largest object of S3
 _PART_BYTES = 5 << 30  # its largest part
 _DATA_KEY = re.compile(r"data/r\d{5}-[0-9a-f]{8}\.safetensors")
-
-_Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +94,7 @@ class Manifest(Facts):
         """Return the manifest; raises CheckpointError for anything but what `encode` writes."""
         try:
             return _decoded(parsed_json(encoded, MANIFEST_BYTES))
-        except (ValueError, RecursionError, OverflowError) as error:  # bad UTF-8 and bad JSON among them
+        except (ValueError, OverflowError) as error:  # bad UTF-8 and bad JSON among them
             raise CheckpointError(f"the manifest cannot be read: {error}") from error
 
 
@@ -128,21 +120,6 @@ def plain_json(value: object, where: str) -> Any:  # noqa: ANN401  # JSON has no
     raise CheckpointError(f"{where}: {type(value).__name__} {str(value)[:80]!r} has no place in JSON")
 
 
-def encoded_json(value: object) -> bytes:
-    """Return the one JSON text of a value: equal values give equal bytes."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8")
-
-
-def parsed_json(encoded: bytes, most_bytes: int) -> object:
-    """Return what a stranger's JSON says; raises ValueError (RecursionError) where anything is odd."""
-    if len(encoded) > most_bytes:
-        raise ValueError(f"more than {most_bytes} bytes")
-    content = json.loads(encoded.decode("utf-8"), object_pairs_hook=_no_duplicates)
-    encoded_json(content)  # what UTF-8 cannot say (escaped half characters) would fail in whoever prints it
-    return content
-
-
 def decoded_object(content: object) -> StoredObject:
     """Return the object that a part of a manifest describes; raises ValueError for a description unfit."""
     if not isinstance(content, dict) or content.keys() != {field.name for field in fields(StoredObject)}:
@@ -152,20 +129,13 @@ def decoded_object(content: object) -> StoredObject:
         raise ValueError(f"{str(key)[:80]!r} is no data key")
     if not isinstance(etag, str) or len(etag) > 256:
         raise ValueError(f"{key}: etag is no etag")
-    size = _count(content, "size", 1, _OBJECT_BYTES)
-    part_size = _count(content, "part_size", 1, _PART_BYTES)
+    size = whole_number(content, "size", 1, _OBJECT_BYTES)
+    part_size = whole_number(content, "part_size", 1, _PART_BYTES)
     if not isinstance(crc32, list) or len(crc32) != -(-size // part_size):
         raise ValueError(f"{key}: crc32 has not one number for each part")
     if not all(type(value) is int and 0 <= value < 1 << 32 for value in crc32):
         raise ValueError(f"{key}: crc32 holds something else than CRC32s")
     return StoredObject(key, size, etag, part_size, tuple(crc32))
-
-
-def _no_duplicates(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("it names something twice")
-    return found
 
 
 def _decoded(content: object) -> Manifest:
@@ -187,42 +157,28 @@ def _decoded(content: object) -> Manifest:
     stored = tuple(decoded_object(item) for item in objects)
     if len({item.key for item in stored}) != len(stored):
         raise ValueError("objects names one object twice")
-    created = datetime.fromisoformat(_typed(content, "created", str))
+    created = datetime.fromisoformat(typed(content, "created", str))
     if created.utcoffset() != timedelta(0):
         raise ValueError("created is not in UTC")
-    provenance = _typed(content, "provenance", dict)
+    provenance = typed(content, "provenance", dict)
     if not all(isinstance(value, str) for value in provenance.values()):
         raise ValueError("provenance holds something else than strings")
-    metrics = _typed(content, "metrics", dict)
+    metrics = typed(content, "metrics", dict)
     if not all(value is None or type(value) in (int, float) for value in metrics.values()):
         raise ValueError("metrics holds something else than numbers")
     manifest = Manifest(
         run=run,
-        attempt=_count(content, "attempt", 0, 10**9 - 1),
-        step=_count(content, "step", 0, 10**15 - 1),
-        world_size=_count(content, "world_size", 1, 10**6),
+        attempt=whole_number(content, "attempt", 0, 10**9 - 1),
+        step=whole_number(content, "step", 0, 10**15 - 1),
+        world_size=whole_number(content, "world_size", 1, 10**6),
         created=created,
-        config=plain_json(_typed(content, "config", dict), "config"),
+        config=plain_json(typed(content, "config", dict), "config"),
         provenance=provenance,
         metrics={name: math.nan if value is None else float(value) for name, value in metrics.items()},
-        state=plain_json(_typed(content, "state", dict), "state"),
+        state=plain_json(typed(content, "state", dict), "state"),
         parent=parent,
         objects=stored,
     )
     if content["config_sha256"] != manifest.config_sha256:
         raise ValueError("config_sha256 is not the hash of config")
     return manifest
-
-
-def _typed(content: Mapping[str, object], name: str, kind: type[_Kind]) -> _Kind:
-    value = content[name]
-    if not isinstance(value, kind):
-        raise ValueError(f"{name} is a {type(value).__name__}, not a {kind.__name__}")
-    return value
-
-
-def _count(content: Mapping[str, object], name: str, least: int, most: int) -> int:
-    value = content[name]
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{name} is no number in {least}..{most}")
-    return value

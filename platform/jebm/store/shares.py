@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from jebm.errors import CheckpointError
-from jebm.store.manifest import decoded_object, encoded_json, parsed_json
+from jebm.store.manifest import decoded_object
 from jebm.store.stream import StoredObject
+from jebm.untrusted import encoded_json, parsed_object
 
 __all__ = ["RECORD_BYTES", "Share"]
 
@@ -69,15 +70,13 @@ class Share:
         Raises CheckpointError for anything but what that rank's `encode` writes.
         """
         try:
-            content = parsed_json(encoded, RECORD_BYTES)
-            if not isinstance(content, dict):
-                raise ValueError("no JSON object")
+            content = parsed_object(encoded, RECORD_BYTES)
             stored = decoded_object(content.pop("object", None))
             if content != self._record(checkpoint, rank):
                 raise ValueError("it is of another checkpoint, start or rank")
             if not stored.key.startswith(f"data/r{rank:05d}-"):
                 raise ValueError(f"{stored.key} is no object of this rank")
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise CheckpointError(
                 f"{checkpoint}: the record of rank {rank} cannot be read: {error}"
             ) from error
