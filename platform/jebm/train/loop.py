@@ -1,39 +1,36 @@
 """Training from the first or the last step to the end: the same under plain python, torchrun and Ray."""
 
-import dataclasses
 import logging
-import uuid
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from jebm.config import Config, config_to_dict, differing_keys
+from jebm.config import Config
 from jebm.core.distributions import DiagGaussian
 from jebm.core.model import JointModel
 from jebm.core.prior import chain_kernel
 from jebm.data.loader import Loader, to_float
 from jebm.data.shards import DatasetManifest, ImageSet, load_images, read_manifest
-from jebm.errors import CheckpointError, ConfigError, JebmError, StoreError
+from jebm.errors import ConfigError
 from jebm.rng import gaussian_noise
-from jebm.store.checkpoint import Checkpoints, Facts, Manifest
-from jebm.store.retrieve import RunStore, open_checkpoint, read_tensors
-from jebm.store.shares import Share
+from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.storage import open_store
-from jebm.store.writer import AsyncWriter
 from jebm.train.journal import Journal
 from jebm.train.metrics import Clock, Meter
 from jebm.train.pictures import PICTURED_IMAGES, pictures
 from jebm.train.posteriors import posteriors
+from jebm.train.resume import resume
 from jebm.train.runtime import Runtime
+from jebm.train.saver import Saver
 from jebm.train.state import TrainState
 from jebm.train.step import energy_step, train_step
 
-__all__ = ["Report", "Result", "check_images", "fit", "origin_of", "total_steps_of"]
+__all__ = ["Report", "Result", "check_images", "fit", "total_steps_of"]
 
 _LOG = logging.getLogger("jebm.train")
 
@@ -111,7 +108,7 @@ def fit(
     store = open_store(config.run.storage)
     place = store.child(config.run.name).uri
     checkpoints = Checkpoints(store, config.run.name)
-    parent = _resume(config, runtime, state, checkpoints, images.manifest)
+    parent = resume(config, runtime, state, checkpoints, images.manifest)
     if parent is not None and state.step >= total_steps:
         return Result("already finished", state.step, total_steps, dict(parent.metrics), place)
 
@@ -129,7 +126,7 @@ def fit(
             _LOG.info("run %s: step %d of %d, results in %s", config.run.name, state.step, total_steps, place)
             _LOG.info("Langevin chain: %s", chain_kernel(state.model, config.langevin))
         saver = stack.enter_context(
-            _Saver(config, runtime, state, checkpoints, parent, images.manifest, provenance, protect)
+            Saver(config, runtime, state, checkpoints, parent, images.manifest, provenance, protect)
         )
         advance: Callable[..., tuple[dict[str, Tensor], bool]] = train_step
         batch: Callable[[int], Tensor | DiagGaussian] = loader.batch
@@ -212,101 +209,6 @@ def _posterior_batches(
     return batch
 
 
-def _resume(
-    config: Config, runtime: Runtime, state: TrainState, checkpoints: Checkpoints, data: DatasetManifest
-) -> Manifest | None:
-    """Read the run's newest checkpoint into `state` on every rank; return its manifest, or None.
-
-    A run without one begins with the tensors of `run.init_from`, at step 0.
-    """
-    damage: CheckpointError | None = None
-    for deep in (False, True):
-        with runtime.together():
-            found = checkpoints.latest(deep=deep) if runtime.is_main else None
-        manifest = runtime.from_main(found)
-        if manifest is None:
-            break
-        try:
-            with runtime.together():
-                if not config.run.accept_changes:
-                    _check_same(config, manifest, data)
-                checkpoints.load(manifest, state.tensors())
-        except CheckpointError as error:
-            if deep:
-                raise
-            damage = error
-            _LOG.warning("%s; looking for an older checkpoint that is whole in every byte", error)
-        else:
-            state.step = manifest.step
-            return manifest
-    if damage is not None:
-        raise damage  # there was one, it is damaged, and half of it stands in the tensors
-    if config.run.init_from is not None:
-        with runtime.together():
-            chosen = origin_of(config) if runtime.is_main else ""
-        uri = runtime.from_main(chosen)
-        with runtime.together():
-            run, origin = open_checkpoint(uri)
-            if config.train.regime == "two_stage":
-                _take_nets(config, run, origin, state)
-            else:
-                run.checkpoints.load(origin, state.tensors())
-    return None
-
-
-def origin_of(config: Config) -> str:
-    """Return the URI of the checkpoint that `run.init_from` names: a certain one, or the run's newest.
-
-    Raises:
-        CheckpointError: there is no such run, or no such whole checkpoint.
-        ConfigError: its nets are not those that two_stage is to keep.
-    """
-    uri = cast(str, config.run.init_from)
-    try:
-        run, manifest = open_checkpoint(uri)
-    except CheckpointError as error:
-        raise CheckpointError(f"run.init_from: {error}") from error
-    if config.train.regime == "two_stage":
-        _check_nets(config, manifest)
-    return f"{run.uri}/checkpoints/{manifest.name}"
-
-
-def _check_nets(config: Config, origin: Manifest) -> None:
-    """Raise `ConfigError` where `run.init_from` has other nets than those that two_stage is to keep."""
-    keys = [
-        key
-        for key in differing_keys(config, origin.config)
-        if key.startswith(("model.", "inference.", "generator."))
-    ]
-    if keys:
-        raise ConfigError(
-            f"run.init_from: {config.run.init_from} was trained with another {', '.join(keys)}; "
-            "train.regime two_stage keeps its nets, so set them as they are there"
-        )
-
-
-def _take_nets(config: Config, run: RunStore, origin: Manifest, state: TrainState) -> None:
-    """Copy generator and inference net of a checkpoint into the state and leave the rest of it."""
-    parts = ("generator.", "inference.")
-    names = [name for name in state.model.state_dict() if name.startswith(parts)]
-    stored = read_tensors(run, origin, [f"model.{name}" for name in names])
-    weights = {name: stored[f"model.{name}"] for name in names}
-    for model in filter(None, (state.model, state.ema)):
-        model.load_state_dict(weights, strict=False)  # the energy stays
-
-
-def _check_same(config: Config, manifest: Manifest, data: DatasetManifest) -> None:
-    """Raise `ConfigError` where the checkpoint is of another model, objective or data set."""
-    keys = differing_keys(config, manifest.config)
-    if manifest.state["data_sha256"] != data.sha256:
-        keys.append("data.train (its content)")
-    if keys:
-        raise ConfigError(
-            f"run.name: run {config.run.name} has a checkpoint (step {manifest.step}) made with another "
-            f"{', '.join(keys)}; choose a new run.name, or set run.accept_changes to true"
-        )
-
-
 def _facts(
     runtime: Runtime, data: DatasetManifest, parent: Manifest | None, provenance: Mapping[str, str]
 ) -> dict[str, object]:
@@ -340,96 +242,6 @@ def _measured(
         if runtime.is_main:
             values = {f"evaluation/{k}": v for k, v in measure(state.picture_model, state.step).items()}
     return runtime.from_main(values)
-
-
-class _Saver:
-    """Checkpoints in the background, under an attempt number of this start of the run.
-
-    Rank 0 writes them; with `checkpoint.sharded` each rank its share. On a rank that writes none of them
-    nothing is done.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        runtime: Runtime,
-        state: TrainState,
-        checkpoints: Checkpoints,
-        parent: Manifest | None,
-        data: DatasetManifest,
-        provenance: Mapping[str, str],
-        protect: Callable[[], Collection[str]],
-    ) -> None:
-        self._state, self._is_main = state, runtime.is_main
-        with runtime.together():
-            own = (checkpoints.next_attempt(), uuid.uuid4().hex[:8]) if runtime.is_main else None
-        attempt, start = cast(tuple[int, str], runtime.from_main(own))
-        self._facts = Facts(
-            step=state.step,
-            attempt=attempt,
-            world_size=runtime.world_size,
-            config=config_to_dict(config),
-            provenance=dict(provenance),
-            metrics={},
-            state={"data_sha256": data.sha256, "init_from": config.run.init_from},
-            parent=None if parent is None else parent.name,
-        )
-        started_from = () if parent is None else (parent.name,)
-        share: Share | None = None
-        if config.checkpoint.sharded and runtime.world_size > 1:
-            share = Share(runtime.rank, runtime.world_size, start)
-        self._writer: AsyncWriter | None = None
-        if runtime.is_main or share is not None:
-            self._writer = AsyncWriter(
-                checkpoints,
-                keep_last=config.checkpoint.keep_last,
-                like=state.tensors(),
-                protect=lambda: {*started_from, *protect()},
-                share=share,
-            )
-        self.failure: JebmError | None = None
-        """Why no more checkpoints can be written: too many failures in a row, or another writer's fence."""
-
-    def save(self, metrics: Mapping[str, float]) -> None:
-        """Snapshot the state now and save it in the background."""
-        if self._writer is None:
-            return
-        facts = dataclasses.replace(self._facts, step=self._state.step, metrics=dict(metrics))
-        try:
-            self._writer.submit(self._state.tensors(), facts)
-        except JebmError as error:
-            self.failure = error
-
-    def newest(self) -> Manifest | None:
-        """Return the newest checkpoint that this attempt has committed; rank 0 alone knows it."""
-        return None if self._writer is None else self._writer.last_committed
-
-    def metrics(self) -> dict[str, float]:
-        """Return what saving has cost this rank since the start: seconds lost and spent, bytes, retries."""
-        stats = {} if self._writer is None else dataclasses.asdict(self._writer.stats)
-        return {f"checkpoint/{name}": float(value) for name, value in stats.items()}
-
-    def close(self) -> None:
-        """Wait for what is on its way; raises the failure, also where it is that of the last save alone."""
-        if self._writer is None:
-            return
-        self._writer.close()
-        if self.failure is not None:
-            raise self.failure
-        newest = self._writer.last_committed
-        if self._is_main and (newest is None or newest.step < self._state.step):
-            raise StoreError(
-                f"the checkpoint of step {self._state.step} could not be written (the log says why); "
-                "the run goes on from an earlier one when it is started again"
-            )
-
-    def __enter__(self) -> "_Saver":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # After an error, too: what was snapshot before it is worth keeping.
-        if self._writer is not None:
-            self._writer.close()
 
 
 class _Painter:

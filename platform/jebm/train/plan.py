@@ -9,7 +9,8 @@ from jebm.data.shards import DatasetManifest, read_manifest
 from jebm.errors import ConfigError
 from jebm.store.checkpoint import Checkpoints
 from jebm.store.storage import open_store
-from jebm.train.loop import check_images, origin_of, total_steps_of
+from jebm.train.loop import check_images, total_steps_of
+from jebm.train.resume import origin_of
 
 __all__ = ["Plan", "make_plan"]
 

@@ -1,0 +1,111 @@
+"""Where a run goes on from: its own newest checkpoint, or the one that `run.init_from` names."""
+
+import logging
+from typing import cast
+
+from jebm.config import Config, differing_keys
+from jebm.data.shards import DatasetManifest
+from jebm.errors import CheckpointError, ConfigError
+from jebm.store.checkpoint import Checkpoints, Manifest
+from jebm.store.retrieve import RunStore, open_checkpoint, read_tensors
+from jebm.train.runtime import Runtime
+from jebm.train.state import TrainState
+
+__all__ = ["origin_of", "resume"]
+
+_LOG = logging.getLogger("jebm.train")
+
+
+def resume(
+    config: Config, runtime: Runtime, state: TrainState, checkpoints: Checkpoints, data: DatasetManifest
+) -> Manifest | None:
+    """Read the run's newest checkpoint into `state` on every rank; return its manifest, or None.
+
+    A run without one begins with the tensors of `run.init_from`, at step 0.
+    """
+    damage: CheckpointError | None = None
+    for deep in (False, True):
+        with runtime.together():
+            found = checkpoints.latest(deep=deep) if runtime.is_main else None
+        manifest = runtime.from_main(found)
+        if manifest is None:
+            break
+        try:
+            with runtime.together():
+                if not config.run.accept_changes:
+                    _check_same(config, manifest, data)
+                checkpoints.load(manifest, state.tensors())
+        except CheckpointError as error:
+            if deep:
+                raise
+            damage = error
+            _LOG.warning("%s; looking for an older checkpoint that is whole in every byte", error)
+        else:
+            state.step = manifest.step
+            return manifest
+    if damage is not None:
+        raise damage  # there was one, it is damaged, and half of it stands in the tensors
+    if config.run.init_from is not None:
+        with runtime.together():
+            chosen = origin_of(config) if runtime.is_main else ""
+        uri = runtime.from_main(chosen)
+        with runtime.together():
+            run, origin = open_checkpoint(uri)
+            if config.train.regime == "two_stage":
+                _take_nets(config, run, origin, state)
+            else:
+                run.checkpoints.load(origin, state.tensors())
+    return None
+
+
+def origin_of(config: Config) -> str:
+    """Return the URI of the checkpoint that `run.init_from` names: a certain one, or the run's newest.
+
+    Raises:
+        CheckpointError: there is no such run, or no such whole checkpoint.
+        ConfigError: its nets are not those that two_stage is to keep.
+    """
+    uri = cast(str, config.run.init_from)
+    try:
+        run, manifest = open_checkpoint(uri)
+    except CheckpointError as error:
+        raise CheckpointError(f"run.init_from: {error}") from error
+    if config.train.regime == "two_stage":
+        _check_nets(config, manifest)
+    return f"{run.uri}/checkpoints/{manifest.name}"
+
+
+def _check_nets(config: Config, origin: Manifest) -> None:
+    """Raise `ConfigError` where `run.init_from` has other nets than those that two_stage is to keep."""
+    keys = [
+        key
+        for key in differing_keys(config, origin.config)
+        if key.startswith(("model.", "inference.", "generator."))
+    ]
+    if keys:
+        raise ConfigError(
+            f"run.init_from: {config.run.init_from} was trained with another {', '.join(keys)}; "
+            "train.regime two_stage keeps its nets, so set them as they are there"
+        )
+
+
+def _take_nets(config: Config, run: RunStore, origin: Manifest, state: TrainState) -> None:
+    """Copy generator and inference net of a checkpoint into the state and leave the rest of it."""
+    parts = ("generator.", "inference.")
+    names = [name for name in state.model.state_dict() if name.startswith(parts)]
+    stored = read_tensors(run, origin, [f"model.{name}" for name in names])
+    weights = {name: stored[f"model.{name}"] for name in names}
+    for model in filter(None, (state.model, state.ema)):
+        model.load_state_dict(weights, strict=False)  # the energy stays
+
+
+def _check_same(config: Config, manifest: Manifest, data: DatasetManifest) -> None:
+    """Raise `ConfigError` where the checkpoint is of another model, objective or data set."""
+    keys = differing_keys(config, manifest.config)
+    if manifest.state["data_sha256"] != data.sha256:
+        keys.append("data.train (its content)")
+    if keys:
+        raise ConfigError(
+            f"run.name: run {config.run.name} has a checkpoint (step {manifest.step}) made with another "
+            f"{', '.join(keys)}; choose a new run.name, or set run.accept_changes to true"
+        )

@@ -1,0 +1,107 @@
+"""When and how a run's checkpoints are written, seen from training: snapshot now, save in the background."""
+
+import dataclasses
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from typing import cast
+
+from jebm.config import Config, config_to_dict
+from jebm.data.shards import DatasetManifest
+from jebm.errors import JebmError, StoreError
+from jebm.store.checkpoint import Checkpoints, Facts, Manifest
+from jebm.store.shares import Share
+from jebm.store.writer import AsyncWriter
+from jebm.train.runtime import Runtime
+from jebm.train.state import TrainState
+
+__all__ = ["Saver"]
+
+
+class Saver:
+    """Checkpoints in the background, under an attempt number of this start of the run.
+
+    Rank 0 writes them; with `checkpoint.sharded` each rank its share. On a rank that writes none of them
+    nothing is done.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        runtime: Runtime,
+        state: TrainState,
+        checkpoints: Checkpoints,
+        parent: Manifest | None,
+        data: DatasetManifest,
+        provenance: Mapping[str, str],
+        protect: Callable[[], Collection[str]],
+    ) -> None:
+        self._state, self._is_main = state, runtime.is_main
+        with runtime.together():
+            own = (checkpoints.next_attempt(), uuid.uuid4().hex[:8]) if runtime.is_main else None
+        attempt, start = cast(tuple[int, str], runtime.from_main(own))
+        self._facts = Facts(
+            step=state.step,
+            attempt=attempt,
+            world_size=runtime.world_size,
+            config=config_to_dict(config),
+            provenance=dict(provenance),
+            metrics={},
+            state={"data_sha256": data.sha256, "init_from": config.run.init_from},
+            parent=None if parent is None else parent.name,
+        )
+        started_from = () if parent is None else (parent.name,)
+        share: Share | None = None
+        if config.checkpoint.sharded and runtime.world_size > 1:
+            share = Share(runtime.rank, runtime.world_size, start)
+        self._writer: AsyncWriter | None = None
+        if runtime.is_main or share is not None:
+            self._writer = AsyncWriter(
+                checkpoints,
+                keep_last=config.checkpoint.keep_last,
+                like=state.tensors(),
+                protect=lambda: {*started_from, *protect()},
+                share=share,
+            )
+        self.failure: JebmError | None = None
+        """Why no more checkpoints can be written: too many failures in a row, or another writer's fence."""
+
+    def save(self, metrics: Mapping[str, float]) -> None:
+        """Snapshot the state now and save it in the background."""
+        if self._writer is None:
+            return
+        facts = dataclasses.replace(self._facts, step=self._state.step, metrics=dict(metrics))
+        try:
+            self._writer.submit(self._state.tensors(), facts)
+        except JebmError as error:
+            self.failure = error
+
+    def newest(self) -> Manifest | None:
+        """Return the newest checkpoint that this attempt has committed; rank 0 alone knows it."""
+        return None if self._writer is None else self._writer.last_committed
+
+    def metrics(self) -> dict[str, float]:
+        """Return what saving has cost this rank since the start: seconds lost and spent, bytes, retries."""
+        stats = {} if self._writer is None else dataclasses.asdict(self._writer.stats)
+        return {f"checkpoint/{name}": float(value) for name, value in stats.items()}
+
+    def close(self) -> None:
+        """Wait for what is on its way; raises the failure, also where it is that of the last save alone."""
+        if self._writer is None:
+            return
+        self._writer.close()
+        if self.failure is not None:
+            raise self.failure
+        newest = self._writer.last_committed
+        if self._is_main and (newest is None or newest.step < self._state.step):
+            raise StoreError(
+                f"the checkpoint of step {self._state.step} could not be written (the log says why); "
+                "the run goes on from an earlier one when it is started again"
+            )
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # After an error, too: what was snapshot before it is worth keeping.
+        if self._writer is not None:
+            self._writer.close()
