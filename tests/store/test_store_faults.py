@@ -136,7 +136,7 @@ def test_a_part_that_breaks_in_the_middle_is_sent_again(proxy, s3_uri, fault):
 
 
 def test_a_silent_connection_is_given_up_and_made_anew(proxy, s3_uri, monkeypatch):
-    monkeypatch.setattr("jebm.store.s3._READ_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("jebm.store.s3_session._READ_TIMEOUT_SECONDS", 1.0)
     checkpoints = checkpoints_at(s3_uri)
     silent = {"partNumber=2": "stall", "partNumber=4": "hush", "MANIFEST.json": "hush", "list-type": "stall"}
 
@@ -155,7 +155,7 @@ def test_a_silent_connection_is_given_up_and_made_anew(proxy, s3_uri, monkeypatc
 
 
 def test_a_server_that_stays_silent_is_named_in_time(proxy, s3_uri, monkeypatch):
-    monkeypatch.setattr("jebm.store.s3._READ_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("jebm.store.s3_session._READ_TIMEOUT_SECONDS", 1.0)
     checkpoints = checkpoints_at(s3_uri).patient(2)
     proxy.fault = lambda *_: "stall"
     now = Now()
@@ -166,8 +166,8 @@ def test_a_server_that_stays_silent_is_named_in_time(proxy, s3_uri, monkeypatch)
 
 
 def test_a_server_that_does_not_even_read_is_named_in_time(s3_uri, monkeypatch):
-    monkeypatch.setattr("jebm.store.s3._READ_TIMEOUT_SECONDS", 1.0)
-    monkeypatch.setattr("jebm.store.s3._CONNECT_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("jebm.store.s3_session._READ_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("jebm.store.s3_session._CONNECT_TIMEOUT_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0), backlog=64) as deaf:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
         store = open_store(s3_uri).patient(1)

@@ -1,54 +1,25 @@
-"""Objects in a bucket of S3, or of what speaks like it. Retries are ours, and so are the CRC32s.
+"""Objects in a bucket of S3, or of what speaks like it. Retries are ours, and so are the CRC32s."""
 
-Credentials come from the provider chain of AWS (environment, profile, instance role) and from nowhere else,
-so that none can end up in a URI, a log or a manifest.
-"""
-
-import base64
 import contextlib
-import io
 import logging
 import math
-import os
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, TypeVar
 
-from boto3.session import Session
-from botocore import session as botocore_session
-from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    CredentialRetrievalError,
-    FlexibleChecksumError,
-    HTTPClientError,
     IncompleteReadError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    SSLError,
-    SSOError,
-    TokenRetrievalError,
-)
-from botocore.exceptions import (
-    ConnectionError as BotoConnectionError,
 )
 from botocore.parsers import ResponseParserError
 
-from jebm.errors import StoreError
 from jebm.store.protocol import (
-    PART_THREADS,
-    AccessDeniedError,
-    BucketMissingError,
-    EndpointError,
     ObjectChangedError,
-    ObjectExistsError,
     ObjectInfo,
     ObjectMissingError,
     Probe,
@@ -56,15 +27,14 @@ from jebm.store.protocol import (
     crc32_of,
     folder_of,
     in_parallel,
-    one_line,
     probe_writes,
     under,
 )
+from jebm.store.s3_bodies import base64_of, body_of, rest_of
+from jebm.store.s3_errors import code_of, expect, explain, status_of, transient
+from jebm.store.s3_session import Connection
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-    from botocore.model import OperationModel
-    from mypy_boto3_s3.client import S3Client
     from mypy_boto3_s3.type_defs import (
         CompletedPartTypeDef,
         GetObjectRequestTypeDef,
@@ -74,249 +44,19 @@ if TYPE_CHECKING:
         PutObjectRequestTypeDef,
     )
 
-__all__ = ["Connection", "S3Store", "arrow_options", "connect"]
+__all__ = ["S3Store"]
 
 _PATIENCE_SECONDS = 30.0  # a server restart, or a burst of SlowDown; after that a person wants to know
 _PROBE_PATIENCE_SECONDS = 1.0  # at a start a wrong endpoint is likelier than a busy one
-_CONNECT_TIMEOUT_SECONDS = 10.0
-_READ_TIMEOUT_SECONDS = 20.0  # between two bytes, or before the first: far above what a busy server takes
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 10.0
-_BODY_BYTES = 1 << 16  # what a write copies at a time out of the caller's memory
 _SLICE_BYTES = 1 << 18  # what a read copies at a time on its way into the caller's memory
 _PAGE = 1000  # the most that one listing gives
 _DELETE_BATCH = 1000  # the most that one DeleteObjects takes
-_ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
-_BAD_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidClientTokenId", "InvalidSecurity"}
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
-_TRANSIENT = {
-    "BadDigest",  # a bit was flipped on the way
-    "ConditionalRequestConflict",
-    "IncompleteBody",
-    "InternalError",
-    "OperationAborted",
-    "RequestTimeout",
-    "RequestTimeoutException",
-    "ServiceUnavailable",
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
-    "TooManyRequests",
-    "XAmzContentSHA256Mismatch",
-}
+
 
 _logger = logging.getLogger(__name__)
-_RequestError: TypeAlias = BotoCoreError | ClientError | ResponseParserError
 _T = TypeVar("_T")
-
-
-class _Pieces(io.RawIOBase):
-    """Views that lie apart, read as one file: botocore sends them as they lie, without joining them."""
-
-    def __init__(self, pieces: Sequence[memoryview]) -> None:
-        self._pieces = pieces
-        self._size = sum(piece.nbytes for piece in pieces)
-        self._rewind()
-
-    def _rewind(self) -> None:
-        self._index, self._within, self._position = 0, 0, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        target = min(max(start + offset, 0), self._size)
-        self._rewind()
-        while self._position < target:
-            step = min(target - self._position, self._pieces[self._index].nbytes)
-            self._position += step
-            if step < self._pieces[self._index].nbytes:
-                self._within = step
-            else:
-                self._index += 1
-        return self._position
-
-    def readinto(self, buffer: "WriteableBuffer") -> int:
-        into = memoryview(buffer).cast("B")
-        filled = 0
-        while filled < into.nbytes and self._index < len(self._pieces):
-            piece = self._pieces[self._index][self._within : self._within + into.nbytes - filled]
-            into[filled : filled + piece.nbytes] = piece
-            filled += piece.nbytes
-            self._within += piece.nbytes
-            if self._within == self._pieces[self._index].nbytes:
-                self._index, self._within = self._index + 1, 0
-        self._position += filled
-        return filled
-
-
-@dataclass(frozen=True)
-class Connection:
-    """A client, the session that found its credentials, and whether the user named the endpoint."""
-
-    session: Session
-    client: "S3Client"
-    custom: bool
-
-
-def _from_environment(name: str, allowed: Collection[str]) -> str | None:
-    """Return the variable's value, None where it is unset or empty; raises StoreError for another one."""
-    value = os.environ.get(name)
-    if value and value not in allowed:
-        raise StoreError(f"{name}: {value[:80]!r} is not one of {', '.join(allowed)}")
-    return value or None
-
-
-def _parameters_of_environment() -> dict[str, str]:
-    """Return what the environment adds to every request that has a parameter of this name.
-
-    Not for a config or a URI: how a bucket wants its requests is the machine's matter, as its keys are.
-
-    Raises:
-        StoreError: a value that S3 would refuse, or heed in no request; names the variable.
-    """
-    encryption = _from_environment("JEBM_S3_SSE", _ENCRYPTIONS)
-    payer = _from_environment("JEBM_S3_REQUEST_PAYER", ("requester",))
-    key = os.environ.get("JEBM_S3_SSE_KMS_KEY_ID") or None
-    if key and encryption not in _ENCRYPTIONS[1:]:
-        # S3 refuses it beside AES256, and without an encryption it would silently use another key.
-        raise StoreError("JEBM_S3_SSE_KMS_KEY_ID: works with JEBM_S3_SSE=aws:kms or aws:kms:dsse only")
-    if key and (not key.isascii() or not key.isprintable() or " " in key):
-        raise StoreError("JEBM_S3_SSE_KMS_KEY_ID: is no key id, key ARN or alias: it holds odd characters")
-    parameters = {"ServerSideEncryption": encryption, "SSEKMSKeyId": key, "RequestPayer": payer}
-    return {name: value for name, value in parameters.items() if value is not None}
-
-
-def _add_parameters(
-    parameters: Mapping[str, str], *, params: dict[str, object], model: "OperationModel", **_: object
-) -> None:
-    """Add to a request those that its operation has: botocore calls this before it builds one."""
-    members = model.input_shape.members if model.input_shape is not None else {}
-    params.update({name: value for name, value in parameters.items() if name in members})
-
-
-def _checksums(core: botocore_session.Session, setting: str) -> Literal["when_required"] | None:
-    """Return how botocore should handle checksums: None, as it finds it, where the user has said so.
-
-    Else we send CRC32s of our own, and compare them when we read; older servers refuse the trailers that
-    botocore's own default, when_supported, would add.
-    """
-    named = os.environ.get(f"AWS_{setting.upper()}") or core.get_scoped_config().get(setting)
-    return None if named else "when_required"
-
-
-def connect() -> Connection:
-    """Return a client as environment and profile want it; raises StoreError where there can be none."""
-    parameters = _parameters_of_environment()
-    config = Config(
-        connect_timeout=_CONNECT_TIMEOUT_SECONDS,
-        read_timeout=_READ_TIMEOUT_SECONDS,
-        tcp_keepalive=True,
-        max_pool_connections=4 * PART_THREADS,
-        # One attempt: the retries are ours, since botocore's do not cover the body of an answer.
-        retries={"mode": "standard", "total_max_attempts": 1},
-        # Every body has a CRC32. Over plain HTTP botocore would sign its SHA-256 as well, for half of an
-        # upload's CPU. We do without, as it does over TLS: what is read back over HTTP is not signed either,
-        # so it would guard nothing.
-        s3={"payload_signing_enabled": False},
-    )
-    try:
-        core = botocore_session.Session()
-        # boto3 reads AWS_DEFAULT_REGION only; every other client of AWS reads this one, and first.
-        session = Session(region_name=os.environ.get("AWS_REGION") or None, botocore_session=core)
-        checksums = Config(
-            request_checksum_calculation=_checksums(core, "request_checksum_calculation"),
-            response_checksum_validation=_checksums(core, "response_checksum_validation"),
-        )
-        config = config.merge(checksums)
-        client = session.client("s3", config=config)
-        endpoint = urlsplit(client.meta.endpoint_url)
-        if endpoint.username or endpoint.password:
-            raise StoreError("AWS_ENDPOINT_URL holds credentials; put them into AWS_ACCESS_KEY_ID and so on")
-        custom = not (endpoint.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
-        if custom:  # a bucket's name before such a host would be a name that nobody resolves
-            path_style = Config(s3={"payload_signing_enabled": False, "addressing_style": "path"})
-            client = session.client("s3", config=config.merge(path_style))
-    except (BotoCoreError, ValueError) as error:
-        raise StoreError(f"the AWS configuration cannot be used: {one_line(error)}") from error
-    if parameters:  # at this one place, so that no call can forget them
-        client.meta.events.register("before-parameter-build.s3", partial(_add_parameters, parameters))
-    return Connection(session, client, custom)
-
-
-def arrow_options() -> dict[str, str]:
-    """Return what pyarrow must be told to reach what boto3 reaches."""
-    connection = connect()
-    options = {}
-    if connection.custom:
-        endpoint = urlsplit(connection.client.meta.endpoint_url)
-        options = {"scheme": endpoint.scheme, "endpoint_override": endpoint.netloc}
-    # Any region will do for a server of one's own, but a signature needs one.
-    region = connection.session.region_name or ("us-east-1" if connection.custom else None)
-    return options | ({"region": region} if region else {})
-
-
-class _Body(io.BufferedReader):
-    """The body of a request. botocore reads it in pieces of 1 MiB to sign it; shorter ones do as well."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        return super().read(size if size is None or size < 0 else min(size, _BODY_BYTES))
-
-
-def _body(pieces: Sequence[memoryview]) -> _Body:
-    """Return a fresh body; its buffer spares the many small reads below it from running Python."""
-    return _Body(_Pieces(pieces), _BODY_BYTES)
-
-
-def _base64(crc32: int) -> str:
-    return base64.b64encode(crc32.to_bytes(4, "big")).decode("ascii")
-
-
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _expect(answer: Mapping[str, object], name: str) -> None:
-    """Raise ResponseParserError where an answer lacks what every S3 server puts there.
-
-    A gateway between us and the server may say 200 with a page of its own: that is no upload, and above
-    all no empty listing, from which a run would start anew.
-    """
-    if name not in answer:
-        raise ResponseParserError(f"an answer without {name}")
-
-
-def _transient(error: _RequestError) -> bool:
-    """Whether the same request may well succeed a moment later."""
-    if isinstance(error, ClientError):
-        return _status(error) >= 500 or _status(error) == 429 or _code(error) in _TRANSIENT
-    if isinstance(error, ResponseParserError):  # half an answer, or a gateway's page in its place
-        return True
-    if isinstance(error, SSLError):
-        return False
-    # A wrong checksum, which botocore looks for where it is told to: a bit was flipped on the way.
-    return isinstance(
-        error, BotoConnectionError | HTTPClientError | IncompleteReadError | FlexibleChecksumError
-    )
-
-
-def _rest(pieces: Sequence[memoryview], skip: int) -> Iterator[memoryview]:
-    """Yield what remains of the pieces after the first `skip` bytes."""
-    for piece in pieces:
-        if skip < piece.nbytes:
-            yield piece[skip:]
-        skip = max(skip - piece.nbytes, 0)
 
 
 class S3Store:
@@ -388,11 +128,11 @@ class S3Store:
             if etag is not None:
                 request["IfMatch"] = f'"{etag}"'
             answer = self._client.get_object(**request)
-            _expect(answer, "ContentRange")
+            expect(answer, "ContentRange")
             with contextlib.closing(answer["Body"]) as body:
                 if answer["ContentLength"] != total - done:
                     raise ObjectChangedError(f"{self.uri}/{key}: ends before byte {offset + total}")
-                for piece in _rest(pieces, done):
+                for piece in rest_of(pieces, done):
                     filled = 0
                     while filled < piece.nbytes:
                         # In slices: the library below makes a copy of what one read returns.
@@ -413,10 +153,10 @@ class S3Store:
             try:
                 answer = self._client.head_object(Bucket=self._bucket, Key=name)
             except ClientError as error:
-                if _status(error) == 404:
+                if status_of(error) == 404:
                     return None
                 raise
-            _expect(answer, "ETag")
+            expect(answer, "ETag")
             return ObjectInfo(key, answer["ContentLength"], answer["ETag"].strip('"'), answer["LastModified"])
 
         return self._call("read", key, ask)
@@ -481,13 +221,13 @@ class S3Store:
         request: PutObjectRequestTypeDef = {
             "Bucket": self._bucket,
             "Key": name,
-            "ChecksumCRC32": _base64(crc32),
+            "ChecksumCRC32": base64_of(crc32),
         }
         if if_absent:
             request["IfNoneMatch"] = "*"
 
         def send() -> None:
-            _expect(self._client.put_object(**request | {"Body": _body(pieces)}), "ETag")
+            expect(self._client.put_object(**request | {"Body": body_of(pieces)}), "ETag")
 
         self._call("write", key, send)
         return Uploaded(self._head(key), (crc32,))
@@ -502,14 +242,14 @@ class S3Store:
         answer = self._client.create_multipart_upload(
             Bucket=self._bucket, Key=name, ChecksumAlgorithm="CRC32"
         )
-        _expect(answer, "UploadId")
+        expect(answer, "UploadId")
         return answer["UploadId"]
 
     def _abort(self, name: str, upload_id: str) -> None:
         try:
             self._client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload_id)
         except ClientError as error:
-            if _code(error) != "NoSuchUpload":  # it has ended since
+            if code_of(error) != "NoSuchUpload":  # it has ended since
                 raise
 
     def _send(
@@ -519,7 +259,7 @@ class S3Store:
 
         def send(index: int, pieces: Sequence[memoryview]) -> tuple["CompletedPartTypeDef", int]:
             crc32 = crc32_of(pieces)
-            checksum = _base64(crc32)
+            checksum = base64_of(crc32)
 
             def attempt() -> str:
                 answer = self._client.upload_part(
@@ -527,10 +267,10 @@ class S3Store:
                     Key=name,
                     UploadId=upload_id,
                     PartNumber=index + 1,
-                    Body=_body(pieces),
+                    Body=body_of(pieces),
                     ChecksumCRC32=checksum,
                 )
-                _expect(answer, "ETag")
+                expect(answer, "ETag")
                 return answer["ETag"]
 
             etag = self._call("write", key, attempt)
@@ -545,7 +285,7 @@ class S3Store:
             )
         except ClientError as error:
             # A retry whose first attempt did it, though the answer was lost. The caller compares the size.
-            if _code(error) != "NoSuchUpload" or self.head(key) is None:
+            if code_of(error) != "NoSuchUpload" or self.head(key) is None:
                 raise
 
     def _delete(self, names: Sequence[str]) -> None:
@@ -577,7 +317,7 @@ class S3Store:
         if token:
             request["ContinuationToken"] = token
         page = self._client.list_objects_v2(**request)
-        _expect(page, "IsTruncated")
+        expect(page, "IsTruncated")
         return page
 
     def _call(
@@ -605,73 +345,10 @@ class S3Store:
                 longest = min(_FIRST_WAIT_SECONDS * 2 ** (failures - 1), _LONGEST_WAIT_SECONDS)
                 # Random, so that the ranks of a job do not come back all at once.
                 seconds = random.uniform(0, longest)  # noqa: S311
-                if not _transient(error) or time.monotonic() + seconds > deadline:
-                    raise self._explain(what, key, error) from error
+                if not transient(error) or time.monotonic() + seconds > deadline:
+                    place = f"{self.uri}/{key}" if key else self.uri
+                    raise explain(error, what, place, self._bucket, self._connection) from error
                 _logger.info("%s/%s: %s failed, again in %.1f s: %s", self.uri, key, what, seconds, error)
                 time.sleep(seconds)
                 if self._on_retry is not None:
                     self._on_retry()
-
-    def _explain(self, what: str, key: str, error: _RequestError) -> StoreError:
-        """Return the error to raise: one line with the place, the cause and the remedy."""
-        place = f"{self.uri}/{key}" if key else self.uri
-        endpoint = self._client.meta.endpoint_url
-        if isinstance(error, NoCredentialsError | PartialCredentialsError):
-            return AccessDeniedError(
-                f"{place}: no credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            )
-        if isinstance(error, CredentialRetrievalError | TokenRetrievalError | SSOError):
-            return AccessDeniedError(f"{place}: no AWS credentials: {one_line(error)}; log in again")
-        if isinstance(error, SSLError):
-            return EndpointError(f"{place}: {endpoint} is not trusted: {one_line(error)}; see AWS_CA_BUNDLE")
-        if isinstance(
-            error, BotoConnectionError | HTTPClientError | IncompleteReadError | ResponseParserError
-        ):
-            return EndpointError(
-                f"{place}: no good answer from {endpoint} ({type(error).__name__}); "
-                "is it running, and is AWS_ENDPOINT_URL right?"
-            )
-        if isinstance(error, FlexibleChecksumError):
-            return ObjectChangedError(f"{place}: does not have the checksum that it was stored with")
-        if isinstance(error, BotoCoreError):
-            return StoreError(f"{place}: cannot {what}: {one_line(error)}")
-        code, status = _code(error), _status(error)
-        if code == "NoSuchBucket":
-            return BucketMissingError(
-                f"{place}: bucket {self._bucket} does not exist at {endpoint}; "
-                f"create it with: aws s3 mb s3://{self._bucket}"
-            )
-        if code in _BAD_KEYS:
-            wrong = "its secret key is wrong" if code == "SignatureDoesNotMatch" else "it is not known there"
-            return AccessDeniedError(f"{place}: {endpoint} refuses {self._credentials()}: {wrong} ({code})")
-        if code in _EXPIRED:
-            return AccessDeniedError(
-                f"{place}: the session token of {self._credentials()} has expired; log in again ({code})"
-            )
-        if code == "RequestTimeTooSkewed":
-            return AccessDeniedError(f"{place}: the clock of this machine is off, set it right ({code})")
-        if status == 412 or code == "PreconditionFailed":
-            if what == "write":
-                return ObjectExistsError(f"{place}: exists already")
-            return ObjectChangedError(f"{place}: has been replaced by another object since")
-        if status == 416:
-            return ObjectChangedError(f"{place}: ends before the range that was asked for")
-        if code == "NoSuchKey" or (status == 404 and what == "read"):
-            return ObjectMissingError(f"{place}: no such object")
-        if status == 403 or code == "AccessDenied":
-            return AccessDeniedError(
-                f"{place}: {self._credentials()} may not {what} here; use others, or grant the right ({code})"
-            )
-        if status in (301, 307) or code in ("AuthorizationHeaderMalformed", "PermanentRedirect"):
-            return StoreError(f"{place}: the bucket is in another region; set AWS_REGION ({code})")
-        message = error.response.get("Error", {}).get("Message", "")
-        return StoreError(f"{place}: cannot {what}: {code} {one_line(message)}")
-
-    def _credentials(self) -> str:
-        """Return which credentials are in use, without showing them."""
-        with contextlib.suppress(BotoCoreError):
-            found = self._connection.session.get_credentials()
-            if found is not None:
-                key = found.get_frozen_credentials().access_key or ""
-                return f"access key {key[:4]}… (found in: {found.method})"
-        return "the AWS credentials"

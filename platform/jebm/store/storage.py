@@ -22,7 +22,8 @@ from jebm.store.protocol import (
     Uploaded,
     checked_key,
 )
-from jebm.store.s3 import S3Store, arrow_options, connect
+from jebm.store.s3 import S3Store
+from jebm.store.s3_session import arrow_options, connect
 
 __all__ = [
     "AccessDeniedError",
