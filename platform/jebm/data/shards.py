@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 
 from jebm.data.sources import Source, SourceDescription, SourceFile
 from jebm.errors import DataError, StoreError
+from jebm.paths import cache_folder, expanded
 
 __all__ = [
     "MANIFEST",
@@ -128,8 +129,17 @@ class ImageSet:
 
 
 def default_cache_directory() -> Path:
-    """Return where decoded images are kept: $JEBM_CACHE, or ~/.cache/jebm/data."""
-    return Path(os.environ.get("JEBM_CACHE") or "~/.cache/jebm/data").expanduser()
+    """Return where decoded images are kept: $JEBM_CACHE, or `data` in this user's `cache_folder`.
+
+    Raises DataError if there is no such folder; it names JEBM_CACHE.
+    """
+    named = os.environ.get("JEBM_CACHE")
+    try:
+        return expanded(named) if named else cache_folder() / "data"
+    except ValueError as error:
+        raise DataError(f"JEBM_CACHE: {error}") from error
+    except OSError as error:
+        raise DataError(f"{error}; set JEBM_CACHE to a folder that can be written") from error
 
 
 # ------------------------------------------------------------------------------------------------ writing

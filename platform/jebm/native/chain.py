@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from jebm.paths import cache_folder
+
 __all__ = ["describe", "run", "usable"]
 
 _SOURCE = Path(__file__).with_name("chain.c")
@@ -152,10 +154,6 @@ def _output(command: list[str]) -> str:
 def _cache_folder() -> Path:
     """Return a folder of this user alone that can be written to: the cache's, or one for this process."""
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jebm"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
-            return folder
-    except (OSError, RuntimeError):  # no home
-        pass
-    return Path(tempfile.mkdtemp(prefix="jebm-"))
+        return cache_folder()
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="jebm-"))

@@ -33,7 +33,10 @@ class LocalStore:
     """A folder; made by the first write. Objects are files that appear by a rename or a hard link."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root.resolve()
+        try:
+            self._root = root.resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # a name too long, links that go in circles
+            raise StoreError(f"{root}: cannot be a folder: {one_line(error)}") from error
 
     def __repr__(self) -> str:
         return f"LocalStore({self.uri!r})"

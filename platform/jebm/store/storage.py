@@ -3,10 +3,12 @@
 A key is relative to the URI of its store. An object appears whole or not at all.
 """
 
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlencode
 
 from jebm.errors import StoreError
+from jebm.paths import expanded
 from jebm.store.local import LocalStore
 from jebm.store.memory import MemoryStore
 from jebm.store.protocol import (
@@ -40,20 +42,32 @@ __all__ = [
     "Store",
     "Uploaded",
     "arrow_uri",
+    "normalised_uri",
     "open_store",
 ]
 
+_OBJECTS = ("memory", "s3")
+_SCHEME = re.compile(
+    r"\s*(?:"
+    r"(?P<any>[A-Za-z][A-Za-z0-9+.-]*)(?=:/)"  # also with one slash too few, as in s3:/bucket
+    r"|(?P<known>s3[an]?|gcs|gs|file|memory|https?|arn)(?=:)"
+    r"|(?P<ours>s3|memory)(?=//)"
+    r")(?P<slashes>:?/{0,2})",
+    re.IGNORECASE,
+)
+"""What begins as a URI does, or as one that was mistyped; anything else is a path."""
+
 
 def open_store(uri: str) -> Store:
-    """Return the store of `s3://bucket/prefix`, `file:///path`, a plain path, or `memory://name/prefix`.
+    """Return the store of `s3://bucket/prefix`, `file:///path`, a path (`~` is the home), or `memory://name`.
 
-    Nothing is created and nobody is called: `probe()` does that. Endpoint, region and credentials of S3
+    Nothing is created and no request is made: `probe()` does that. Endpoint, region and credentials of S3
     are found the way the aws tool finds them (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_PROFILE, …).
     JEBM_S3_SSE, JEBM_S3_SSE_KMS_KEY_ID and JEBM_S3_REQUEST_PAYER go with the requests that know them.
     A request to S3 that may succeed later is tried again for 30 s; `patient()` changes that.
 
     Raises:
-        StoreError: the URI is none, or the environment or the profile cannot be used; nobody was called.
+        StoreError: the URI is invalid, or the environment or the profile cannot be used.
     """
     scheme, bucket, prefix = _split(uri)
     if scheme == "s3":
@@ -63,24 +77,42 @@ def open_store(uri: str) -> Store:
     return LocalStore(Path(prefix))
 
 
+def normalised_uri(uri: str) -> str:
+    """Return the URI in the form that means the same from any folder and to any tool of ours.
+
+    `s3://bucket/prefix` and `memory://name/prefix` without a slash at the end; anything local as a path with
+    its `~` expanded, which stays relative if it was.
+
+    Raises StoreError for an invalid URI, or a `~` whose home is not known.
+    """
+    scheme, bucket, prefix = _split(uri)
+    return prefix if scheme == "file" else f"{scheme}://{bucket}/{prefix}".rstrip("/")
+
+
 def arrow_uri(uri: str) -> str:
     """Return the URI with endpoint and region in its query, as pyarrow and Ray take it."""
     scheme, bucket, prefix = _split(uri)
     if scheme == "memory":
         raise StoreError(f"{uri}: other processes cannot see this memory; use s3://… or a path")
     if scheme == "file":
-        return Path(prefix).as_uri()
+        return Path(prefix).absolute().as_uri()
     options = arrow_options()
     return f"s3://{bucket}/{prefix}".rstrip("/") + (f"?{urlencode(options)}" if options else "")
 
 
 def _split(uri: str) -> tuple[str, str, str]:
-    """Return scheme, bucket or name, and prefix (for files: the absolute path)."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        if not uri:
-            raise StoreError("an empty storage URI; give s3://bucket/prefix or a path")
-        return "file", "", str(Path(uri).expanduser().absolute())
+    """Return scheme, bucket or name, and prefix; for files: the path, its `~` expanded."""
+    if not uri.strip():
+        raise StoreError("an empty storage URI; give s3://bucket/prefix or a path")
+    found = _SCHEME.match(uri)
+    if found is None and "://" in uri:
+        raise StoreError(f"{uri}: {_advice('', '')}")
+    if found is None:
+        return "file", "", _local(uri)
+    scheme = (found["any"] or found["known"] or found["ours"]).lower()
+    slashes, rest = found["slashes"], uri[found.end() :].strip()
+    if scheme == "file" and ":" in slashes:
+        return "file", "", _path_of_file_uri(slashes, rest)
     if "@" in rest.split("/")[0]:
         # Not quoted: it may hold a key.
         raise StoreError(f"{scheme}://…: no credentials in a URI; put them into the environment or a profile")
@@ -88,16 +120,46 @@ def _split(uri: str) -> tuple[str, str, str]:
         raise StoreError(
             f"{scheme}://{rest.split('?')[0]}: no options in a URI; set AWS_ENDPOINT_URL and so on"
         )
+    if scheme not in _OBJECTS or slashes != "://":
+        raise StoreError(f"{uri}: {_advice(scheme, rest.strip('/'))}")
     bucket, _, prefix = rest.partition("/")
-    if scheme == "file":
-        if bucket not in ("", "localhost"):
-            raise StoreError(f"{uri}: a file URI has three slashes, file:///path")
-        return "file", "", unquote(f"/{prefix}")
-    if scheme not in ("memory", "s3"):
-        raise StoreError(
-            f"{uri}: unknown scheme; use s3://bucket/prefix, file:///path, a path or memory://name"
-        )
     if not bucket:
-        raise StoreError(f"{uri}: names no bucket; write {scheme}://bucket/prefix")
+        raise StoreError(f"{uri}: names no bucket; write {scheme}://{prefix.strip('/') or 'bucket/prefix'}")
     prefix = prefix.strip("/")
     return scheme, bucket, checked_key(prefix) if prefix else ""
+
+
+def _local(path: str) -> str:
+    """Return the path with its `~` expanded, such that it is still a path when it is read again."""
+    try:
+        found = str(expanded(path))
+    except ValueError as error:
+        raise StoreError(str(error)) from None
+    return f"./{found}" if _SCHEME.match(found) or found.startswith("~") else found
+
+
+def _path_of_file_uri(slashes: str, rest: str) -> str:
+    """Return the path of `file:///path`, `file://localhost/path` or `file:/path`."""
+    host, slash, path = rest.partition("/") if slashes == "://" else ("", slashes[1:], rest)
+    if host not in ("", "localhost") or not slash:
+        raise StoreError(
+            f"file{slashes}{rest}: a file URI has three slashes, file:///path; or write the path"
+        )
+    return _local(unquote(f"/{path}"))
+
+
+def _advice(scheme: str, rest: str) -> str:
+    """Return what to write in place of a URI of another scheme, or of ours with a slash missing."""
+    if scheme in _OBJECTS:
+        return f"write {scheme}://{rest}, or ./{scheme}… for a folder of that name"
+    if scheme in ("s3a", "s3n"):
+        return f"write s3://{rest}"
+    if scheme in ("gs", "gcs"):
+        return f"write s3://{rest} and set AWS_ENDPOINT_URL=https://storage.googleapis.com (with HMAC keys)"
+    if scheme in ("http", "https"):
+        host, _, path = rest.partition("/")
+        return f"write s3://{path or 'bucket/prefix'} and set AWS_ENDPOINT_URL={scheme}://{host}"
+    return (
+        "unknown scheme; use s3://bucket/prefix, file:///path, a path (./… if its name has a colon) or "
+        "memory://name"
+    )

@@ -1,0 +1,68 @@
+"""Paths that depend on who runs this: what `~` means, and where this user's cache lies.
+
+A container may run under a user id that nobody knows: no HOME, no passwd entry, or a home that cannot be
+written. All that asks for the home does so here.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["cache_folder", "expanded"]
+
+
+def expanded(path: str | Path) -> Path:
+    """Return the path with `~` or `~user` at its beginning replaced by that home folder.
+
+    Raises ValueError, in one line, if that home is not known here, or the text cannot be a path.
+    """
+    text = str(path)
+    if "\0" in text:
+        raise ValueError(f"{text!r} cannot be a path: it holds a NUL character")
+    if not text.startswith("~"):
+        return Path(path)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        user = text.partition("/")[0].removeprefix("~")
+        whose = f"{user!r} has no home folder here" if user else f"user id {os.getuid()} has no home folder"
+        remedy = "write the whole path" if user else "set HOME, or write the whole path"
+        raise ValueError(f"{text}: {whose}; {remedy}") from None
+
+
+def cache_folder() -> Path:
+    """Return the folder for what this user can lose at any time; it exists, is theirs and can be written.
+
+    It is $XDG_CACHE_HOME/jebm or ~/.cache/jebm; without a home that can be written, one in the temporary
+    folder, named by the user id. What lies there may be loaded as code, so a folder of somebody else is
+    passed over.
+
+    Raises OSError if neither can be used; its message names both.
+    """
+    tried = []
+    for folder in _candidates():
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            owners = {folder.lstat().st_uid, folder.stat().st_uid}
+        except OSError as error:
+            tried.append(f"{folder}: {error.strerror}")
+            continue
+        if owners != {os.getuid()}:
+            tried.append(f"{folder}: belongs to another user")
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            tried.append(f"{folder}: cannot be written")
+        else:
+            return folder
+    raise OSError(f"no folder for a cache ({'; '.join(tried)})")
+
+
+def _candidates() -> Iterator[Path]:
+    named = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    if named.is_absolute():  # as its specification wants it
+        yield named / "jebm"
+    else:
+        with contextlib.suppress(RuntimeError):  # neither HOME nor a passwd entry
+            yield Path.home() / ".cache" / "jebm"
+    yield Path(tempfile.gettempdir(), f"jebm-{os.getuid()}")
