@@ -24,13 +24,13 @@ from typing import Literal, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from tqdm import tqdm
 
 from jebm.cli import log_lines, run, tell, tell_json, warn
 from jebm.config import leaves
 from jebm.errors import CheckpointError, ConfigError, JebmError
-from jebm.parser import job_parser, parse
+from jebm.parser import JobParser, job_parser, parse
 from jebm.store.checkpoint import FoundCheckpoint, Manifest
 from jebm.store.retrieve import (
     Progress,
@@ -351,10 +351,9 @@ _NOTES = {
 }
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> JobParser:
     """Return the parser of all commands."""
     parser = job_parser(__doc__ or "")
-    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, command in _COMMANDS.items():
         summary = command.__doc__ or ""
         examples = [
@@ -398,7 +397,7 @@ def build_parser() -> ArgumentParser:
         if name == "bench":
             one.add_argument("--megabytes", type=int, default=256, help="size of the synthetic state")
         one.add_argument("--json", action="store_true", help="one JSON document on stdout")
-        commands.add_subcommand(name, one, help=summary.rstrip("."))
+        parser.add_command(name, one, summary.rstrip("."))
     return parser
 
 

@@ -21,7 +21,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from jebm.cli import log_lines, run, tell
 from jebm.config import Cluster, Config, Features, Train
@@ -30,13 +30,13 @@ from jebm.evaluate.findings import Findings
 from jebm.evaluate.report import write_report
 from jebm.evaluate.samples import group_share
 from jebm.evaluate.suite import Request, check, evaluate_request
-from jebm.parser import job_parser, parse
+from jebm.parser import JobParser, job_parser, parse
 from jebm.store.storage import open_store
 from jebm.train.provenance import provenance
 from jebm.train.runtime import process_runtime, started_by_torchrun
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> JobParser:
     """Return the parser of the command line."""
     parser = job_parser(__doc__ or "")
     parser.add_argument(

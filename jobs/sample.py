@@ -26,7 +26,7 @@ from typing import get_args
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from tqdm import tqdm
 
 from jebm.cli import log_lines, run, tell
@@ -35,13 +35,13 @@ from jebm.core.model import JointModel
 from jebm.errors import ConfigError
 from jebm.evaluate.export import Drawn, Format, draw, write
 from jebm.evaluate.restore import restored
-from jebm.parser import job_parser, parse
+from jebm.parser import JobParser, job_parser, parse
 from jebm.rng import gaussian_noise
 from jebm.store.storage import open_store
 from jebm.train.provenance import provenance
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> JobParser:
     """Return the parser of the command line."""
     parser = job_parser(__doc__ or "")
     parser.usage = "%(prog)s --checkpoint URI --count N [--output PLACE] [--format grid|png|npz] [--vary zL]"

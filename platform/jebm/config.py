@@ -16,6 +16,7 @@ from jebm.errors import ConfigError
 
 __all__ = [
     "INCEPTION_FILE",
+    "PLACES",
     "Checkpoint",
     "Cluster",
     "Config",
@@ -42,6 +43,13 @@ Features: TypeAlias = Literal["classifier", "effnetlite0", "inceptionv3"]
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 """The weights of inceptionv3 that published FIDs were taken with."""
+
+PLACES = (
+    *("run.storage", "run.init_from"),
+    *("data.train", "data.held_out"),
+    "evaluation.inception_weights",
+)
+"""Keys whose values are paths, and all but the last one perhaps URIs."""
 
 
 def _require(condition: bool, key: str, message: str) -> None:

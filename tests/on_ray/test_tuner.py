@@ -279,7 +279,11 @@ def test_the_job_says_what_it_would_do_and_what_is_wrong(job: Any, tmp_path: Pat
         assert line in shown
     assert not list(place.rglob("*.json"))
 
-    assert job(*given[:2]) == (2, "", "error: the following arguments are required: search\n")
+    assert job(*given[:2]) == (
+        2,
+        "",
+        "error: --search: is missing (YAML file: the space, the objective, the trials)\n",
+    )
     search.write_text(search.read_text().replace("width", "widht"))
     assert job(*given) == (
         2,

@@ -105,9 +105,9 @@ def space(**entries: object) -> dict[str, object]:
         (space(energy__width=["int", 1]), r"space: energy\.width: needs two bounds, \[int, low, high\]"),
         (space(energy__width=["int", 1, 2.5]), r"space: energy\.width: needs a whole number, not 2\.5"),
         (space(energy__width=["int", 9, 3]), r"the low bound 9 must lie below the high bound 3"),
-        (space(energy__width=["uniform", 1, 9]), r"energy\.width = 3\.5\d*: energy\.width: Expected a int"),
+        (space(energy__width=["uniform", 1, 9]), r"width = 3\.5\d*: energy\.width: needs an integer"),
         (space(energy__width=["uniform", True, 9]), r"energy\.width: needs a number, not True"),
-        (space(energy__width=["choice", [10, "wide"]]), r"energy\.width = wide: .*Expected a int"),
+        (space(energy__width=["choice", [10, "wide"]]), r"width = wide: .*needs an integer, not 'wide'"),
         (space(energy__width=["choice", [10, None]]), r"energy\.width: needs a value, not null"),
         (space(energy__width=["choice", [10, 10]]), r"energy\.width: a choice stands twice"),
         (space(energy__width=["choice", 10]), r"energy\.width: needs one list of values"),
@@ -164,10 +164,15 @@ def test_what_is_not_measured_is_no_objective() -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("space: {a: 1, a: 2}", r"a: stands twice \(again in line 1\)"),
-        ("space: [", r"search\.yaml: while parsing"),
-        ("just words", r"needs the keys space, objective and trials"),
-        ("1: {}", r"line 1: 1 is no key"),
+        ("space: {a: 1, a: 2}", r"space\.a: stands twice \(line 1 and line 1\)"),
+        ("space: {a: 1}\ntrials: 3\nspace: {b: 1}", r"space: stands twice \(line 1 and line 3\)"),
+        ("space: [", r"search\.yaml: line 1: invalid YAML"),
+        ("just words", r"holds no keys"),
+        ("1: {}", r"unknown key 1"),
+        ("? [a]\n: 1", r"line 1: a key must be a word"),
+        ("space: {energy.width: [choice, [!!binary aGk=]]}", r"line 1: the tag !!binary is not read"),
+        ("space: &a [*a]", r"holds itself by an alias"),
+        ("train: {epochs: 3}", r"that is a config; give it as --config"),
     ],
 )
 def test_a_wrong_file_is_named(text: str, line: str, tmp_path: Path) -> None:
@@ -188,5 +193,5 @@ def test_the_ready_searches_fit_their_config(path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"search: cannot read .*nowhere\.yaml"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: there is no such file"):
         load_search(tmp_path / "nowhere.yaml", SMOKE)

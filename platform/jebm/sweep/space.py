@@ -14,13 +14,11 @@ import importlib.util
 import itertools
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -31,6 +29,8 @@ from optuna.distributions import (
 from jebm.config import Config, config_to_dict
 from jebm.errors import ConfigError
 from jebm.parser import config_from_dict
+from jebm.parser.values import sections
+from jebm.parser.yaml_file import read_yaml
 
 __all__ = [
     "Halving",
@@ -122,17 +122,13 @@ def load_search(path: str | Path, base: Config, trials: int | None = None) -> Se
     Raises:
         ConfigError: in one line that names the file, the key and the remedy.
     """
+    values = read_yaml(path)
+    if "space" not in values and any(key in sections() for key in values):
+        raise ConfigError(f"{path}: that is a config; give it as --config {path}")
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"search: cannot read {path}: {error}") from error
-    try:
-        values = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
-        if not isinstance(values, dict):
-            raise ConfigError("needs the keys space, objective and trials")
         return search_from_dict(values if trials is None else values | {"trials": trials}, base)
-    except (yaml.YAMLError, ConfigError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def search_from_dict(values: Mapping[str, Any], base: Config) -> Search:
@@ -205,29 +201,6 @@ def with_parameters(
         # Optuna's choices are plain values: a list goes as JSON. No text of the config begins with a bracket.
         branch[leaf] = json.loads(value) if isinstance(value, str) and value.startswith("[") else value
     return config_from_dict(values)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as the configs are read: 1e-4 is a number. A key that stands twice is an error."""
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        number = ("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"))
-        known = self.yaml_implicit_resolvers
-        self.yaml_implicit_resolvers = known | {
-            letter: [number, *known.get(letter, [])] for letter in "-+0123456789"
-        }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise ConfigError(f"line {key_node.start_mark.line + 1}: {key!r} is no key")
-            if key in seen:
-                raise ConfigError(f"{key}: stands twice (again in line {key_node.start_mark.line + 1})")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def _only(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:

@@ -1,0 +1,23 @@
+"""The one way in for values: files, the command line and samples of a sweep, as dotted keys."""
+
+from jebm.parser.arguments import (
+    JobParser,
+    argument_parser,
+    config_to_yaml,
+    job_parser,
+    load_config,
+    parse,
+    parse_arguments,
+)
+from jebm.parser.values import config_from_dict
+
+__all__ = [
+    "JobParser",
+    "argument_parser",
+    "config_from_dict",
+    "config_to_yaml",
+    "job_parser",
+    "load_config",
+    "parse",
+    "parse_arguments",
+]

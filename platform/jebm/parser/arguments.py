@@ -1,0 +1,155 @@
+"""The parsers of the jobs: keys of the configuration and options, from files and the command line.
+
+An unknown key or a value of the wrong type raises `ConfigError` in one line that names it, before any
+cluster starts. The line is ours (`jebm.parser.words`); help, `--print_config`, commands and the objects of
+the config are jsonargparse's.
+"""
+
+import dataclasses
+import difflib
+import functools
+import json
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+
+from jebm.config import Config, config_to_dict
+from jebm.errors import ConfigError
+from jebm.parser.words import Option, checked_words
+
+__all__ = [
+    "JobParser",
+    "argument_parser",
+    "config_to_yaml",
+    "job_parser",
+    "load_config",
+    "parse",
+    "parse_arguments",
+]
+
+
+class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the lines of a description: they hold examples."""
+
+
+class JobParser(ArgumentParser):
+    """A parser that remembers what it was told, so that a wrong command line can be refused in our words."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:  # noqa: ANN401  (jsonargparse's)
+        self.options: list[Option] = []
+        self.commands: dict[str, JobParser] = {}
+        self.has_keys = False
+        """Whether the keys of the config are among its arguments."""
+        super().__init__(*arguments, **settings)
+
+    def add_argument(self, *names: str, **settings: Any) -> Any:  # noqa: ANN401
+        """Add an argument, as jsonargparse does."""
+        action = settings.get("action")
+        if action in (None, "store_true") and "." not in names[-1]:  # no key of the config, nor its section
+            option = Option(
+                names=names,
+                kind=None if action else settings.get("type", str),
+                choices=tuple(settings.get("choices") or ()),
+                many=settings.get("nargs") == "+",
+                required=settings.get("required", not names[-1].startswith("-")),
+                help=settings.get("help") or "",
+            )
+            if not dataclasses.is_dataclass(option.kind):
+                self.options.append(option)
+        return super().add_argument(*names, **settings)
+
+    def add_command(self, name: str, parser: "JobParser", summary: str) -> None:
+        """Add a command; its values are found under its name, and `command` says which one was given."""
+        if not self.commands:
+            self._choice = self.add_subcommands(dest="command", metavar="COMMAND")
+        self.commands[name] = parser
+        self._choice.add_subcommand(name, parser, help=summary)
+
+    def checked(self, words: Sequence[str]) -> list[str]:
+        """Return a command line in plain form; raises `ConfigError` where it is wrong."""
+        if self.commands:
+            return self._with_command(words)
+        if any(word in ("-h", "--help") for word in words):
+            return ["--help"]
+        return checked_words(words, self.options, keys=self.has_keys)
+
+    def _with_command(self, words: Sequence[str]) -> list[str]:
+        command, *rest = words or [""]
+        if command in ("-h", "--help"):
+            return ["--help"]
+        if command in self.commands:
+            return [command, *self.commands[command].checked(rest)]
+        close = difflib.get_close_matches(command, self.commands, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(self.commands)}"
+        raise ConfigError(
+            f"unknown command {command}; {hint}" if command else f"a command is missing; {hint}"
+        )
+
+
+def job_parser(description: str) -> JobParser:
+    """Return an empty parser whose errors `parse` turns into one line."""
+    return JobParser(description=description, exit_on_error=False, formatter_class=_Help)
+
+
+def parse(parser: JobParser, arguments: Sequence[str] | None = None) -> Namespace:
+    """Return what the command line (default: this process's) gives, sections as objects of the config.
+
+    Raises:
+        ConfigError: an unknown key or option, a missing or wrong one, or values that a section refuses.
+    """
+    words = parser.checked(sys.argv[1:] if arguments is None else arguments)
+    try:
+        values: Namespace = parser.instantiate(parser.parse_args(words))
+    except (ArgumentError, ValueError) as error:  # what our own check has let pass
+        raise ConfigError(" ".join(str(error).split())) from error
+    return values
+
+
+def argument_parser(description: str) -> JobParser:
+    """Return a parser of `--config FILE` (repeatable), every dotted key of `Config`, and `--print_config`."""
+    parser = job_parser(description)
+    parser.usage = "%(prog)s [--config FILE] [--KEY VALUE ...]"
+    parser.has_keys = True
+    parser.add_argument("--config", action="config", help="YAML file with the keys below; later ones win")
+    for section in dataclasses.fields(Config):
+        kind = type(getattr(Config(), section.name))
+        summary = (kind.__doc__ or "").partition("\n")[0]
+        parser.add_argument(f"--{section.name}", type=kind, default=kind(), help=summary)
+    return parser
+
+
+def parse_arguments(parser: JobParser, arguments: Sequence[str] | None = None) -> tuple[Config, Namespace]:
+    """Return the config that the command line (default: this process's) gives, and the whole namespace.
+
+    `parser` is `argument_parser`'s, perhaps with a job's own arguments added.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type, or values that cannot work together.
+    """
+    values = parse(parser, arguments)
+    return Config(**{section.name: values[section.name] for section in dataclasses.fields(Config)}), values
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Return the config of a YAML file, with dotted `overrides` (`{"energy.width": 50}`) on top."""
+    arguments = ["--config", str(path)]
+    for key, value in (overrides or {}).items():
+        arguments.append(f"--{key}={json.dumps(value) if not isinstance(value, str) else value}")
+    return parse_arguments(_plain_parser(), arguments)[0]
+
+
+@functools.cache
+def _plain_parser() -> JobParser:
+    """Return the parser of no job, made once: to make it takes longer than to parse."""
+    return argument_parser("")
+
+
+def config_to_yaml(config: Config) -> str:
+    """Return the config as YAML that `--config` reads back to an equal config."""
+    text: str = yaml.safe_dump(config_to_dict(config), sort_keys=False)
+    return text

@@ -1,0 +1,198 @@
+"""Values to the types of the configuration: what fits is converted, and what does not is refused by name."""
+
+import dataclasses
+import difflib
+import functools
+import json
+import math
+import os
+import types
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
+
+from jebm.config import PLACES, Config
+from jebm.errors import ConfigError
+from jebm.parser.yaml_file import resolved
+
+__all__ = ["checked", "config_from_dict", "converted", "key_types", "meant", "sections", "with_home"]
+
+_SHOWN = 60
+"""Characters of a value that an error shows."""
+_BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
+_NEEDS = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+}
+
+
+def config_from_dict(values: Mapping[str, Any]) -> Config:
+    """Return the config with the given nested values and defaults elsewhere; keys may also be dotted.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type, or values that cannot work together.
+    """
+    config: Config = _built(Config, "", dict(checked(values)))
+    return config
+
+
+def checked(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, converted value) for all keys of nested values; raises `ConfigError`."""
+    yield from _checked(values, "")
+
+
+def _checked(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if key in key_types():
+            yield key, _with_home(key, converted(value, key_types()[key], key))
+        elif isinstance(value, Mapping):
+            if not value and key not in sections():
+                raise ConfigError(_unknown(key))
+            yield from _checked(value, f"{key}.")
+        elif key in sections():
+            raise ConfigError(f"{key}: needs keys below it, not {_shown(value)}")
+        else:
+            raise ConfigError(_unknown(key))
+
+
+def _built(kind: Any, prefix: str, given: Mapping[str, Any]) -> Any:  # noqa: ANN401  (an object of that kind)
+    """Return a section with the given values of dotted keys."""
+    arguments = {}
+    for field in dataclasses.fields(kind):
+        key = f"{prefix}{field.name}"
+        if key in sections():
+            arguments[field.name] = _built(sections()[key], f"{key}.", given)
+        elif key in given:
+            arguments[field.name] = given[key]
+    return kind(**arguments)
+
+
+@functools.cache
+def key_types() -> Mapping[str, Any]:
+    """Return dotted key -> type of all values of the config."""
+    return {key: kind for key, kind in _fields(Config, "") if not _is_section(kind)}
+
+
+@functools.cache
+def sections() -> Mapping[str, type]:
+    """Return dotted key -> class of all sections of the config."""
+    return {key: kind for key, kind in _fields(Config, "") if _is_section(kind)}
+
+
+def _fields(section: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, kind in get_type_hints(section).items():
+        yield f"{prefix}{name}", kind
+        if _is_section(kind):
+            yield from _fields(kind, f"{prefix}{name}.")
+
+
+def _is_section(kind: Any) -> TypeGuard[type]:  # noqa: ANN401  (any type)
+    return dataclasses.is_dataclass(kind)
+
+
+def _unknown(key: str) -> str:
+    close = meant(key, key_types())
+    hint = f"did you mean {' or '.join(close)}?" if close else "see --help for all keys"
+    return f"unknown key {key}; {hint}"
+
+
+def meant(key: str, known: Collection[str]) -> Sequence[str]:
+    """Return the known keys that a wrong one is likely to mean, perhaps under another section."""
+    if close := difflib.get_close_matches(key, known, n=1, cutoff=0.75):
+        return close
+    last = {name: name.rsplit(".", 1)[-1] for name in known}
+    words = difflib.get_close_matches(key.rsplit(".", 1)[-1], last.values(), n=1, cutoff=0.75)
+    return [name for name, word in last.items() if word in words]
+
+
+def with_home(path: str, key: str) -> str:
+    """Return a path with ~ and ~name written out; raises `ConfigError` where there is no such home."""
+    if not path.startswith("~"):
+        return path
+    whole = os.path.expanduser(path)  # noqa: PTH111  (pathlib raises RuntimeError)
+    if whole.startswith("~"):
+        name = path.partition("/")[0]
+        raise ConfigError(f"{key}: there is no home folder for {name}; write the whole path, or ./{path}")
+    return whole
+
+
+def _with_home(key: str, value: Any) -> Any:  # noqa: ANN401  (as given)
+    return with_home(value, key) if key in PLACES and isinstance(value, str) else value
+
+
+def converted(value: Any, kind: Any, key: str) -> Any:  # noqa: ANN401  (any plain value, of that type)
+    """Return a value of the given type; text stands for what it would mean in YAML.
+
+    Raises:
+        ConfigError: it has another type.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None or (value == "null" and str not in inner):
+            return None
+        (kind,) = (one for one in inner if one is not types.NoneType)
+        return converted(value, kind, key)
+    if value is None:
+        raise ConfigError(f"{key}: needs a value, not null")
+    if origin is Literal:
+        return _chosen(value, inner, key)
+    if origin in (tuple, list):
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{key}: needs {_list_of(value, inner[0])}, not {_shown(value)}")
+        return origin(converted(item, inner[0], f"{key}[{i}]") for i, item in enumerate(value))
+    fitting = _plain(value, kind)
+    if fitting is None:
+        hint = "; put it in quotes" if kind is str and isinstance(value, int | float) else ""
+        raise ConfigError(f"{key}: needs {_NEEDS[kind]}, not {_shown(value)}{hint}")
+    return fitting
+
+
+def _plain(value: Any, kind: type) -> Any:  # noqa: ANN401  (None where it does not fit)
+    """Return the value as one of a plain type; None where it is none."""
+    if kind in (str, Path):
+        return kind(value) if isinstance(value, str) else None
+    if isinstance(value, str):
+        value = _BOOLEANS.get(value.lower(), value) if kind is bool else value
+        value = resolved(value) if isinstance(value, str) else value
+    if kind is bool or isinstance(value, bool):
+        return value if kind is bool and isinstance(value, bool) else None
+    if kind is float and isinstance(value, int | float):
+        return _finite(value)
+    return value if kind is int and isinstance(value, int) else None
+
+
+def _finite(value: float) -> float | None:
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _chosen(value: Any, allowed: Sequence[Any], key: str) -> Any:  # noqa: ANN401  (one of `allowed`)
+    if value in allowed:
+        return value
+    close = difflib.get_close_matches(str(value), map(str, allowed), n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ConfigError(f"{key}: must be one of {', '.join(map(str, allowed))}, not {_shown(value)}{hint}")
+
+
+def _list_of(value: object, kind: type) -> str:
+    """Return the words for the list that is needed: the one that the value may have been meant for."""
+    items = str(value).strip("()[]{} ").replace(",", " ").split()
+    if items and all(_plain(item, kind) is not None for item in items):
+        return f"a list: [{','.join(items)}]"
+    return "a list, such as [2,10]" if kind is int else "a list, such as [a,b]"
+
+
+def _shown(value: object) -> str:
+    """Return a value as an error shows it: as it would be written, and not all of a long one."""
+    try:
+        text = f"'{value}'" if isinstance(value, str) else json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        text = type(value).__name__
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -1,0 +1,161 @@
+"""The words of a command line, checked against what a parser was told, before jsonargparse sees them.
+
+What is refused is so in our words. What is passed on is in one plain form, --key=value, that cannot be
+misread: files of --config written out key by key, ~ expanded, and `true` where a switch was left bare.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jebm.errors import ConfigError
+from jebm.parser.values import checked, converted, key_types, meant, sections, with_home
+from jebm.parser.yaml_file import read_value, read_yaml
+
+__all__ = ["Option", "checked_words"]
+
+_SEARCH = ("space", "objective")
+"""Keys that only a search file has."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a parser was told of an argument of its own."""
+
+    names: tuple[str, ...]
+    """--name, perhaps with others; of a positional one its name without dashes."""
+    kind: Any
+    """Type of the value; None for a switch."""
+    choices: tuple[Any, ...]
+    many: bool
+    """Whether one or more words follow."""
+    required: bool
+    help: str
+
+    @property
+    def name(self) -> str:
+        """Return the name that people know."""
+        return self.names[-1]
+
+    def check(self, word: str) -> str:
+        """Return the word as it is passed on; raises `ConfigError` where it is no such value."""
+        if self.kind in (str, Path, str | None):
+            word = with_home(word, self.name)
+        elif self.kind is not None:
+            converted(read_value(word), self.kind, self.name)
+        if self.choices and word not in self.choices:
+            raise ConfigError(f"{self.name}: must be one of {', '.join(self.choices)}, not '{word}'")
+        return word
+
+
+def checked_words(words: Sequence[str], options: Sequence[Option], *, keys: bool) -> list[str]:
+    """Return a command line that is right, in plain form; with `keys`, those of the config are options, too.
+
+    Raises:
+        ConfigError: an unknown option or key, a value of the wrong type or none, a file that cannot be read,
+            or something that is missing.
+    """
+    return list(_Words(words, options, keys=keys).checked())
+
+
+class _Words:
+    """The walk over the words of one command line."""
+
+    def __init__(self, words: Sequence[str], options: Sequence[Option], *, keys: bool) -> None:
+        self._left = list(words)
+        self._keys = keys
+        self._options = options
+        self._named = {name: option for option in options for name in option.names if name.startswith("-")}
+        self._positional = [option for option in options if not option.name.startswith("-")]
+        self._found: set[str] = set()
+
+    def checked(self) -> Iterator[str]:
+        while self._left:
+            word = self._left.pop(0)
+            name, given, value = word.partition("=")
+            if name in self._named:
+                yield from self._option(self._named[name], value if given else None)
+            elif self._keys and name == "--config":
+                yield from self._file(value if given else self._value(name))
+            elif self._keys and name[2:] in {**key_types(), **sections()} and name.startswith("--"):
+                yield from self._key(name[2:], value if given else None)
+            elif word.startswith("--print_config") and self._keys:
+                self._found |= {option.name for option in self._options}  # shows values, runs nothing
+                yield word
+            elif word.startswith("--") and len(word) > 2:
+                raise ConfigError(self._unknown(name[2:]))
+            else:
+                yield self._argument(word)
+        for option in self._options:
+            if option.required and option.name not in self._found:
+                raise ConfigError(f"{option.name}: is missing" + (f" ({option.help})" if option.help else ""))
+
+    def _option(self, option: Option, value: str | None) -> Iterator[str]:
+        self._found.add(option.name)
+        if option.kind is None:
+            if value is not None:
+                raise ConfigError(f"{option.name}: is a switch, and takes no value")
+            yield option.name
+            return
+        first = option.check(self._value(option.name) if value is None else value)
+        if not option.many:
+            yield f"{option.name}={first}"
+            return
+        yield option.name
+        yield first
+        while value is None and self._left and not self._left[0].startswith("--"):
+            yield option.check(self._left.pop(0))
+
+    def _key(self, key: str, value: str | None) -> Iterator[str]:
+        """Yield what a key of the config is set to; a section takes a mapping."""
+        kind = key_types().get(key)
+        if value is None and kind is bool and (not self._left or self._left[0].startswith("--")):
+            value = "true"
+        text = self._value(f"--{key}") if value is None else value
+        if kind is str or (kind == str | None and text != "null"):  # as it is, whatever it means in YAML
+            yield f"--{key}={dict(checked({key: text}))[key]}"
+        else:
+            yield from _plain({key: read_value(text)})
+
+    def _file(self, name: str) -> Iterator[str]:
+        path = with_home(name, "--config")
+        values = read_yaml(path)
+        if all(key in values for key in _SEARCH):
+            raise ConfigError(f"{path}: that is a search file; give it to jobs/tune.py as --search {path}")
+        try:
+            yield from _plain(values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    def _argument(self, word: str) -> str:
+        """Return a word that stands for itself."""
+        if not self._positional or (word.startswith("-") and len(word) > 1):
+            raise ConfigError(f"unexpected argument {word}; see --help")
+        option = self._positional[0]
+        if not option.many:
+            self._positional.pop(0)
+        self._found.add(option.name)
+        return option.check(word)
+
+    def _value(self, name: str) -> str:
+        if not self._left or self._left[0].startswith("--"):
+            raise ConfigError(f"{name}: needs a value")
+        return self._left.pop(0)
+
+    def _unknown(self, key: str) -> str:
+        """Return the line for an option that is none, with what was likely meant."""
+        keys = list(key_types()) if self._keys else []
+        names = [name.removeprefix("--") for name in self._named if name.startswith("--")]
+        close = meant(key, keys + names)
+        what = f"unknown key {key}" if self._keys else f"unknown option --{key}"
+        if not close:
+            return f"{what}; see --help for all {'keys' if self._keys else 'options'}"
+        shown = [name if name in keys else f"--{name}" for name in close]
+        return f"{what}; did you mean {' or '.join(shown)}?"
+
+
+def _plain(values: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in checked(values):
+        yield f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
