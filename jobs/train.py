@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from jebm.cli import log_lines, run, tell
 from jebm.config import Config
-from jebm.evaluate.quick import quick_look
+from jebm.evaluate.quick import check_quick_look, quick_look
 from jebm.parser import argument_parser, parse_arguments
 from jebm.store.storage import open_store
 from jebm.train.lease import Lease
@@ -55,7 +55,7 @@ def main() -> None:
     log_lines()
     parser = argument_parser(__doc__ or "")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, print the plan, start nothing"
+        "--dry-run", action="store_true", help="check all that a start checks, print the plan, start nothing"
     )
     config, arguments = parse_arguments(parser)
     if started_by_torchrun():
@@ -64,15 +64,21 @@ def main() -> None:
     if here:
         check_processes(config)
     else:
-        from jebm.on_ray.trainer import resolve_paths, train  # noqa: PLC0415  (without Ray: no ray needed)
+        # Without Ray: no ray needed.
+        from jebm.on_ray.cluster import check_room, runs_here  # noqa: PLC0415
+        from jebm.on_ray.trainer import resolve_paths, train  # noqa: PLC0415
 
         config = resolve_paths(config)
-    plan = make_plan(config)
+    plan = make_plan(config, read_images=here or runs_here(), deep=arguments.dry_run)
+    check_quick_look(config, plan.data, plan.held_out, plan.images)
     tell(plan.describe())
-    if arguments.dry_run:
-        return
     if plan.finished:
-        tell(f"already finished: all {plan.total_steps:,} steps; to go on, raise train.epochs")
+        tell(f"already finished: all {plan.total_steps:,} steps; to train further, raise train.epochs")
+        return
+    if arguments.dry_run:
+        Lease(open_store(config.run.storage).child(config.run.name)).check()
+        if not here:
+            check_room(config)
         return
     result = train_here(config) if here else train(config, provenance())
     tell(f"{result.status}: step {result.step:,} of {result.total_steps:,}; results in {result.place}")

@@ -135,5 +135,7 @@ def test_home_is_written_out_in_files_options_and_the_names_of_files(tmp_path, m
     assert (config.run.storage, config.run.init_from) == (f"{home}/runs", f"{home}/runs/a")
     assert (config.data.train, config.data.held_out) == (f"{home}/data", f"{home}/held")
     assert (config.evaluation.inception_weights, options.search) == (f"{home}/w", f"{home}/s.yaml")
-    with pytest.raises(ConfigError, match=r"run\.storage: there is no home folder for ~nobody-here"):
+    with pytest.raises(
+        ConfigError, match=r"run\.storage: ~nobody-here/runs: 'nobody-here' has no home folder"
+    ):
         load_config(written(home, "run: {storage: ~nobody-here/runs}"))

@@ -201,7 +201,7 @@ class Energy:
 
     def __post_init__(self) -> None:
         _require(self.width >= 0, "energy.width", "must not be negative (0 is the Gaussian prior)")
-        _require(self.depth >= 1, "energy.depth", "must be at least 1")
+        _require(1 <= self.depth <= 1_000, "energy.depth", "must lie between 1 and 1,000")
         _require(self.output_scale > 0, "energy.output_scale", "must be positive")
 
 
@@ -320,7 +320,7 @@ class Train:
     pictures_every_steps: int = 500
 
     def __post_init__(self) -> None:
-        _require(0 < self.epochs < math.inf, "train.epochs", "must be positive")
+        _require(0 < self.epochs <= 1e9, "train.epochs", "must be positive, and no more than 1e9")
         _require(self.batch_size >= 1, "train.batch_size", "must be at least 1")
         _require(self.accumulate >= 1, "train.accumulate", "must be at least 1")
         _require(
@@ -422,7 +422,9 @@ class Cluster:
             "cluster.min_workers",
             f"must lie between 1 and cluster.workers = {self.workers}",
         )
-        _require(self.cpus_per_worker >= 1, "cluster.cpus_per_worker", "must be at least 1")
+        _require(
+            1 <= self.cpus_per_worker <= 1_024, "cluster.cpus_per_worker", "must lie between 1 and 1,024"
+        )
         _require(self.max_failures >= 0, "cluster.max_failures", "must not be negative")
 
 

@@ -60,7 +60,7 @@ def test_a_job_stops_when_told_to_and_goes_on_under_its_name(cluster, s3_uri: st
     epochs = saved.step // 16 + 2
     code, output = cluster.run(*entry, *values, f"--train.epochs={epochs}")
     assert code == 0, output
-    assert f"goes on from step {saved.step}" in output
+    assert f"resumes at step {saved.step:,}" in output
     assert "is held by" not in output  # who has ended frees the run at once
     assert f"finished: step {16 * epochs} of {16 * epochs}" in output
     manifest = checkpoints.latest()

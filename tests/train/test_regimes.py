@@ -75,7 +75,7 @@ def test_the_second_stage_moves_the_energy_alone_and_resumes(tmp_path: Path) -> 
         "train__ema_decay": 0.9,
     }
     straight = tiny_config(tmp_path, run__name="straight", **second)
-    assert f"the energy alone, on the nets of {tmp_path}/first" in make_plan(straight).describe()
+    assert f"only the energy, on the nets of {tmp_path}/first" in make_plan(straight).describe()
     result = train(straight)
     assert different(saved(first), saved(straight), "generator") == []
     assert different(saved(first), saved(straight), "inference") == []

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from jebm.config import INCEPTION_FILE, Evaluation
 from jebm.data.loader import to_float, to_uint8
-from jebm.data.shards import ImageSet, default_cache_directory
+from jebm.data.shards import DatasetManifest, ImageSet, default_cache_directory
 from jebm.errors import CheckpointError, ConfigError, DataError, StoreError
 from jebm.rng import generator
 from jebm.store.storage import ObjectExistsError, ObjectMissingError, Store, open_store
@@ -45,6 +45,7 @@ __all__ = [
     "EfficientNetFeatures",
     "FeatureNet",
     "InceptionFeatures",
+    "check_feature_net",
     "classifier_features",
     "efficientnet_features",
     "feature_net",
@@ -82,6 +83,24 @@ def feature_net(evaluation: Evaluation, train: ImageSet, *, device: torch.device
     if evaluation.features == "inceptionv3":
         return inception_features(evaluation.inception_weights or "", device=device)
     return classifier_features(train, device=device)
+
+
+def check_feature_net(evaluation: Evaluation, train: DatasetManifest, images: ImageSet | None) -> None:
+    """Check that `feature_net` can make its net, without training one; `images` may be read already.
+
+    Raises ConfigError as `feature_net`.
+    """
+    if evaluation.features == "effnetlite0":
+        efficientnet_features()
+    elif evaluation.features == "inceptionv3":
+        inception_features(evaluation.inception_weights or "")
+    elif train.labels_sha256 is None:
+        raise ConfigError(
+            "evaluation.features: a classifier needs labels, and data.train has none; "
+            "set it to effnetlite0, or ingest again with --labels"
+        )
+    elif images is not None:
+        _classes(images)
 
 
 def is_fid(net: FeatureNet) -> bool:
@@ -194,9 +213,8 @@ def classifier_features(
     Raises ConfigError for images without labels or of one class, DataError where the cache cannot be written.
     """
     chosen_N, labels_N = _labelled(train)
-    classes_K, targets_N = np.unique(labels_N, return_inverse=True)
-    if len(classes_K) < 2:
-        raise ConfigError(f"evaluation.features: {_described(train)} has only one class; use effnetlite0")
+    classes_K = _classes(train)
+    targets_N = np.searchsorted(classes_K, labels_N)
     manifest = train.manifest
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, 0, 0, "classifier weights").initial_seed())
@@ -237,6 +255,14 @@ def _labelled(images: ImageSet) -> tuple[_Indices, _Indices]:
         )
     chosen_N = np.flatnonzero(images.labels_N >= 0)
     return chosen_N, images.labels_N[chosen_N].astype(np.int64)
+
+
+def _classes(images: ImageSet) -> _Indices:
+    """Return the labels that there are, in order; ConfigError for fewer than two."""
+    classes_K = np.unique(_labelled(images)[1])
+    if len(classes_K) < 2:
+        raise ConfigError(f"evaluation.features: {_described(images)} has only one class; use effnetlite0")
+    return classes_K
 
 
 @torch.enable_grad()

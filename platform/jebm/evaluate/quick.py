@@ -17,20 +17,23 @@ from torch import Tensor
 from jebm.config import Config
 from jebm.core.model import JointModel
 from jebm.data.loader import to_float
-from jebm.data.shards import load_images
+from jebm.data.shards import DatasetManifest, ImageSet, load_images
+from jebm.errors import ConfigError
 from jebm.evaluate.chains import Estimate
 from jebm.evaluate.distances import Distances, real_floor
-from jebm.evaluate.features import FeatureNet, feature_net
+from jebm.evaluate.features import FeatureNet, check_feature_net, feature_net
 from jebm.evaluate.hierarchy import tilt_of
 from jebm.evaluate.likelihood import likelihood, log_partition_annealed
 from jebm.evaluate.samples import BATCH, image_features, sample_quality
 from jebm.rng import Noise, gaussian_noise
 from jebm.store.storage import open_store
 
-__all__ = ["QuickLook", "quick_look"]
+__all__ = ["QuickLook", "check_quick_look", "quick_look"]
 
 _AIS_CHAINS = 500
 _AIS_TEMPERATURES = 100
+_FEWEST_IMAGES = 40
+"""Half of them against the other half, for the floor: a kernel distance needs 20 on each side."""
 
 
 class QuickLook:
@@ -103,6 +106,25 @@ class QuickLook:
 def quick_look(config: Config) -> Callable[[JointModel, int], dict[str, float]] | None:
     """Return what `fit` calls as `measure`: a `QuickLook`, or None where `evaluation.every_steps` is 0."""
     return QuickLook(config) if config.evaluation.every_steps else None
+
+
+def check_quick_look(
+    config: Config, train: DatasetManifest, held_out: DatasetManifest, images: ImageSet | None
+) -> None:
+    """Check that what `quick_look` returns can measure; `images` are the training images, if they are read.
+
+    Raises:
+        ConfigError: there are too few held-out images, no labels for a classifier, or no such feature net.
+    """
+    if not config.evaluation.every_steps:
+        return
+    if held_out.images < _FEWEST_IMAGES:
+        key = "data.held_out" if config.data.held_out else "data.train"
+        raise ConfigError(
+            f"evaluation.every_steps: distances need {_FEWEST_IMAGES} held-out images or more, and {key} has "
+            f"{held_out.images}; give a larger set, or set evaluation.every_steps to 0"
+        )
+    check_feature_net(config.evaluation, train, images)
 
 
 @torch.no_grad()

@@ -9,12 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
 import jebm
 from jebm.config import Config
 from jebm.errors import ConfigError
 
-__all__ = ["check_capacity", "connect", "job_environment", "places", "stop_command"]
+__all__ = [
+    "check_capacity",
+    "check_room",
+    "connect",
+    "job_environment",
+    "join",
+    "places",
+    "runs_here",
+    "stop_command",
+]
 
 _SOURCE_ROOT = Path(jebm.__file__).parents[1]
 
@@ -93,21 +103,60 @@ def _forget_dead_cluster() -> None:
             note.unlink()
 
 
+def runs_here() -> bool:
+    """Return whether the workers will run on this machine only: RAY_ADDRESS names no cluster."""
+    return os.environ.get("RAY_ADDRESS", "local") == "local"
+
+
+def join(config: Config) -> None:
+    """Join the cluster, or start a local one, if it has room for the workers; nothing is started without.
+
+    Raises:
+        ConfigError: as `connect` and `check_capacity`.
+    """
+    if runs_here():
+        check_capacity(config)
+    connect()
+    check_capacity(config)
+
+
+def check_room(config: Config) -> None:
+    """Raise what `join` would; starts nothing, and leaves the cluster again."""
+    if runs_here() or ray.is_initialized():
+        check_capacity(config)
+        return
+    try:
+        join(config)
+    finally:
+        ray.shutdown()
+
+
 def check_capacity(config: Config) -> None:
-    """Raise `ConfigError` where the cluster can never hold the workers (it would wait for ever)."""
+    """Raise `ConfigError` if the workers never fit the cluster that was joined, or else this machine."""
     cluster = config.cluster
-    if cluster.autoscales:
+    here = runs_here()
+    if cluster.autoscales and not here:
         return
     room = places(config)
-    if room < (cluster.min_workers or cluster.workers):
-        nodes = _nodes()
-        cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
-        raise ConfigError(
-            f"cluster.workers: {cluster.workers} workers of {cluster.cpus_per_worker} CPU"
-            + (" and 1 GPU" if cluster.gpu else "")
-            + f" do not fit: the cluster has {cpus:g} CPUs and {gpus:g} GPUs, room for {room}; "
-            "lower it, or set cluster.autoscales to true if nodes are added on demand"
+    if room >= (cluster.min_workers or cluster.workers):
+        return
+    nodes = _nodes()
+    cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    asked = f"cluster.workers: {cluster.workers} workers of {cluster.cpus_per_worker} CPU"
+    remedy = "lower it"
+    if cluster.gpu and gpus:
+        asked += " and 1 GPU"
+    elif cluster.gpu:
+        asked, remedy = "cluster.gpu: workers with a GPU", "set it to false"
+    raise ConfigError(
+        f"{asked} do not fit: {'this machine' if here else 'the cluster'} has {cpus:g} CPUs and {gpus:g} GPUs, "
+        f"room for {room}; {remedy}, or set "
+        + (
+            "RAY_ADDRESS to the cluster that you mean"
+            if here
+            else "cluster.autoscales to true if nodes are added on demand"
         )
+    )
 
 
 def places(config: Config) -> int:
@@ -121,6 +170,9 @@ def places(config: Config) -> int:
 
 
 def _nodes() -> list[dict[str, float]]:
-    """Return the resources of each node that is alive."""
+    """Return the resources of each node that is alive; before a cluster was joined, those of this machine."""
+    if not ray.is_initialized():
+        found = ResourceAndLabelSpec().resolve(is_head=True, node_ip_address="127.0.0.1")
+        return [{"CPU": found.num_cpus or 0, "GPU": found.num_gpus or 0}]
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     return [node["Resources"] for node in nodes if node["Alive"]]

@@ -12,13 +12,13 @@ from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from jebm import errors
-from jebm.config import Config, config_to_dict
-from jebm.errors import ConfigError, JebmError
-from jebm.on_ray.cluster import check_capacity, connect, job_environment, stop_command
+from jebm.config import PLACES, Config, config_to_dict
+from jebm.errors import ConfigError, JebmError, StoreError
+from jebm.on_ray.cluster import job_environment, join, stop_command
 from jebm.on_ray.filesystem import ray_filesystem
 from jebm.on_ray.stopping import StopRequest, stop_on_signals
 from jebm.on_ray.worker import SNAPSHOT, work
-from jebm.store.storage import open_store
+from jebm.store.storage import arrow_uri, normalised_uri, open_store
 from jebm.train.lease import Lease
 from jebm.train.loop import Result
 
@@ -29,40 +29,47 @@ _ELASTIC_START_SECONDS = "20"
 
 
 def resolve_paths(config: Config) -> Config:
-    """Return the config with local paths that mean the same in the workers as in this process.
+    """Return the config with paths and URIs that mean the same in the workers as in this process.
 
-    Outside a job they become absolute. In a job the data's stay relative to the uploaded working directory,
-    which every worker has; results must not land there.
+    Outside a job they become absolute. In a job what lies in the uploaded working directory stays relative
+    to it, since every worker has it; results must not land there.
 
     Raises:
-        ConfigError: in a job, `run.storage` is a relative path.
+        ConfigError: a URI is invalid, or of memory that only this process sees; in a job, `run.storage` is a
+            relative path, or another one names nothing that was uploaded.
     """
-    in_job = job_environment() is not None
-    storage = config.run.storage
-    if in_job and "://" not in storage and not Path(storage).is_absolute():
+    changes: dict[str, dict[str, str]] = {}
+    for key in PLACES:
+        section, name = key.split(".")
+        place = getattr(getattr(config, section), name)
+        if place:
+            changes.setdefault(section, {})[name] = _everywhere(key, place)
+    sections = {name: dataclasses.replace(getattr(config, name), **new) for name, new in changes.items()}
+    return dataclasses.replace(config, **sections)
+
+
+def _everywhere(key: str, place: str) -> str:
+    """Return one path or URI as `resolve_paths` does."""
+    try:
+        place = normalised_uri(place)
+        arrow_uri(place)
+    except StoreError as error:
+        raise ConfigError(f"{key}: {error}") from error
+    if "://" in place or Path(place).is_absolute():
+        return place
+    if job_environment() is None:
+        return str(Path(place).absolute())
+    if key == "run.storage":
         raise ConfigError(
-            f"run.storage: {storage!r} would lie in the job's temporary folder and be lost with it; "
+            f"run.storage: {place!r} would lie in the job's temporary folder and be lost with it; "
             "give s3://bucket/prefix, or an absolute path that all nodes share"
         )
-
-    def absolute(path: str) -> str:
-        return path if in_job or "://" in path else str(Path(path).absolute())
-
-    init_from = config.run.init_from and absolute(config.run.init_from)
-
-    held_out, weights = config.data.held_out, config.evaluation.inception_weights
-    return dataclasses.replace(
-        config,
-        evaluation=dataclasses.replace(
-            config.evaluation, inception_weights=None if weights is None else absolute(weights)
-        ),
-        run=dataclasses.replace(config.run, storage=absolute(storage), init_from=init_from),
-        data=dataclasses.replace(
-            config.data,
-            train=absolute(config.data.train),
-            held_out=None if held_out is None else absolute(held_out),
-        ),
-    )
+    if not Path(place).exists():
+        raise ConfigError(
+            f"{key}: {place} is not in the job's working directory: what .gitignore and .rayignore name, such "
+            "as data/, is not uploaded with a job; put it into s3://… or on a path that all nodes see"
+        )
+    return place
 
 
 def train(config: Config, provenance: Mapping[str, str]) -> Result:
@@ -78,8 +85,7 @@ def train(config: Config, provenance: Mapping[str, str]) -> Result:
 
 
 def _train(config: Config, provenance: Mapping[str, str]) -> Result:
-    connect()
-    check_capacity(config)
+    join(config)
     request = StopRequest()
     with stop_on_signals(request):
         return train_workers(config, provenance, request)

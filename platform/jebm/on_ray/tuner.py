@@ -25,7 +25,7 @@ from ray.tune.search import Searcher
 
 from jebm.config import Config, config_to_dict
 from jebm.errors import ConfigError
-from jebm.on_ray.cluster import check_capacity, connect, places, stop_command
+from jebm.on_ray.cluster import join, places, stop_command
 from jebm.on_ray.stopping import StopRequest
 from jebm.on_ray.trial import METRICS, run_trial
 from jebm.store.storage import open_store
@@ -156,8 +156,7 @@ def _run(plan: SweepPlan, study: SweepStudy, provenance: Mapping[str, str]) -> b
     # Else Tune puts the driver's keys into the runtime environment of its trials, which Ray stores and shows.
     propagated = class_cache.ENV_VARS_TO_PROPAGATE
     propagated.difference_update({name for name in propagated if name.startswith("AWS_")})
-    connect()
-    check_capacity(plan.base)
+    join(plan.base)
     at_once = plan.search.max_concurrent or study.left
     if not cluster.autoscales:
         at_once = min(at_once, max(1, places(plan.base) // cluster.workers))

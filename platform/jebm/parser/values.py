@@ -5,7 +5,6 @@ import difflib
 import functools
 import json
 import math
-import os
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_typ
 from jebm.config import PLACES, Config
 from jebm.errors import ConfigError
 from jebm.parser.yaml_file import resolved
+from jebm.paths import expanded
 
 __all__ = ["checked", "config_from_dict", "converted", "key_types", "meant", "sections", "with_home"]
 
@@ -111,13 +111,10 @@ def meant(key: str, known: Collection[str]) -> Sequence[str]:
 
 def with_home(path: str, key: str) -> str:
     """Return a path with ~ and ~name written out; raises `ConfigError` where there is no such home."""
-    if not path.startswith("~"):
-        return path
-    whole = os.path.expanduser(path)  # noqa: PTH111  (pathlib raises RuntimeError)
-    if whole.startswith("~"):
-        name = path.partition("/")[0]
-        raise ConfigError(f"{key}: there is no home folder for {name}; write the whole path, or ./{path}")
-    return whole
+    try:
+        return str(expanded(path)) if path.startswith("~") else path
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def _with_home(key: str, value: Any) -> Any:  # noqa: ANN401  (as given)

@@ -99,6 +99,12 @@ class Lease:
         self._thread.start()
         return self
 
+    def check(self) -> None:
+        """Raise `ConfigError` if another live job holds the run; takes nothing. Waits as entering does."""
+        newest = _newest(self._store)
+        if newest is not None and not self._released(newest):
+            self._outlive(newest)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -1,16 +1,26 @@
-"""What a run will do, found out before anything starts: data read, storage probed, parameters counted."""
+"""What a run will do, found out before anything starts: the same checks for a dry run and for a start.
 
+Read are the data, the storage with what it holds of this run, and the run that it begins with; the state of
+training is laid out without memory, to be counted and compared with a checkpoint.
+"""
+
+import os
 from dataclasses import dataclass
-from pathlib import Path
 
-from jebm.config import INCEPTION_FILE, Config
-from jebm.core.model import build_model
-from jebm.data.shards import DatasetManifest, read_manifest
-from jebm.errors import ConfigError
-from jebm.store.checkpoint import Checkpoints
-from jebm.store.storage import open_store
+import torch
+from torch import Tensor
+
+from jebm.config import Config
+from jebm.data.shards import DatasetManifest, ImageSet, load_images, read_manifest
+from jebm.errors import CheckpointError, ConfigError, DataError
+from jebm.store.checkpoint import Checkpoints, Manifest
+from jebm.store.retrieve import damages, open_checkpoint
+from jebm.store.storage import Store, open_store
+from jebm.store.stream import fitting_headers
 from jebm.train.loop import check_images, total_steps_of
-from jebm.train.resume import origin_of
+from jebm.train.resume import check_same, origin_of
+from jebm.train.runtime import Runtime
+from jebm.train.state import TrainState
 
 __all__ = ["Plan", "make_plan"]
 
@@ -21,16 +31,27 @@ class Plan:
 
     config: Config
     data: DatasetManifest
+    held_out: DatasetManifest
+    """The images that are evaluated; the training images if there are no others."""
+    images: ImageSet | None
+    """The training images, if they have been read."""
     steps_per_epoch: int
     total_steps: int
     parameters: dict[str, int]
     resumes_at: int | None
-    """Step of the checkpoint that the run goes on from; None for a new run."""
+    """Step of the checkpoint that the run resumes from; None for a new run."""
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
         return self.resumes_at is not None and self.resumes_at >= self.total_steps
+
+    @property
+    def energy_joins_at(self) -> int | None:
+        """The first step with the energy; `total_steps` if it never joins, None if there is no energy."""
+        if not self.config.has_energy:
+            return None
+        return round(self.config.train.gaussian_share * self.total_steps)
 
     def describe(self) -> str:
         """Return the plan as a few lines for a person."""
@@ -39,13 +60,13 @@ class Plan:
         counts = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
         share = config.train.batch_size // config.cluster.workers
         place = {"ray": "Ray workers", "process": "processes"}[config.cluster.engine]
-        start = "new run" if self.resumes_at is None else f"goes on from step {self.resumes_at}"
+        start = "new run" if self.resumes_at is None else f"resumes at step {self.resumes_at:,}"
         prior = "Gaussian"
         if config.has_energy:
             which = {"joint": "joint EBM", "top": "EBM on the top layer"}[config.prior.kind]
             prior = f"{which}, {config.langevin.steps} Langevin steps of size {config.langevin.step_size:g}"
         if config.train.regime == "two_stage":
-            start += f", the energy alone, on the nets of {config.run.init_from}"
+            start += f", only the energy, on the nets of {config.run.init_from}"
         shape = f"{data.height}x{data.width}x{data.channels}"
         return "\n".join(
             [
@@ -55,50 +76,148 @@ class Plan:
                 f"weights  {counts}",
                 f"steps    {self.total_steps:,} ({config.train.epochs:g} epochs of {self.steps_per_epoch:,}),"
                 f" batch {config.train.batch_size} = {config.cluster.workers} x {share}",
+                *self._energy_line(),
                 f"workers  {config.cluster.workers} {place}, {config.cluster.cpus_per_worker} CPU"
                 + (" and 1 GPU" if config.cluster.gpu else "")
                 + " each",
             ]
         )
 
+    def _energy_line(self) -> list[str]:
+        """Return when the energy joins, if not at once."""
+        joins = self.energy_joins_at
+        if not joins:
+            return []
+        share = f"train.gaussian_share {self.config.train.gaussian_share:g}"
+        if joins >= self.total_steps:
+            return [f"energy   never joins: {share} of {self.total_steps:,} steps leaves none for it"]
+        return [f"energy   joins at step {joins:,} ({share}); the prior is N(0, I) until then"]
 
-def make_plan(config: Config) -> Plan:
-    """Check data and storage and return the plan; starts nothing.
+
+def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) -> Plan:
+    """Check data, storage, sizes and checkpoints and return the plan; starts nothing.
+
+    With `read_images` the images are read into this machine's cache, where workers on this machine find
+    them; else the parts of the data sets are looked up. With `deep` a checkpoint that the run would begin
+    with counts only if every byte of it is right, as when it is loaded.
 
     Raises:
-        ConfigError: the images do not fit the model, or are fewer than one batch.
+        ConfigError: values that do not fit the data or the machine, or another config than the checkpoint's.
         DataError: a data set is missing or unreadable.
         StoreError: the storage cannot be reached, read or written.
+        CheckpointError: the run's checkpoints are damaged or do not fit, or `run.init_from` names none.
     """
-    data = read_manifest(open_store(config.data.train))
-    check_images(config, data, "data.train")
+    data, images = _data_set(config, "data.train", config.data.train, read=read_images)
+    held_out = data
     if config.data.held_out:
-        check_images(config, read_manifest(open_store(config.data.held_out)), "data.held_out")
+        held_out, _ = _data_set(config, "data.held_out", config.data.held_out, read=read_images)
     if data.images < config.train.batch_size:
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} is more than the {data.images} images of data.train"
         )
-    looks = config.evaluation.every_steps > 0
-    if looks and config.evaluation.features == "classifier" and data.labels_sha256 is None:
-        raise ConfigError(
-            "evaluation.features: a classifier needs labels, and data.train has none; "
-            "set it to effnetlite0, or ingest again with --labels"
-        )
-    weights = config.evaluation.inception_weights
-    if looks and config.evaluation.features == "inceptionv3" and not Path(weights or "").is_file():
-        raise ConfigError(
-            f"evaluation.inception_weights: {weights} is not there; give the path of your copy of "
-            f"{INCEPTION_FILE}"
-        )
+    state = _laid_out(config)
     store = open_store(config.run.storage)
     store.probe()
-    latest = Checkpoints(store, config.run.name).latest()
-    if latest is None and config.run.init_from is not None:
-        origin_of(config)
-    model = build_model(config)
+    parent = _resumed(config, store, data, state.tensors(), deep=deep)
+    if parent is None and config.run.init_from is not None:
+        _check_origin(config, state.tensors(), deep=deep)
     parameters = {
-        name: sum(parameter.numel() for parameter in net.parameters()) for name, net in model.named_children()
+        name: sum(parameter.numel() for parameter in net.parameters())
+        for name, net in state.model.named_children()
     }
     steps_per_epoch = data.images // config.train.batch_size
-    total = total_steps_of(config, steps_per_epoch)
-    return Plan(config, data, steps_per_epoch, total, parameters, None if latest is None else latest.step)
+    return Plan(
+        config=config,
+        data=data,
+        held_out=held_out,
+        images=images,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps_of(config, steps_per_epoch),
+        parameters=parameters,
+        resumes_at=None if parent is None else parent.step,
+    )
+
+
+def _data_set(config: Config, key: str, uri: str, *, read: bool) -> tuple[DatasetManifest, ImageSet | None]:
+    """Return what a data set is, and its images if they are to be read."""
+    store = open_store(uri)
+    manifest = read_manifest(store)
+    check_images(config, manifest, key)
+    if read:
+        return manifest, load_images(store)
+    sizes = {info.key: info.size for info in store.list("part-")}
+    for part in manifest.parts:
+        if sizes.get(part.name) != part.bytes:
+            found = (
+                "is missing" if part.name not in sizes else f"has {sizes[part.name]} of {part.bytes} bytes"
+            )
+            raise DataError(f"{store.uri}/{part.name}: {found}; ingest the data set again")
+    return manifest, None
+
+
+def _laid_out(config: Config) -> TrainState:
+    """Return the state of training in names, shapes and types, without memory.
+
+    Raises:
+        ConfigError: it is larger than the memory of this machine, where on a CPU it would have to be.
+    """
+    nowhere = torch.device("meta")
+    try:
+        with nowhere:
+            state = TrainState.build(config, Runtime(0, 1, nowhere))
+        size = sum(tensor.numel() * tensor.element_size() for tensor in state.tensors().values())
+    except (RuntimeError, TypeError, ValueError) as error:  # torch counts in 64 bits
+        raise ConfigError(
+            f"model: nets of these widths cannot be built ({str(error).splitlines()[0]})"
+        ) from error
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory and not config.cluster.gpu:
+        raise ConfigError(
+            f"model: weights and optimizers take {size / 1e9:,.0f} GB, and this machine has "
+            f"{memory / 1e9:,.0f}; lower model.latent_dims, or the widths and channels of the nets"
+        )
+    return state
+
+
+def _resumed(
+    config: Config, store: Store, data: DatasetManifest, tensors: dict[str, Tensor], *, deep: bool
+) -> Manifest | None:
+    """Return the checkpoint that `resume` will read; None if the run is new. Raises what `resume` would."""
+    checkpoints = Checkpoints(store, config.run.name)
+    failure: CheckpointError | None = None
+    for every_byte in (True,) if deep else (False, True):
+        manifest = checkpoints.latest(deep=every_byte)
+        if manifest is None:
+            break
+        try:
+            if not config.run.accept_changes:
+                check_same(config, manifest, data)
+            folder = store.child(f"{config.run.name}/checkpoints/{manifest.name}")
+            fitting_headers(folder, manifest.objects, tensors)
+        except CheckpointError as error:
+            failure = error
+        else:
+            return manifest
+    if failure is not None:
+        accepted = "; choose a new run.name" if config.run.accept_changes else ""
+        raise CheckpointError(f"{failure}{accepted}") from failure
+    if deep and checkpoints.latest() is not None:
+        raise CheckpointError(
+            f"{store.uri}/{config.run.name}: no checkpoint is right in every byte; "
+            "jobs/checkpoints.py verify --deep says where, and a new run.name starts anew"
+        )
+    return None
+
+
+def _check_origin(config: Config, tensors: dict[str, Tensor], *, deep: bool) -> None:
+    """Raise what `resume` would for the checkpoint of `run.init_from`."""
+    run, origin = open_checkpoint(origin_of(config))
+    folder = run.folder(origin.name)
+    try:
+        if config.train.regime != "two_stage":  # that takes two nets, whose shapes are those of its config
+            fitting_headers(folder, origin.objects, tensors)
+        lines = damages(folder, origin, lambda done, total: None) if deep else []
+        if lines:
+            raise CheckpointError(lines[0])
+    except CheckpointError as error:
+        raise CheckpointError(f"run.init_from: {error}") from error

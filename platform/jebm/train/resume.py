@@ -11,7 +11,7 @@ from jebm.store.retrieve import RunStore, open_checkpoint, read_tensors
 from jebm.train.runtime import Runtime
 from jebm.train.state import TrainState
 
-__all__ = ["origin_of", "resume"]
+__all__ = ["check_same", "origin_of", "resume"]
 
 _LOG = logging.getLogger("jebm.train")
 
@@ -33,7 +33,7 @@ def resume(
         try:
             with runtime.together():
                 if not config.run.accept_changes:
-                    _check_same(config, manifest, data)
+                    check_same(config, manifest, data)
                 checkpoints.load(manifest, state.tensors())
         except CheckpointError as error:
             if deep:
@@ -99,7 +99,7 @@ def _take_nets(config: Config, run: RunStore, origin: Manifest, state: TrainStat
         model.load_state_dict(weights, strict=False)  # the energy stays
 
 
-def _check_same(config: Config, manifest: Manifest, data: DatasetManifest) -> None:
+def check_same(config: Config, manifest: Manifest, data: DatasetManifest) -> None:
     """Raise `ConfigError` where the checkpoint is of another model, objective or data set."""
     keys = differing_keys(config, manifest.config)
     if manifest.state["data_sha256"] != data.sha256:
