@@ -40,7 +40,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 import torch
-import yaml
 from jsonargparse import Namespace
 
 from jebm.cli import log_lines, run, tell
@@ -58,16 +57,17 @@ from jebm.evaluate.comparison import (
     measure_model,
 )
 from jebm.evaluate.features import feature_net
-from jebm.evaluate.quick import quick_look
+from jebm.evaluate.quick import check_distances, quick_look
 from jebm.evaluate.restore import restored
 from jebm.parser import argument_parser, config_from_dict, config_to_yaml, parse_arguments
+from jebm.parser.yaml_file import read_value
 from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.storage import ObjectMissingError, Store, open_store
 from jebm.train.lease import Lease
 from jebm.train.loop import Result, fit, total_steps_of
 from jebm.train.plan import make_plan
 from jebm.train.provenance import provenance
-from jebm.train.runtime import first_signal, prepare_process, process_runtime
+from jebm.train.runtime import check_processes, first_signal, prepare_process, process_runtime
 
 ARMS: Mapping[str, Mapping[str, object]] = {
     "gaussian": {"prior.kind": "gaussian", "train.regime": "joint"},
@@ -145,7 +145,7 @@ def changed_config(config: Config, changes: Mapping[str, object]) -> Config:
         branch = values
         for section in sections:
             branch = branch.setdefault(section, {})
-        branch[leaf] = yaml.safe_load(value) if isinstance(value, str) and key != "run.init_from" else value
+        branch[leaf] = read_value(value) if isinstance(value, str) and key != "run.init_from" else value
     return config_from_dict(values)
 
 
@@ -175,6 +175,32 @@ def trials_of(config: Config, arms: Sequence[str], seeds: Sequence[int]) -> list
             total = total_steps_of(shared, images // shared.train.batch_size)
             trials.append(Trial(arm, seed, replace(shared, run=run_), total))
     return trials
+
+
+def check(trials: Sequence[Trial], *, dry_run: bool) -> None:
+    """Check what training and measuring the runs will need; in a dry run also the room, and who trains them.
+
+    Raises:
+        JebmError: what the start would end with.
+    """
+    for trial in trials:
+        config = trial.config
+        reference = Checkpoints(open_store(config.run.storage), str(config.run.init_from).rpartition("/")[2])
+        if trial.begins_with_another and reference.latest() is None:
+            continue  # that run is trained before
+        plan = make_plan(config, read_images=True, deep=dry_run)
+        check_distances(config, plan.data, plan.held_out, plan.images)
+    if trials[0].config.cluster.engine == "process":
+        check_processes(trials[0].config)
+    left = [trial for trial in trials if not trial.finished()]
+    if not dry_run or not left:
+        return
+    for trial in left:
+        Lease(open_store(trial.uri)).check()
+    if trials[0].config.cluster.engine == "ray":
+        from jebm.on_ray.cluster import check_room  # noqa: PLC0415  (without Ray: no ray needed)
+
+        check_room(trials[0].config)
 
 
 # --------------------------------------------------------------------------------------------- training
@@ -412,7 +438,7 @@ def describe(trials: Sequence[Trial]) -> str:
         if step >= trial.total_steps:
             status = "finished"
         else:
-            status = f"{trial.total_steps:,} steps" + (f", goes on from step {step:,}" if step else "")
+            status = f"{trial.total_steps:,} steps" + (f", resumes at step {step:,}" if step else "")
         origin = trial.config.run.init_from if trial.begins_with_another else None
         lines.append(f"{trial.name:{width}}  {status}" + (f", begins with {origin}" if origin else ""))
     return "\n".join(lines)
@@ -433,7 +459,11 @@ def settings() -> tuple[Config, Namespace]:
     parser.add_argument(
         "--parallel", type=int, default=1, help="runs that train side by side on this machine"
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be trained, start nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check all that a start checks, say what would be trained, start nothing",
+    )
     config, arguments = parse_arguments(parser)
     if arguments.parallel < 1:
         raise ConfigError("--parallel: must be at least 1")
@@ -451,13 +481,13 @@ def main() -> int:
     log_lines()
     config, arguments = settings()
     trials = trials_of(config, arguments.arms, arguments.seeds)
-    make_plan(trials[0].config)
+    check(trials, dry_run=arguments.dry_run)
     place = arguments.output or f"{config.run.storage.rstrip('/')}/{config.run.name}-comparison"
     tell(f"{len(trials)} runs in {config.run.storage}, results in {place}\n{describe(trials)}")
-    if arguments.dry_run:
-        return 0
     output = open_store(place)
     output.probe()
+    if arguments.dry_run:
+        return 0
     prepare_process(config, torch.device("cuda" if config.cluster.gpu else "cpu"))
     rows = Rows(output, config)
     found = rows_of(trials, rows, arguments.parallel)

@@ -21,11 +21,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from jebm.cli import log_lines, run, tell
+from jebm.evaluate.quick import check_quick_look
 from jebm.parser import argument_parser, job_parser, parse, parse_arguments
 from jebm.store.storage import Store, open_store
 from jebm.sweep.report import make_report, write_tensorboard
 from jebm.sweep.space import load_search
 from jebm.sweep.study import run_name
+from jebm.train.lease import Lease
 from jebm.train.plan import make_plan
 from jebm.train.provenance import provenance
 
@@ -55,6 +57,7 @@ def store_report(store: Store) -> None:
 
 def search() -> int:
     """Parse, check, run the trials, and say which is best; return 1 where none has finished."""
+    from jebm.on_ray.cluster import check_room, runs_here  # noqa: PLC0415
     from jebm.on_ray.trainer import resolve_paths  # noqa: PLC0415  (a report needs no ray)
     from jebm.on_ray.tuner import plan_sweep, tune  # noqa: PLC0415
 
@@ -63,13 +66,17 @@ def search() -> int:
     parser.add_argument("--search", required=True, help="YAML file: the space, the objective, the trials")
     parser.add_argument("--trials", type=int, help="number of trials, in place of the search file's")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, print the plan, start nothing"
+        "--dry-run", action="store_true", help="check all that a start checks, print the plan, start nothing"
     )
     config, arguments = parse_arguments(parser)
     config = resolve_paths(config)
-    plan = plan_sweep(load_search(arguments.search, config, arguments.trials), make_plan(config))
+    base = make_plan(config, read_images=runs_here(), deep=arguments.dry_run)
+    check_quick_look(config, base.data, base.held_out, base.images)
+    plan = plan_sweep(load_search(arguments.search, config, arguments.trials), base)
     tell(plan.describe())
     if arguments.dry_run:
+        Lease(open_store(config.run.storage).child(config.run.name)).check()
+        check_room(config)
         return 0
     ending = tune(plan, provenance())
     counts = ", ".join(f"{count} {status}" for status, count in sorted(ending.trials.items()))

@@ -198,7 +198,7 @@ def test_a_comparison_goes_on_where_it_was_and_does_nothing_twice(
     code, out, _ = job(arms, "--seeds=[0]", "--train.epochs=0.2")
     assert code == 0, out
     assert "tiny-boom-0 diverged" in out
-    begun = "tiny-gaussian-0  10 steps, goes on from step 5"
+    begun = "tiny-gaussian-0  10 steps, resumes at step 5"
     assert begun in job(arms, "--seeds=[0, 1]", "--train.epochs=0.4", "--dry-run")[1]
 
     code, out, _ = job("--arms=[gaussian, joint]", "--seeds=[0, 1]", "--train.epochs=0.4")
@@ -234,7 +234,10 @@ def test_a_comparison_goes_on_where_it_was_and_does_nothing_twice(
 
     code, _, err = job("--arms=[gaussian, joint]", "--seeds=[0]", "--energy.depth=3")
     assert code == 2
-    assert "run tiny-gaussian-0 has a checkpoint made with another energy.depth; choose a new run.name" in err
+    assert (
+        "run tiny-gaussian-0 has a checkpoint (step 10) made with another energy.depth; choose a new run.name"
+        in err
+    )
 
 
 @pytest.mark.parametrize(

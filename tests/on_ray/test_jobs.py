@@ -9,7 +9,7 @@ from pathlib import Path
 from jebm.store.checkpoint import Checkpoints
 from jebm.store.storage import open_store
 
-# What a worker sees; then two starts with bad values, and the exit code of the second.
+# What a worker sees; then starts with bad values, dry and not, and the exit code of the last.
 ODDS = """
 import ray, subprocess, sys
 ray.init()
@@ -20,9 +20,14 @@ def look():
 print('worker says', ray.get(look.remote()))
 ray.shutdown()
 start = ['python', 'jobs/train.py', '--config', 'jobs/configs/smoke.yaml', '--run.storage']
-print(subprocess.run([*start, 'runs'], stderr=subprocess.STDOUT).returncode, flush=True)
+def run(*words):
+    return subprocess.run([*start, *words], stderr=subprocess.STDOUT).returncode
+print(run('runs'), flush=True)
+print(run(sys.argv[1], '--data.train', 'data/mine/train'), flush=True)
+print(run(sys.argv[1], '--cluster.workers=3', '--train.batch_size=99', '--dry-run'), flush=True)
 many = ['--train.batch_size', '102', '--cluster.workers', '51']
-sys.exit(subprocess.run([*start, sys.argv[1], *many]).returncode)
+print(run(sys.argv[1], *many, '--dry-run'), flush=True)
+sys.exit(run(sys.argv[1], *many))
 """
 
 
@@ -82,7 +87,11 @@ def test_platform_is_the_standard_librarys_and_bad_values_end_with_their_line(cl
     assert code == 1, output
     assert "worker says ('Linux', True)" in output
     assert re.search(r"error: run.storage: 'runs' would lie in the job's temporary folder.*\n2\n", output)
-    assert "cluster.workers: 51 workers of 1 CPU do not fit: the cluster has 3 CPUs" in output
+    uploaded = r"error: data.train: data/mine/train is not in the job's working directory: .*\n2\n"
+    assert re.search(uploaded, output)
+    assert re.search(r"workers  3 Ray workers, 1 CPU each\n(?!error)(.*\n)*?0\n", output)
+    small = "cluster.workers: 51 workers of 1 CPU do not fit: the cluster has 3 CPUs"
+    assert output.count(small) == 2  # of the dry run, and of the start
     assert "Traceback" not in output
 
 

@@ -28,7 +28,7 @@ from jebm.evaluate.samples import BATCH, image_features, sample_quality
 from jebm.rng import Noise, gaussian_noise
 from jebm.store.storage import open_store
 
-__all__ = ["QuickLook", "check_quick_look", "quick_look"]
+__all__ = ["QuickLook", "check_distances", "check_quick_look", "quick_look"]
 
 _AIS_CHAINS = 500
 _AIS_TEMPERATURES = 100
@@ -114,14 +114,24 @@ def check_quick_look(
     """Check that what `quick_look` returns can measure; `images` are the training images, if they are read.
 
     Raises:
+        ConfigError: as `check_distances`.
+    """
+    if config.evaluation.every_steps:
+        check_distances(config, train, held_out, images)
+
+
+def check_distances(
+    config: Config, train: DatasetManifest, held_out: DatasetManifest, images: ImageSet | None
+) -> None:
+    """Check that distances between samples and held-out images can be taken.
+
+    Raises:
         ConfigError: there are too few held-out images, no labels for a classifier, or no such feature net.
     """
-    if not config.evaluation.every_steps:
-        return
     if held_out.images < _FEWEST_IMAGES:
         key = "data.held_out" if config.data.held_out else "data.train"
         raise ConfigError(
-            f"evaluation.every_steps: distances need {_FEWEST_IMAGES} held-out images or more, and {key} has "
+            f"{key}: distances need at least {_FEWEST_IMAGES} held-out images, and there are "
             f"{held_out.images}; give a larger set, or set evaluation.every_steps to 0"
         )
     check_feature_net(config.evaluation, train, images)

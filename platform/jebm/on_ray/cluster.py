@@ -149,8 +149,8 @@ def check_capacity(config: Config) -> None:
     elif cluster.gpu:
         asked, remedy = "cluster.gpu: workers with a GPU", "set it to false"
     raise ConfigError(
-        f"{asked} do not fit: {'this machine' if here else 'the cluster'} has {cpus:g} CPUs and {gpus:g} GPUs, "
-        f"room for {room}; {remedy}, or set "
+        f"{asked} do not fit: {'this machine' if here else 'the cluster'} has {cpus:g} CPUs and {gpus:g} "
+        f"GPUs, room for {room}; {remedy}, or set "
         + (
             "RAY_ADDRESS to the cluster that you mean"
             if here

@@ -66,8 +66,8 @@ def _everywhere(key: str, place: str) -> str:
         )
     if not Path(place).exists():
         raise ConfigError(
-            f"{key}: {place} is not in the job's working directory: what .gitignore and .rayignore name, such "
-            "as data/, is not uploaded with a job; put it into s3://… or on a path that all nodes see"
+            f"{key}: {place} is not in the job's working directory: what .gitignore and .rayignore name, "
+            "such as data/, is not uploaded with a job; put it into s3://… or on a path that all nodes see"
         )
     return place
 
