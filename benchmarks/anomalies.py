@@ -39,8 +39,10 @@ from torch import Tensor
 from jebm.cli import run
 from jebm.config import Config, config_to_dict, differing_keys, leaves
 from jebm.core.model import JointModel
+from jebm.data.dataset import ImageSet, load_images
 from jebm.data.loader import to_float
-from jebm.data.shards import ImageSet, dataset_exists, load_images, write_dataset
+from jebm.data.manifest import dataset_exists
+from jebm.data.shards import write_dataset
 from jebm.data.sources import open_source
 from jebm.errors import ConfigError, DivergedError
 from jebm.evaluate.ood import average_precision, detections, scores

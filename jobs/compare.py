@@ -44,7 +44,8 @@ from jsonargparse import Namespace
 
 from jebm.cli import log_lines, run, tell
 from jebm.config import Config, config_to_dict, differing_keys
-from jebm.data.shards import load_images, read_manifest
+from jebm.data.dataset import load_images
+from jebm.data.manifest import read_manifest
 from jebm.errors import CheckpointError, ConfigError, DivergedError, JebmError
 from jebm.evaluate.comparison import (
     REFERENCE,

@@ -23,7 +23,8 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 from jebm.cli import run, tell
-from jebm.data.shards import dataset_exists, read_manifest, write_dataset
+from jebm.data.manifest import dataset_exists, read_manifest
+from jebm.data.shards import write_dataset
 from jebm.data.sources import FORMATS, open_source
 from jebm.errors import DataError
 from jebm.parser import job_parser, parse

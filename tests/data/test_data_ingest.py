@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jebm.data.shards import load_images, read_manifest
+from jebm.data.dataset import load_images
+from jebm.data.manifest import read_manifest
 from jebm.store.storage import open_store
 
 REPOSITORY = Path(__file__).resolve().parents[2]

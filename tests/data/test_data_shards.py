@@ -15,13 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jebm.data.shards import (
-    MANIFEST,
-    default_cache_directory,
-    load_images,
-    read_manifest,
-    write_dataset,
-)
+from jebm.data.dataset import default_cache_directory, load_images
+from jebm.data.manifest import MANIFEST, read_manifest
+from jebm.data.shards import write_dataset
 from jebm.data.sources import Batch, Source, source_from_arrays
 from jebm.errors import DataError, StoreError
 from jebm.store.storage import ObjectInfo, Store, open_store
@@ -203,6 +199,13 @@ def test_a_missing_data_set_says_how_to_make_one(store: Store) -> None:
         ({"parts": [{"name": "../x", "images": 2500, "bytes": 1, "sha256": "0" * 64}]}, "part"),
         ({"parts": "none"}, "parts"),
         ({"source": None}, "source"),
+        ({"source": {"files": [{"name": 1}], "format": "", "transforms": []}}, r"source: files\[0\]"),
+        ({"height": 10**9}, "height"),
+        ({"width": 10**30}, "width"),
+        ({"channels": 1e9}, "channels"),
+        ({"height": 2**20, "width": 2**20}, "height, width and channels"),
+        ({"images": 10**15}, "images"),
+        ({"name": "\udcff"}, "surrogates not allowed"),
     ],
 )
 def test_a_wrong_field_of_the_manifest_is_named(
@@ -218,13 +221,43 @@ def test_a_wrong_field_of_the_manifest_is_named(
     assert MANIFEST in str(caught.value)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
+def test_a_part_too_large_for_its_images_is_not_even_fetched(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "set"))
+    part = write_dataset(random_source(), store).parts[0]
+    content = json.loads(store.get(MANIFEST))
+    content["parts"][0]["bytes"] = 10**10
+    store.put(MANIFEST, json.dumps(content).encode())
+    with pytest.raises(DataError, match=f"bytes of {part.name}"):
+        read_manifest(store)
+    content["parts"][0]["bytes"] = part.bytes + 1
+    store.put(MANIFEST, json.dumps(content).encode())
+    with pytest.raises(DataError, match=f"{part.name}: damaged .{part.bytes} of {part.bytes + 1} bytes"):
+        load_images(store, tmp_path / "cache")
+
+
+def test_a_data_set_that_could_not_be_read_again_is_not_written(store: Store) -> None:
+    source = source_from_arrays(random_images(10, 4, 4, 1), name="from a file named \udcff")
+    with pytest.raises(DataError, match="cannot be described"):
+        write_dataset(source, store)
+    assert keys(store) == set()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000),
+        *(b'{"format": NaN}', b'{"format": "", "format": ""}', b" " * (17 << 20)),
+        b'{"version": ' + b"9" * 5_000 + b"}",
+    ],
+    ids=lambda data: repr(data[:20]),
+)
 def test_a_manifest_that_is_none_is_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
     store = open_store(str(tmp_path))
     store.put(MANIFEST, data)
     with pytest.raises(DataError, match="not a data set manifest") as caught:
         read_manifest(store)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "swap"])
@@ -280,6 +313,22 @@ def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="JEBM_CACHE"):
         load_images(store, tmp_path / "file" / "cache")
+
+
+def test_pixels_for_which_there_is_no_room_are_not_begun(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "set"))
+    write_dataset(random_source(), store)
+    content = json.loads(store.get(MANIFEST)) | {
+        "images": 2**32,
+        "height": 2**15,
+        "width": 2**15,
+        "channels": 1,
+    }
+    content["parts"][0]["images"] = 2**32
+    store.put(MANIFEST, json.dumps(content).encode())
+    with pytest.raises(DataError, match=r"No space left on device.*JEBM_CACHE to a folder with \d+ MB"):
+        load_images(store, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 # --- one node, several processes

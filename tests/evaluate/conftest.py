@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jebm.data.shards import ImageSet, load_images
+from jebm.data.dataset import ImageSet, load_images
 from jebm.evaluate.features import ClassifierFeatures, classifier_features
 from jebm.store.storage import open_store
 

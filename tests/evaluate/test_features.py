@@ -14,8 +14,9 @@ import torch
 from torch.nn import functional as F
 
 from jebm.config import Evaluation
+from jebm.data.dataset import ImageSet, load_images
 from jebm.data.loader import to_float
-from jebm.data.shards import ImageSet, load_images, write_dataset
+from jebm.data.shards import write_dataset
 from jebm.data.sources import source_from_arrays
 from jebm.errors import ConfigError, DataError
 from jebm.evaluate.distances import distances

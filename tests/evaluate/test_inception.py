@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from jebm.config import Config, Data, Evaluation, Train
-from jebm.data.shards import ImageSet
+from jebm.data.dataset import ImageSet
 from jebm.errors import ConfigError
 from jebm.evaluate.distances import Moments, frechet_distance
 from jebm.evaluate.features import InceptionFeatures, feature_net, inception_features, is_fid

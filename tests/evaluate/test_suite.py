@@ -17,7 +17,8 @@ from PIL import Image
 
 from jebm.config import Config, Data, Energy, Generator, Inference, Langevin, config_to_dict
 from jebm.core.model import JointModel, build_model
-from jebm.data.shards import DatasetManifest, ImageSet
+from jebm.data.dataset import ImageSet
+from jebm.data.manifest import DatasetManifest
 from jebm.data.sources import SourceDescription
 from jebm.errors import ConfigError
 from jebm.evaluate import section_chains, section_hierarchy, section_likelihood

@@ -104,7 +104,7 @@ NOBODY = 54321  # a user id without a passwd entry
 ASKS = """
 import os, sys
 sys.path.insert(0, {platform!r})
-from jebm.data.shards import default_cache_directory
+from jebm.data.dataset import default_cache_directory
 from jebm.errors import JebmError
 from jebm.store.storage import open_store
 os.setgid({uid}); os.setuid({uid})  # last: that user need not be able to read our Python

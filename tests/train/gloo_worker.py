@@ -5,16 +5,17 @@ gradients by their own size, so that in float32 mere rounding moves weights by u
 """
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from helpers import tiny_config
 
+from jebm.data.dataset import load_images
 from jebm.data.loader import Loader
-from jebm.data.shards import load_images
 from jebm.rng import gaussian_noise
 from jebm.store.storage import open_store
+from jebm.train.group import process_group
 from jebm.train.metrics import Clock, Meter
 from jebm.train.posteriors import posteriors
 from jebm.train.runtime import Runtime, prepare_process
@@ -70,14 +71,15 @@ def main() -> None:
     rank, world_size, meeting, noisy, save = sys.argv[1:]
     torch.set_default_dtype(torch.float64)
     runtime = Runtime(int(rank), int(world_size), torch.device("cpu"))
-    if runtime.world_size > 1:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{meeting}", rank=runtime.rank, world_size=runtime.world_size
-        )
-    result = train(runtime, noisy=noisy)
-    if runtime.world_size > 1:
-        # Only now, when nothing of DDP is left: a gloo group that outlives this call can hang at exit.
-        dist.destroy_process_group()
+    with ExitStack() as stack:
+        if runtime.world_size > 1:
+            place = {
+                "init_method": f"file://{meeting}",
+                "rank": runtime.rank,
+                "world_size": runtime.world_size,
+            }
+            stack.enter_context(process_group("gloo", **place))
+        result = train(runtime, noisy=noisy)
     if runtime.is_main:
         torch.save(result, Path(save))
 

@@ -8,8 +8,8 @@ import torch
 from helpers import tiny_config
 from test_fit import saved, train
 
+from jebm.data.dataset import load_images
 from jebm.data.loader import to_float
-from jebm.data.shards import load_images
 from jebm.errors import ConfigError
 from jebm.store.storage import open_store
 from jebm.train.plan import make_plan

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jebm.data.shards import ImageSet
+from jebm.data.dataset import ImageSet
 from jebm.errors import ConfigError, DataError
 from jebm.rng import generator
 

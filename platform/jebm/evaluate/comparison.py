@@ -20,8 +20,8 @@ from jebm.config import Config
 from jebm.core.model import JointModel
 from jebm.core.objective import reconstruct
 from jebm.core.prior import sample_prior
+from jebm.data.dataset import ImageSet
 from jebm.data.loader import to_float
-from jebm.data.shards import ImageSet
 from jebm.evaluate.chains import Estimate, run_chains
 from jebm.evaluate.features import FeatureNet
 from jebm.evaluate.hierarchy import tilt_of

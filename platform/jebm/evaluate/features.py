@@ -33,8 +33,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jebm.config import INCEPTION_FILE, Evaluation
+from jebm.data.dataset import ImageSet, default_cache_directory
 from jebm.data.loader import to_float, to_uint8
-from jebm.data.shards import DatasetManifest, ImageSet, default_cache_directory
+from jebm.data.manifest import DatasetManifest
 from jebm.errors import CheckpointError, ConfigError, DataError, StoreError
 from jebm.rng import generator
 from jebm.store.storage import ObjectExistsError, ObjectMissingError, Store, open_store

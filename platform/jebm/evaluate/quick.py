@@ -16,8 +16,9 @@ from torch import Tensor
 
 from jebm.config import Config
 from jebm.core.model import JointModel
+from jebm.data.dataset import ImageSet, load_images
 from jebm.data.loader import to_float
-from jebm.data.shards import DatasetManifest, ImageSet, load_images
+from jebm.data.manifest import DatasetManifest
 from jebm.errors import ConfigError
 from jebm.evaluate.chains import Estimate
 from jebm.evaluate.distances import Distances, real_floor

@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from jebm.data.dataset import ImageSet, load_images
 from jebm.data.loader import to_float, to_uint8
-from jebm.data.shards import ImageSet, load_images
 from jebm.errors import ConfigError
 from jebm.evaluate.chains import Estimate
 from jebm.evaluate.features import ClassifierFeatures, FeatureNet, classifier_features, feature_net

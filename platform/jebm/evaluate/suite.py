@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 import torch
 
 from jebm.config import Config, Features, config_to_dict
-from jebm.data.shards import DatasetManifest, load_images, read_manifest
+from jebm.data.dataset import load_images
+from jebm.data.manifest import DatasetManifest, read_manifest
 from jebm.errors import ConfigError
 from jebm.evaluate.findings import Findings, Section
 from jebm.evaluate.restore import restored, stored_config

@@ -3,6 +3,7 @@
 import logging
 import socket
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import ray
 import torch
-import torch.distributed as dist
 
 from jebm import errors
 from jebm.cli import log_lines
@@ -20,6 +20,7 @@ from jebm.evaluate.findings import Findings
 from jebm.evaluate.samples import group_share
 from jebm.evaluate.suite import Request, check, evaluate_request
 from jebm.on_ray.cluster import check_capacity, connect, job_environment
+from jebm.train.group import process_group
 
 __all__ = ["check_output", "evaluate_on_ray", "resolve_request"]
 
@@ -113,13 +114,15 @@ class _Worker:
         """Evaluate as one of the group; what the user can put right comes back as words."""
         log_lines()
         logging.getLogger("jebm").setLevel(logging.INFO if rank == 0 else logging.WARNING)
-        if workers > 1:
-            dist.init_process_group(
-                "gloo", init_method=address, rank=rank, world_size=workers, timeout=_PATIENCE
-            )
         device = torch.device("cuda" if gpu else "cpu")
-        try:
-            return evaluate_request(request, device=device, share=group_share(), provenance=provenance)
-        except JebmError as error:
-            kind = next(base for base in type(error).__mro__ if base.__module__ == errors.__name__)
-            return kind.__name__, str(error)
+        with ExitStack() as stack:
+            if workers > 1:
+                place = {"init_method": address, "rank": rank, "world_size": workers, "timeout": _PATIENCE}
+                stack.enter_context(process_group("gloo", **place))
+            try:
+                return evaluate_request(request, device=device, share=group_share(), provenance=provenance)
+            except JebmError as error:
+                # If the group ended now, the others would fail for that, and might be heard first.
+                self._group = stack.pop_all()
+                kind = next(base for base in type(error).__mro__ if base.__module__ == errors.__name__)
+                return kind.__name__, str(error)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
@@ -16,6 +16,7 @@ from jebm.config import PLACES, Config, config_to_dict
 from jebm.errors import ConfigError, JebmError, StoreError
 from jebm.on_ray.cluster import job_environment, join, stop_command
 from jebm.on_ray.filesystem import ray_filesystem
+from jebm.on_ray.group import GroupConfig
 from jebm.on_ray.stopping import StopRequest, stop_on_signals
 from jebm.on_ray.worker import SNAPSHOT, work
 from jebm.store.storage import arrow_uri, normalised_uri, open_store
@@ -123,7 +124,7 @@ def train_workers(
             "log_level": log_level,
             "every_report": bool(callbacks),
         },
-        torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
+        torch_config=GroupConfig(backend="nccl" if cluster.gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,  # type: ignore[arg-type]
             use_gpu=cluster.gpu,

@@ -18,6 +18,7 @@ from jebm.evaluate.quick import quick_look
 from jebm.on_ray.stopping import follow_stop_request
 from jebm.parser import config_from_dict
 from jebm.store.storage import ObjectMissingError, open_store
+from jebm.train.group import last_to_hold_the_group
 from jebm.train.loop import Report, fit
 from jebm.train.runtime import Runtime, prepare_process
 
@@ -45,15 +46,16 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
     reporter = _Reporter(config, runtime, every=arguments["every_report"])
     stop = follow_stop_request(arguments["stop_request"], config.run.name)
     try:
-        result = fit(
-            config,
-            runtime,
-            provenance=arguments["provenance"],
-            on_report=reporter,
-            should_stop=stop.is_set,
-            protect=reporter.listed,
-            measure=quick_look(config),
-        )
+        with last_to_hold_the_group():  # Ray destroys it after this function: what ran here must not hold it
+            result = fit(
+                config,
+                runtime,
+                provenance=arguments["provenance"],
+                on_report=reporter,
+                should_stop=stop.is_set,
+                protect=reporter.listed,
+                measure=quick_look(config),
+            )
     except (ConfigError, DataError, CheckpointError, DivergedError) as error:
         kind = next(base for base in type(error).__mro__ if base.__module__ == errors.__name__)
         return {"error": kind.__name__, "message": str(error)}

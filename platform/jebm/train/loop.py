@@ -14,8 +14,9 @@ from jebm.config import Config
 from jebm.core.distributions import DiagGaussian
 from jebm.core.model import JointModel
 from jebm.core.prior import chain_kernel
+from jebm.data.dataset import ImageSet, load_images
 from jebm.data.loader import Loader, to_float
-from jebm.data.shards import DatasetManifest, ImageSet, load_images, read_manifest
+from jebm.data.manifest import DatasetManifest, read_manifest
 from jebm.errors import ConfigError
 from jebm.rng import gaussian_noise
 from jebm.store.checkpoint import Checkpoints, Manifest

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from jebm.config import Config
-from jebm.data.shards import DatasetManifest, ImageSet, load_images, read_manifest
+from jebm.data.dataset import ImageSet, load_images
+from jebm.data.manifest import DatasetManifest, read_manifest
 from jebm.errors import CheckpointError, ConfigError, DataError
 from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.retrieve import damages, open_checkpoint

@@ -4,7 +4,7 @@ import logging
 from typing import cast
 
 from jebm.config import Config, differing_keys
-from jebm.data.shards import DatasetManifest
+from jebm.data.manifest import DatasetManifest
 from jebm.errors import CheckpointError, ConfigError
 from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.retrieve import RunStore, open_checkpoint, read_tensors

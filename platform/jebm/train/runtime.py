@@ -1,13 +1,11 @@
 """Where a worker stands among its peers, and the few collectives that training needs."""
 
-import gc
 import logging
 import os
 import signal
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import TypeVar
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from jebm.config import Config
 from jebm.errors import ConfigError, JebmError
+from jebm.train.group import process_group
 from jebm.train.memory import keep_freed_memory
 
 __all__ = [
@@ -170,24 +169,7 @@ def process_runtime(config: Config) -> Iterator[Runtime]:
         rank, world_size, local_rank = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = torch.device("cuda", local_rank) if config.cluster.gpu else torch.device("cpu")
     prepare_process(config, device)
-    if world_size > 1:
-        dist.init_process_group("nccl" if config.cluster.gpu else "gloo")
-    try:
-        yield Runtime(rank, world_size, device)
-    except BaseException as error:
-        _let_go(error)
-        raise
-    finally:
+    with ExitStack() as stack:
         if world_size > 1:
-            # A gloo group that dies with the last DDP module, instead of before it, can hang for ever: its
-            # thread waits for the interpreter, which waits for the thread. So nothing of DDP may be left.
-            gc.collect()
-            dist.destroy_process_group()
-
-
-def _let_go(error: BaseException) -> None:
-    """Clear the frames that an error's tracebacks keep alive, and with them what they hold."""
-    seen: BaseException | None = error
-    while seen is not None:
-        traceback.clear_frames(seen.__traceback__)
-        seen = seen.__cause__ or seen.__context__
+            stack.enter_context(process_group("nccl" if config.cluster.gpu else "gloo"))
+        yield Runtime(rank, world_size, device)

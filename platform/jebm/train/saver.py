@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import cast
 
 from jebm.config import Config, config_to_dict
-from jebm.data.shards import DatasetManifest
+from jebm.data.manifest import DatasetManifest
 from jebm.errors import JebmError, StoreError
 from jebm.store.checkpoint import Checkpoints, Facts, Manifest
 from jebm.store.shares import Share

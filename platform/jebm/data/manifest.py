@@ -1,0 +1,230 @@
+"""The manifest of a data set of ours: what `dataset.json` says, checked before anything is done with it.
+
+    part-00000-3f9a2c1e.parquet   image: fixed_size_binary[H·W·C], label: int32; row groups of 1,000; zstd
+    part-00001-…                  the second number is the beginning of the part's own sha256
+    dataset.json                  the manifest: a data set exists when this does
+
+Shapes: N images, H rows, W columns, C channels.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from jebm.data.sources import SourceDescription, SourceFile
+from jebm.errors import DataError
+from jebm.untrusted import JsonObject, parsed_object, typed, whole_number
+
+__all__ = [
+    "MANIFEST",
+    "PART_NAME",
+    "Blobs",
+    "DatasetManifest",
+    "Part",
+    "dataset_exists",
+    "encode_manifest",
+    "most_bytes",
+    "read_manifest",
+]
+
+MANIFEST = "dataset.json"
+PART_NAME = re.compile(r"part-\d{5}-[0-9a-f]{8}\.parquet")
+
+_FORMAT, _VERSION = "jebm-dataset", 1
+_MOST_MANIFEST_BYTES = 16 << 20  # some 80,000 parts
+_MOST_PIXELS = 1 << 30  # in an image, all channels counted; Arrow's own limit is 2 GiB
+_MOST_IMAGES = 1 << 32
+_MOST_BYTES = 1 << 62
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_T = TypeVar("_T")
+
+
+class BlobInfo(Protocol):
+    """What a listing tells of one object."""
+
+    @property
+    def key(self) -> str:
+        """The key, relative to the store's URI."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+
+class Blobs(Protocol):
+    """What this room needs of an object store. Keys are relative to `uri`; `get` of none is a StoreError."""
+
+    @property
+    def uri(self) -> str:
+        """The prefix, for messages."""
+
+    def get(self, key: str, /) -> bytes:
+        """Return the whole object."""
+
+    def put(self, key: str, data: bytes, /) -> object:
+        """Write the whole object, or nothing."""
+
+    def list(self, prefix: str, /) -> Iterable[BlobInfo]:
+        """Return what lies under keys that begin with `prefix`."""
+
+    def delete(self, keys: Iterable[str], /) -> None:
+        """Delete objects; absent ones are fine."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Parquet object of a data set."""
+
+    name: str
+    images: int
+    bytes: int
+    sha256: str  # of the object
+
+
+@dataclass(frozen=True)
+class DatasetManifest:
+    """All that is known of a data set without reading its pixels."""
+
+    name: str
+    split: str
+    height: int
+    width: int
+    channels: int
+    images: int
+    parts: tuple[Part, ...]
+    sha256: str  # of the pixels of all images in order, however they are cut into parts
+    labels_sha256: str | None  # of the labels as little-endian int32; None where there are none
+    source: SourceDescription
+    created: str  # ISO time, UTC
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """The shape of all images: (N, H, W, C)."""
+        return self.images, self.height, self.width, self.channels
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image: H·W·C."""
+        return self.height * self.width * self.channels
+
+
+def dataset_exists(store: Blobs) -> bool:
+    """Return whether a data set (its manifest) is there; StoreError where the store cannot be asked."""
+    return _listed_bytes(store) is not None
+
+
+def read_manifest(store: Blobs) -> DatasetManifest:
+    """Return the checked manifest; DataError where there is none or it is damaged."""
+    listed = _listed_bytes(store)
+    if listed is None:
+        raise DataError(
+            f"{store.uri}: no data set here; make one with jobs/ingest.py SOURCE --output {store.uri}"
+        )
+    try:
+        if listed > _MOST_MANIFEST_BYTES:  # it is not even fetched
+            raise ValueError(f"more than {_MOST_MANIFEST_BYTES} bytes")
+        return _from_json(parsed_object(store.get(MANIFEST), _MOST_MANIFEST_BYTES))
+    except ValueError as error:
+        raise DataError(
+            f"{store.uri}/{MANIFEST}: not a data set manifest ({error}); ingest the data set again"
+        ) from error
+
+
+def _listed_bytes(store: Blobs) -> int | None:
+    return next((info.size for info in store.list(MANIFEST) if info.key == MANIFEST), None)
+
+
+def most_bytes(rows: int, width: int) -> int:
+    """Return how large so many values of `width` bytes may be in a file, with headers, inflated or not."""
+    return 2 * rows * (width + 16) + (1 << 20)
+
+
+def encode_manifest(manifest: DatasetManifest) -> bytes:
+    """Return what is written of a manifest; DataError where that could not be read again."""
+    content = {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(manifest)}
+    encoded = json.dumps(content, indent=1).encode()
+    try:
+        _from_json(parsed_object(encoded, _MOST_MANIFEST_BYTES))
+    except ValueError as error:
+        raise DataError(f"{manifest.name}: cannot be described as a data set ({error})") from error
+    return encoded
+
+
+def _from_json(content: JsonObject) -> DatasetManifest:
+    """Check every field; ValueError names the one that is wrong."""
+    if typed(content, "format", str) != _FORMAT or typed(content, "version", int) != _VERSION:
+        raise ValueError(f"its format is not {_FORMAT} version {_VERSION}")
+    manifest = DatasetManifest(
+        name=typed(content, "name", str),
+        split=typed(content, "split", str),
+        height=whole_number(content, "height", 1, _MOST_PIXELS),
+        width=whole_number(content, "width", 1, _MOST_PIXELS),
+        channels=whole_number(content, "channels", 1, _MOST_PIXELS),
+        images=whole_number(content, "images", 1, _MOST_IMAGES),
+        parts=tuple(_each(content, "parts", _part)),
+        sha256=_sha256(content, "sha256"),
+        labels_sha256=None if content.get("labels_sha256") is None else _sha256(content, "labels_sha256"),
+        source=_source(content),
+        created=typed(content, "created", str),
+    )
+    _check_parts(manifest)
+    return manifest
+
+
+def _check_parts(manifest: DatasetManifest) -> None:
+    """Raise ValueError unless the parts have names of our own form, and hold the images that the set has."""
+    if manifest.image_bytes > _MOST_PIXELS:
+        raise ValueError(f"height, width and channels make an image of more than {_MOST_PIXELS} bytes")
+    # Names become keys and file names, so that nothing but our own form may pass.
+    names = {part.name for part in manifest.parts if PART_NAME.fullmatch(part.name)}
+    if len(names) != len(manifest.parts):
+        raise ValueError("parts has a name that is no part name, or one twice")
+    if sum(part.images for part in manifest.parts) != manifest.images:
+        raise ValueError("images is not the sum over the parts")
+    for part in manifest.parts:
+        if part.bytes > most_bytes(part.images, manifest.image_bytes):
+            raise ValueError(f"bytes of {part.name} are more than its images can have")
+
+
+def _part(content: JsonObject) -> Part:
+    images = whole_number(content, "images", 1, _MOST_IMAGES)
+    size = whole_number(content, "bytes", 1, _MOST_BYTES)
+    return Part(typed(content, "name", str), images, size, _sha256(content, "sha256"))
+
+
+def _source(content: JsonObject) -> SourceDescription:
+    try:
+        source = typed(content, "source", dict)
+        transforms = typed(source, "transforms", list)
+        if not all(isinstance(words, str) for words in transforms):
+            raise ValueError("transforms has what is no text")
+        files = tuple(_each(source, "files", _source_file))
+        return SourceDescription(files, typed(source, "format", str), tuple(transforms))
+    except ValueError as error:
+        raise ValueError(f"source: {error}") from error
+
+
+def _source_file(content: JsonObject) -> SourceFile:
+    size = whole_number(content, "bytes", 0, _MOST_BYTES)
+    return SourceFile(typed(content, "name", str), size, _sha256(content, "sha256"))
+
+
+def _each(content: JsonObject, name: str, read: Callable[[JsonObject], _T]) -> Iterator[_T]:
+    """Yield what `read` makes of each object of a list; its ValueErrors name the place."""
+    for index, entry in enumerate(typed(content, name, list)):
+        try:
+            if not isinstance(entry, dict):
+                raise ValueError("no JSON object")
+            yield read(entry)
+        except ValueError as error:
+            raise ValueError(f"{name}[{index}]: {error}") from error
+
+
+def _sha256(content: JsonObject, name: str) -> str:
+    value = typed(content, name, str)
+    if not _SHA256.fullmatch(value):
+        raise ValueError(f"{name} is not a sha256")
+    return value

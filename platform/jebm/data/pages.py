@@ -1,0 +1,124 @@
+"""How large the pages of a Parquet column become, read from their headers before anything is inflated.
+
+The footer of a Parquet file says what a column holds, but a reader inflates what each page's own header says:
+up to 2 GiB a page, whatever the footer claims. A header is a Thrift struct in the compact protocol. It is
+read so strictly that no reader can see another one in the same bytes: a field twice, a number beyond its
+range and a kind of page that nobody needs are refused.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import pyarrow.parquet as pq
+
+__all__ = ["Page", "pages_of"]
+
+_DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
+_DETAILS = {_DATA: (5, 2), _DICTIONARY: (7, 2), _DATA_V2: (8, 4)}
+"""Of each kind of page: the field that describes it, and in that one the field with the encoding."""
+
+_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 12
+_DEEPEST = 4
+
+_Struct: TypeAlias = dict[int, "int | _Struct"]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the header of a page says."""
+
+    is_dictionary: bool
+    bytes: int  # once inflated
+    values: int
+    encoding: int  # of parquet.thrift
+
+
+def pages_of(data: memoryview, column: pq.ColumnChunkMetaData) -> Iterator[Page]:
+    """Yield the pages that a reader of the column would inflate: those until all of its values are there.
+
+    Raises:
+        ValueError: a header is not as the format has it, or the column ends before its values do.
+    """
+    position: int = column.data_page_offset
+    if column.has_dictionary_page and 0 < column.dictionary_page_offset < position:
+        position = column.dictionary_page_offset
+    header = _Header(data, position)
+    missing: int = column.num_values
+    while missing > 0:
+        fields = header.struct()
+        kind = _number(fields, 1)
+        if kind not in _DETAILS:
+            raise ValueError(f"a page is of kind {kind}")
+        description, encoding = _DETAILS[kind]
+        details = fields.get(description)
+        if not isinstance(details, dict):
+            raise ValueError("a page is not described")
+        page = Page(kind == _DICTIONARY, _number(fields, 2), _number(details, 1), _number(details, encoding))
+        if page.values == 0 or (page.is_dictionary and missing < column.num_values):
+            raise ValueError("a page is empty, or a dictionary comes late")
+        header.skip(_number(fields, 3))
+        yield page
+        missing -= 0 if page.is_dictionary else page.values
+
+
+def _number(fields: _Struct, field: int) -> int:
+    value = fields.get(field)
+    if not isinstance(value, int) or not 0 <= value < 2**31:
+        raise ValueError("a page header lacks a number, or has one out of range")
+    return value
+
+
+class _Header:
+    """Reads structs of Thrift's compact protocol; keeps 32-bit numbers and structs, passes over the rest."""
+
+    def __init__(self, data: memoryview, position: int) -> None:
+        self._data, self._position = data, position
+
+    def skip(self, count: int) -> None:
+        if not 0 <= self._position <= self._position + count <= len(self._data):
+            raise ValueError("a page lies outside the file")
+        self._position += count
+
+    def struct(self, depth: int = 0) -> _Struct:
+        if depth == _DEEPEST:
+            raise ValueError("a page header is nested too deeply")
+        fields: _Struct = {}
+        field = 0
+        while start := self._byte():
+            delta, kind = start >> 4, start & 0xF
+            field = field + delta if delta else self._signed()
+            if field in fields or not 0 < field < 2**15:
+                raise ValueError("a page header names a field twice")
+            if kind == _I32:
+                fields[field] = self._signed()
+            elif kind == _STRUCT:
+                fields[field] = self.struct(depth + 1)
+            elif kind in {_BYTE, _I16, _I64, _DOUBLE, _BINARY}:
+                self._pass_over(kind)
+            elif kind not in {_TRUE, _FALSE}:  # those are all in the byte that was read
+                raise ValueError(f"a page header has a field of type {kind}")
+        return fields
+
+    def _pass_over(self, kind: int) -> None:
+        if kind in {_I16, _I64}:
+            self._signed()
+        else:
+            self.skip({_BYTE: 1, _DOUBLE: 8}.get(kind) or self._varint())
+
+    def _byte(self) -> int:
+        self.skip(1)
+        return self._data[self._position - 1]
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while (byte := self._byte()) & 0x80:
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if shift > 63:
+                raise ValueError("a page header has a number of more than 64 bits")
+        return value | byte << shift
+
+    def _signed(self) -> int:
+        value = self._varint()
+        return value >> 1 ^ -(value & 1)
