@@ -31,20 +31,20 @@ from jebm.cli import log_lines, run, tell, tell_json, warn
 from jebm.config import leaves
 from jebm.errors import CheckpointError, ConfigError, JebmError
 from jebm.parser import JobParser, job_parser, parse
+from jebm.store.bench import measure
 from jebm.store.checkpoint import FoundCheckpoint, Manifest
+from jebm.store.compare import compare
+from jebm.store.mirror import download
 from jebm.store.retrieve import (
     Progress,
     RunStore,
-    compare,
-    damages,
-    download,
     export_weights,
-    measure,
     open_run,
     tensor_table,
+    verify_checkpoint,
 )
-from jebm.store.storage import ObjectChangedError, ObjectMissingError
-from jebm.untrusted import JsonObject
+from jebm.store.storage import LocalStore, ObjectChangedError, ObjectMissingError
+from jebm.untrusted import JsonObject, escaped
 
 _SHOWN = 30  # names of changed tensors
 _LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
@@ -120,6 +120,8 @@ def show(place: RunStore, arguments: Namespace) -> Answer:
     size = sum(stored.size for stored in manifest.objects)
     objects, parts = len(manifest.objects), sum(len(stored.crc32) for stored in manifest.objects)
     document = json.loads(manifest.encode()) | {"name": manifest.name, "size": size, "tensors": tensors}
+    if manifest.version == 1:
+        document = {name: value for name, value in document.items() if name != "sha256"} | {"version": 1}
     facts = [
         ["checkpoint", manifest.name],
         ["run", manifest.run],
@@ -129,6 +131,7 @@ def show(place: RunStore, arguments: Namespace) -> Answer:
         ["parent", manifest.parent or "-"],
         ["size", f"{_bytes(size)} in {parts} parts" + (f" of {objects} objects" if objects > 1 else "")],
         ["config", manifest.config_sha256],
+        ["manifest", f"version {manifest.version}" + (", without a hash" if manifest.version == 1 else "")],
     ]
     table = [["tensor", "dtype", "shape", "bytes"]]
     for tensor in tensors:
@@ -155,6 +158,9 @@ def get(place: RunStore, arguments: Namespace) -> Answer:
     with _progress(manifest.name) as progress:
         done = download(place, manifest, Path(arguments.output), progress)
     seconds = round(time.monotonic() - began, 3)
+    problems = verify_checkpoint(LocalStore(done.folder), manifest, lambda *_: None)
+    for problem in problems:  # the bytes are those in the store: somebody may want to look at them
+        warn(f"warning: {manifest.name}: {problem}; training and evaluation refuse it")
     kept = f", {_bytes(done.bytes_kept)} were there already" if done.bytes_kept else ""
     return Answer(
         f"{manifest.name}: {_bytes(done.bytes_fetched)} fetched in {seconds:.1f} s{kept}; in {done.folder}",
@@ -165,6 +171,7 @@ def get(place: RunStore, arguments: Namespace) -> Answer:
             "bytes_fetched": done.bytes_fetched,
             "bytes_kept": done.bytes_kept,
             "seconds": seconds,
+            "problems": problems,
         },
     )
 
@@ -187,7 +194,7 @@ def verify(place: RunStore, arguments: Namespace) -> Answer:
         problems = [item.reason] if item.status == "corrupt" else []
         if arguments.deep and item.manifest is not None and item.status == "committed":
             with _progress(item.name) as progress:
-                problems += damages(place.folder(item.name), item.manifest, progress)
+                problems += verify_checkpoint(place.folder(item.name), item.manifest, progress)
         status = "damaged" if problems else "partial" if item.status == "partial" else "ok"
         results.append({"name": item.name, "status": status, "problems": problems})
     damaged = [result for result in results if result["status"] == "damaged"]
@@ -276,8 +283,10 @@ def diff(place: RunStore, arguments: Namespace) -> Answer:
     tensors = compare(place, one, other)
     keys = _differences(dict(leaves(one.config)), dict(leaves(other.config)))
     metrics = _differences(one.metrics, other.metrics)
-    lines = [f"- {name}" for name in tensors.removed] + [f"+ {name}" for name in tensors.added]
-    lines += [f"  {name}" for name in tensors.changed[:_SHOWN]]
+    lines = [f"- {escaped(name)}" for name in tensors.removed] + [
+        f"+ {escaped(name)}" for name in tensors.added
+    ]
+    lines += [f"  {escaped(name)}" for name in tensors.changed[:_SHOWN]]
     if len(tensors.changed) > _SHOWN:
         lines.append(f"  … and {len(tensors.changed) - _SHOWN} more; --json names all")
     counts = (
@@ -469,7 +478,8 @@ def _plain(value: object) -> object:
 
 
 def _table(rows: Sequence[Sequence[str]], right: int = 0) -> str:
-    """Return aligned columns, the first `right` of them to the right."""
+    """Return aligned columns, the first `right` of them to the right; no cell can forge another row."""
+    rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(

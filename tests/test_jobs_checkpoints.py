@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -186,8 +186,8 @@ def test_verify_finds_a_flipped_bit_in_the_bucket(job: Job, s3_uri: str) -> None
     data = bytearray(folder.get(stored.key))
     data[-1] ^= 1
     info = folder.put(stored.key, bytes(data))
-    forged = manifest.encode().replace(stored.etag.encode(), info.etag.encode())
-    folder.put("MANIFEST.json", forged)  # who can write the one can write the other
+    forged = replace(manifest, objects=(replace(stored, etag=info.etag),))
+    folder.put("MANIFEST.json", forged.encode())  # who can write the one can write the other
     assert job("checkpoints", "verify", place.uri).code == 0
     ended = job("checkpoints", "verify", place.uri, "--deep", "--json")
     assert ended.code == 1
@@ -305,3 +305,83 @@ def test_the_doctor_says_it_by_line_document_and_exit_code(
     assert ended.code == 2
     assert ended.document["ok"] is False
     assert ended.document["checks"][-1]["name"] == "connection"
+
+
+ESCAPE = "\x1b[2J\x1b]0;title\x07"
+FORGED = "real\n99,999        1   1 min  17.9 MB     0.001  committed  latest best"
+
+
+def test_no_name_forges_a_row_or_reaches_the_terminal(job: Job, tmp_path: Path) -> None:
+    uri = str(tmp_path / "runs" / "mine")
+    for step in (1, 2):
+        facts = Facts(
+            step=step,
+            attempt=1,
+            state={},
+            config={ESCAPE: {FORGED: step}, "a": f"{ESCAPE}{step}"},
+            metrics={ESCAPE: 1.0 * step, FORGED: 2.0 * step},
+            provenance={ESCAPE: FORGED, FORGED: ESCAPE},
+            world_size=1,
+            parent=None,
+        )
+        tensors = {
+            f"model.{ESCAPE}": torch.ones(step),
+            f"model.{FORGED}": torch.ones(step),
+            "model.w": torch.ones(2),
+        }
+        open_run(uri).checkpoints.save(tensors, facts)
+    weights = str(tmp_path / "weights.safetensors")
+    commands = {
+        ("list", uri, "--metric", FORGED): 3,
+        ("show", uri): 9 + 2 * 4 + 2 + 2 + 2 + 1 + 3,
+        ("verify", uri, "--deep"): 3,
+        ("diff", uri, "1", "2"): 2 + 3 + 1 + 3 + 1 + 1 + 2,
+        ("export", uri, "--output", weights): 1,
+        ("get", uri, "--output", str(tmp_path / "copy")): 1,
+    }
+    for command, rows in commands.items():
+        ended = job("checkpoints", *command)
+        assert ended.code == 0
+        assert "\x1b" not in ended.out + ended.err
+        assert "\x07" not in ended.out + ended.err
+        assert ended.out.count("\n") == rows, ended.out
+        assert not any(line.startswith("99,999") for line in ended.out.splitlines())
+        assert job("checkpoints", *command, "--json").document  # one, and it says it all
+    shown = job("checkpoints", "show", uri, "--json")
+    assert "\x1b" not in shown.out
+    assert ESCAPE in shown.document["metrics"]
+
+
+def test_weights_that_are_not_finite_are_named_by_every_command(job: Job, uri: str, tmp_path: Path) -> None:
+    tensors, facts = contents(4)
+    tensors["model.weight"][3] = float("nan")
+    open_run(uri).checkpoints.save(tensors, facts)
+    words = "model.weight holds NaN or infinity"
+    verified = job("checkpoints", "verify", uri, "--deep")
+    assert (verified.code, verified.out.splitlines()[0]) == (1, f"step-00000004-a0001  damaged  {words}")
+    exported = job("checkpoints", "export", uri, "--output", str(tmp_path / "w.safetensors"))
+    assert (exported.code, exported.out, exported.err.count("\n")) == (1, "", 1)
+    assert f"{words}; nothing was written" in exported.err
+    got = job("checkpoints", "get", uri, "--output", str(tmp_path / "copy"))
+    assert (got.code, got.err.count("\n")) == (0, 1)
+    assert f"warning: step-00000004-a0001: {words}; training and evaluation refuse it" in got.err
+    assert job("checkpoints", "get", uri, "--output", str(tmp_path / "copy"), "--json").document[
+        "problems"
+    ] == [words]
+    ema = job("checkpoints", "export", uri, "--ema", "--output", str(tmp_path / "w.safetensors"))
+    assert ema.code == 0  # of other tensors, which are as they should be
+
+
+def test_a_manifest_of_version_1_is_shown_as_one(job: Job, uri: str) -> None:
+    folder = open_run(uri).folder("step-00000003-a0001")
+    content = json.loads(folder.get("MANIFEST.json"))
+    assert "manifest    version 2\n" in job("checkpoints", "show", uri).out
+    del content["sha256"]
+    for stored in content["objects"]:
+        del stored["header_crc32"]
+    folder.put("MANIFEST.json", json.dumps(content | {"version": 1}).encode())
+    assert "manifest    version 1, without a hash\n" in job("checkpoints", "show", uri).out
+    document = job("checkpoints", "show", uri, "--json").document
+    assert document["version"] == 1
+    assert "sha256" not in document
+    assert job("checkpoints", "verify", uri, "--deep").code == 0

@@ -53,7 +53,7 @@ def test_a_job_stops_when_told_to_and_goes_on_under_its_name(cluster, s3_uri: st
                 if step >= 8:
                     break
         assert checkpoints.latest() is None
-        assert json.loads(store.get("lease/00000001.json"))["stop"] == f"ray job stop {name}"
+        assert json.loads(store.get("lease/00000001.json"))["ray_job"] == name
         stop = cluster.ray("job", "stop", name)
         stopped = subprocess.run(stop, env=cluster.environment, capture_output=True, text=True, check=False)
         output = job.communicate(timeout=120)[0]

@@ -35,7 +35,8 @@ class Proxy(ThreadingHTTPServer):
       flip     one bit of the body, or of the answer where there is none
       stall    silence in place of the server
       hush     the server does it, then silence
-    or None. Nothing passes while `gate` is not set.
+    or None. What the server answers passes through `rewrite(path, body)`. Nothing passes while `gate` is not
+    set.
     """
 
     daemon_threads = True
@@ -44,6 +45,7 @@ class Proxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = urlsplit(upstream).netloc
         self.fault: Callable[[str, str], str | None] = lambda _method, _path: None
+        self.rewrite: Callable[[str, bytes], bytes] = lambda _path, body: body
         self.gate = threading.Event()
         self.gate.set()
         self.over = threading.Event()
@@ -123,6 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Length"] = str(len(data))
         if fault == "flip" and not body:
             data = flipped(data)
+        if self.command != "HEAD":
+            data = self.server.rewrite(self.path, data)
+            headers["Content-Length"] = str(len(data))
         half = len(data) // 2 if fault in ("cut", "reset") else len(data)
         self._answer(response.status, headers, data[:half])
         if fault == "reset":

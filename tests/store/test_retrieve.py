@@ -14,17 +14,11 @@ import torch
 from torch import Tensor
 
 from jebm.errors import CheckpointError, StoreError
+from jebm.store.bench import measure
 from jebm.store.checkpoint import Checkpoints, Facts, Manifest
-from jebm.store.retrieve import (
-    RunStore,
-    compare,
-    damages,
-    download,
-    export_weights,
-    measure,
-    open_run,
-    tensor_table,
-)
+from jebm.store.compare import compare
+from jebm.store.mirror import download
+from jebm.store.retrieve import RunStore, export_weights, open_run, tensor_table, verify_checkpoint
 from jebm.store.storage import Store
 
 if TYPE_CHECKING:
@@ -353,16 +347,16 @@ def test_a_disk_that_is_too_small_is_found_out_at_once(
 def test_every_damaged_part_is_named(local: RunStore) -> None:
     manifest = save(local.checkpoints, 1, state())
     folder, key = local.folder(manifest.name), manifest.objects[0].key
-    assert damages(folder, manifest, ignore) == []
+    assert verify_checkpoint(folder, manifest, ignore) == []
     flip_in_store(folder, key, 0)
     flip_in_store(folder, key, 3 * PART)
-    first, last = damages(folder, manifest, ignore)
+    first, last = verify_checkpoint(folder, manifest, ignore)
     assert "part 1 of 4" in first
     assert "part 4 of 4" in last
     folder.put(key, b"short")
-    assert "5 bytes instead of" in damages(folder, manifest, ignore)[0]
+    assert "5 bytes instead of" in verify_checkpoint(folder, manifest, ignore)[0]
     folder.delete([key])
-    assert "is gone" in damages(folder, manifest, ignore)[0]
+    assert "is gone" in verify_checkpoint(folder, manifest, ignore)[0]
 
 
 # ── Export ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,6 +14,7 @@ from boto3.session import Session
 from jebm.errors import CheckpointError
 from jebm.store.checkpoint import Checkpoints, Facts, FencedError, Manifest
 from jebm.store.manifest import plain_json
+from jebm.store.sealed import sealed
 from jebm.store.storage import open_store
 
 PLATFORM = Path(__file__).parents[2] / "platform"
@@ -66,7 +67,7 @@ def test_what_is_saved_comes_back(store, checkpoints):
 def test_the_manifest_is_plain_json(store, checkpoints):
     manifest = save(checkpoints, 1)
     content = json.loads(store.get(f"run/checkpoints/{manifest.name}/MANIFEST.json"))
-    assert (content["format"], content["version"], content["world_size"]) == ("jebm-checkpoint", 1, 2)
+    assert (content["format"], content["version"], content["world_size"]) == ("jebm-checkpoint", 2, 2)
     assert content["config"] == {"run": {"seed": 7}, "model": {"width": 64}}
     assert len(content["config_sha256"]) == 64
     assert content["objects"][0]["part_size"] == 16 << 20
@@ -211,9 +212,10 @@ def hostile_object(**changed):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: [content], "format"),
         (hostile(format="pickle"), "format"),
-        (hostile(version=2), "version 2"),
+        (hostile(version=3), "version '3'"),
+        (hostile(version=True), "version 'True'"),
+        (hostile(version="2"), "reads versions 1 and 2"),
         (hostile(extra=1), "unknown fields"),
         (lambda content: {k: v for k, v in content.items() if k != "state"}, "unknown fields"),
         (hostile(run="../../etc"), "run"),
@@ -258,7 +260,9 @@ def test_a_hostile_manifest_is_refused(change, message, caplog):
     checkpoints = Checkpoints(store, "run")
     save(checkpoints, 1)
     key = f"run/checkpoints/{save(checkpoints, 2).name}/MANIFEST.json"
-    encoded = json.dumps(change(json.loads(store.get(key)))).encode()
+    content = json.loads(store.get(key))
+    del content["sha256"]
+    encoded = sealed(change(content))
     with pytest.raises(CheckpointError, match=message):
         Manifest.decode(encoded)
     store.put(key, encoded)
@@ -266,14 +270,15 @@ def test_a_hostile_manifest_is_refused(change, message, caplog):
 
 
 @pytest.mark.parametrize(
-    "encoded", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b" " * (1 << 20) + b"{}", b"NaN"]
+    "encoded", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b" " * (1 << 20) + b"{}", b"NaN", b"[]"]
 )
 def test_a_manifest_that_is_no_json_is_refused(encoded):
     with pytest.raises(CheckpointError):
         Manifest.decode(encoded)
     store = open_store("memory://no-json")
     store.put("run/checkpoints/step-00000001-a0001/MANIFEST.json", encoded)
-    assert Checkpoints(store, "run").latest() is None
+    with pytest.raises(CheckpointError, match=r"none that can be read \(step-00000001-a0001: .*choose"):
+        Checkpoints(store, "run").latest()
 
 
 def test_a_manifest_speaks_for_its_own_folder(store, checkpoints):

@@ -23,7 +23,11 @@ import torch
 from jebm.errors import CheckpointError, StoreError
 from jebm.store import stream
 from jebm.store.checkpoint import Checkpoints, Facts, FencedError, Manifest
-from jebm.store.retrieve import compare, damages, download, export_weights, open_run, tensor_table
+from jebm.store.compare import compare
+from jebm.store.mirror import download
+from jebm.store.parts import damages
+from jebm.store.retrieve import export_weights, open_run, tensor_table
+from jebm.store.sealed import sealed
 from jebm.store.shares import Share
 from jebm.store.storage import open_store
 from jebm.store.writer import AsyncWriter
@@ -153,6 +157,7 @@ import os, sys, torch
 from jebm.errors import JebmError
 from jebm.store import stream
 from jebm.store.checkpoint import Checkpoints, Facts
+from jebm.store.sealed import sealed
 from jebm.store.shares import Share
 from jebm.store.storage import open_store
 stream.PART_BYTES = 5 << 20
@@ -395,7 +400,7 @@ RECORDS = {
     "no object": lambda record: record | {"object": None},
     "more": lambda record: record | {"more": 1},
     "format": lambda record: record | {"format": "jebm-checkpoint"},
-    "version": lambda record: record | {"version": 2},
+    "version": lambda record: record | {"version": 3},
     "another checkpoint": lambda record: record | {"checkpoint": "step-00000001-a0002"},
     "another start": lambda record: record | {"start": "0" * 8},
     "another rank": lambda record: record | {"rank": 0},
@@ -419,8 +424,10 @@ def test_a_hostile_record_commits_nothing(what):
     share = Share(1, 2, START)
     checkpoints.save_share(tensors_of(1, KIB), replace(FACTS, step=1), share, 0)
     key = f"run/checkpoints/step-00000001-a0001/{share.key}"
-    spoiled = RECORDS[what](json.loads(store.get(key)))
-    store.put(key, spoiled if isinstance(spoiled, bytes) else json.dumps(spoiled).encode())
+    record = json.loads(store.get(key))
+    del record["sha256"]
+    spoiled = RECORDS[what](record)
+    store.put(key, spoiled if isinstance(spoiled, bytes) else sealed(spoiled))
     # What is huge is not even read.
     words = {"huge": f"the record of rank 1 has {MIB + 1} bytes", "another size": "is damaged"}
     with pytest.raises(CheckpointError, match=words.get(what, "the record of rank 1 cannot be read")):
@@ -474,7 +481,7 @@ def test_all_that_reads_checkpoints_reads_these(tmp_path, world_size):
     path = done.folder / manifest.objects[-1].key
     path.write_bytes(path.read_bytes()[:-1])
     assert here.checkpoints.list()[0].status == "corrupt"
-    assert "bytes instead of" in damages(here.folder(manifest.name), manifest, lambda *_: None)[0]
+    assert "bytes instead of" in damages(here.folder(manifest.name), manifest.objects)[0]
     done = download(run, manifest, tmp_path / "here", lambda *_: None)
     assert 0 < done.bytes_fetched < size
     assert is_whole(here.checkpoints, here.choose())

@@ -38,8 +38,9 @@ from jebm.data.loader import to_float, to_uint8
 from jebm.data.manifest import DatasetManifest
 from jebm.errors import CheckpointError, ConfigError, DataError, StoreError
 from jebm.rng import generator
+from jebm.store.layout import StoredObject
 from jebm.store.storage import ObjectExistsError, ObjectMissingError, Store, open_store
-from jebm.store.stream import StoredObject, restore_tensors, upload_tensors
+from jebm.store.stream import restore_tensors, upload_tensors
 
 __all__ = [
     "ClassifierFeatures",

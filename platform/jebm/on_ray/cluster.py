@@ -23,7 +23,7 @@ __all__ = [
     "join",
     "places",
     "runs_here",
-    "stop_command",
+    "submission_id",
 ]
 
 _SOURCE_ROOT = Path(jebm.__file__).parents[1]
@@ -41,10 +41,10 @@ def job_environment() -> dict[str, Any] | None:
     return None if job is None else job.get("runtime_env") or {}
 
 
-def stop_command() -> str | None:
-    """Return the command that stops the Ray job that this process drives; None outside a job."""
-    name = ((_job() or {}).get("metadata") or {}).get("job_submission_id")
-    return name and f"ray job stop {name}"
+def submission_id() -> str | None:
+    """Return by which name Ray knows the job that this process drives; None outside a job."""
+    name: str | None = ((_job() or {}).get("metadata") or {}).get("job_submission_id")
+    return name
 
 
 def connect() -> None:

@@ -17,7 +17,7 @@ from typing import TypeVar
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystemHandler, FileType, PyFileSystem
 
-from jebm.store.manifest import FOLDER_NAME
+from jebm.store.manifest import step_and_attempt
 from jebm.store.storage import EndpointError, ObjectMissingError, Store, open_store
 
 __all__ = ["StoreFileSystem", "ray_filesystem"]
@@ -158,7 +158,7 @@ class _Upload(io.BytesIO):
 
 def _info(path: str, store: Store) -> FileInfo:
     key = path.strip("/")
-    if FOLDER_NAME.fullmatch(key.rpartition("/")[2]):
+    if step_and_attempt(key.rpartition("/")[2]):
         return FileInfo(path, FileType.Directory)
     found = store.head(key)
     if found is not None:

@@ -14,7 +14,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from jebm import errors
 from jebm.config import PLACES, Config, config_to_dict
 from jebm.errors import ConfigError, JebmError, StoreError
-from jebm.on_ray.cluster import job_environment, join, stop_command
+from jebm.on_ray.cluster import job_environment, join, submission_id
 from jebm.on_ray.filesystem import ray_filesystem
 from jebm.on_ray.group import GroupConfig
 from jebm.on_ray.stopping import StopRequest, stop_on_signals
@@ -81,7 +81,7 @@ def train(config: Config, provenance: Mapping[str, str]) -> Result:
             another config.
         JebmError: what the workers raised, where need be once `cluster.max_failures` restarts are used up.
     """
-    with Lease(open_store(config.run.storage).child(config.run.name), stop_command=stop_command()):
+    with Lease(open_store(config.run.storage).child(config.run.name), ray_job=submission_id()):
         return _train(config, provenance)
 
 

@@ -25,7 +25,7 @@ from ray.tune.search import Searcher
 
 from jebm.config import Config, config_to_dict
 from jebm.errors import ConfigError
-from jebm.on_ray.cluster import join, places, stop_command
+from jebm.on_ray.cluster import join, places, submission_id
 from jebm.on_ray.stopping import StopRequest
 from jebm.on_ray.trial import METRICS, run_trial
 from jebm.store.storage import open_store
@@ -132,7 +132,7 @@ def tune(plan: SweepPlan, provenance: Mapping[str, str]) -> Ending:
     """
     base = plan.base
     store = open_store(base.run.storage).child(base.run.name)
-    with Lease(store, stop_command=stop_command()):
+    with Lease(store, ray_job=submission_id()):
         study = SweepStudy(
             store, base.run.name, plan.search, base, data_sha256=plan.data_sha256, provenance=provenance
         )

@@ -13,60 +13,35 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor
 
 from jebm.errors import CheckpointError, StoreError
-from jebm.store.manifest import FOLDER_NAME, MANIFEST_BYTES, RUN_NAME, Facts, Manifest
+from jebm.store.fence import FencedError, put_once
+from jebm.store.finite import not_finite, not_finite_line
+from jebm.store.judge import MANIFEST, FoundCheckpoint, judged, objects_of
+from jebm.store.layout import StoredObject
+from jebm.store.manifest import MOST_ATTEMPTS, RUN_NAME, VERSION, Facts, Manifest, step_and_attempt
+from jebm.store.parts import fitting_headers
 from jebm.store.protocol import (
     AccessDeniedError,
-    ObjectChangedError,
-    ObjectExistsError,
     ObjectInfo,
-    ObjectMissingError,
     Store,
     in_parallel,
 )
-from jebm.store.shares import RECORD_BYTES, Share
-from jebm.store.stream import (
-    MOST_PARTS,
-    StoredObject,
-    fitting_headers,
-    restore_tensors,
-    upload_tensors,
-    verify_object,
-)
+from jebm.store.shares import Share, gathered
+from jebm.store.stream import MOST_PARTS, restore_tensors, upload_tensors
 
 __all__ = ["Checkpoints", "Facts", "FencedError", "FoundCheckpoint", "Manifest"]
 
-_MANIFEST = "MANIFEST.json"
 _PIN = "PINNED"  # an object beside the manifest, so that every listing shows it
-_FIRST_WAIT_SECONDS = 0.05  # between two looks for the other ranks' shares
-_LONGEST_WAIT_SECONDS = 2.0
-_SHOWN = 5  # ranks named in an error
+_SHOWN = 3  # checkpoints named in an error
 
 _logger = logging.getLogger(__name__)
-
-
-class FencedError(CheckpointError):
-    """Another writer has committed this checkpoint: this one must stop, the run is no longer its own."""
-
-
-@dataclass(frozen=True)
-class FoundCheckpoint:
-    """What lies under one checkpoint's folder; `reason` says why it is not committed, `size` is in bytes."""
-
-    name: str
-    step: int
-    attempt: int
-    status: Literal["committed", "partial", "corrupt"]
-    reason: str
-    size: int
-    manifest: Manifest | None
 
 
 class Checkpoints:
@@ -112,9 +87,9 @@ class Checkpoints:
         most_parts = max(MOST_PARTS // share.world_size, 1)  # so that one manifest holds all their CRC32s
         stored = upload_tensors(folder, _data_key(share.rank), share.of(tensors), most_parts)
         if share.rank > 0:
-            _put_once(folder, share.key, share.encode(draft.name, stored))
+            put_once(folder, share.key, share.encode(draft.name, stored))
             return None
-        others = _gathered(folder, draft.name, share, patience_seconds + time.monotonic() - began)
+        others = gathered(folder, draft.name, share, patience_seconds + time.monotonic() - began)
         objects = (stored, *others)
         fitting_headers(folder, objects, tensors)
         try:
@@ -125,8 +100,7 @@ class Checkpoints:
 
     def find(self, name: str) -> FoundCheckpoint | None:
         """Return the checkpoint of this name, in whatever state; None where nothing lies there."""
-        objects = self._objects(name) if FOLDER_NAME.fullmatch(name) else {}
-        return self._judge(name, objects) if objects else None
+        return judged(self._store, name, self._objects(name)) if step_and_attempt(name) else None
 
     def list(self, limit: int | None = None, *, step: int | None = None) -> Sequence[FoundCheckpoint]:
         """Return the checkpoints, newest first, each committed, partial (no manifest) or corrupt.
@@ -141,23 +115,39 @@ class Checkpoints:
         else:
             filled = ((name, objects) for name in self._names() if (objects := self._objects(name)))
             folders = list(islice(filled, limit))
-        return in_parallel(lambda _, folder: self._judge(*folder), folders)
+        found = in_parallel(lambda _, folder: judged(self._store, *folder), folders)
+        return [item for item in found if item is not None]
 
     def latest(self, *, deep: bool = False) -> Manifest | None:
         """Return the newest checkpoint that is whole, by step and then by attempt; None where there is none.
 
-        Whole means: the manifest can be read, and its objects have the size and the etag that it says. An
-        object with another etag, such as a copy, is read and counts where its CRC32s match; with `deep`
-        every object is read. What is passed over is logged.
+        Whole is what `judged` says; with `deep` every object is read. What is passed over is logged.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none is whole: whoever took that for "none" would
+                begin the run anew over them.
         """
-        for name in self._names():
-            objects = self._objects(name)
-            if not objects:
+        damaged: list[FoundCheckpoint] = []
+        for name in self._sure_names():
+            found = judged(self._store, name, self._objects(name), deep=deep)
+            if found is None:
                 continue
-            found = self._judge(name, objects, deep)
             if found.manifest is not None and found.status == "committed":
+                if found.manifest.version != VERSION:
+                    _logger.info("%s/%s has a manifest of version 1, without a hash", self._store.uri, name)
+                if damaged:
+                    _logger.warning("%s/%s is the newest that can be read", self._store.uri, name)
                 return found.manifest
             _logger.warning("%s/%s is passed over: %s", self._store.uri, name, found.reason)
+            if found.status == "corrupt":
+                damaged.append(found)
+        if damaged:
+            reasons = "; ".join(f"{found.name}: {found.reason}" for found in damaged[:_SHOWN])
+            more = f"; and {len(damaged) - _SHOWN} more" if len(damaged) > _SHOWN else ""
+            raise CheckpointError(
+                f"{self._store.uri}: there are checkpoints, and none that can be read ({reasons}{more}); "
+                "delete their folders to begin anew, or choose another run.name"
+            )
         return None
 
     def best(self, metric: str, mode: Literal["min", "max"] = "min") -> Manifest | None:
@@ -176,9 +166,12 @@ class Checkpoints:
         """Read a checkpoint's tensors into those given, which must match in name, shape and dtype.
 
         Raises CheckpointError where they do not match (before anything is written) or the data is damaged
-        (the tensors are then half written).
+        or holds NaN or infinity (the tensors are then written, or half written).
         """
-        restore_tensors(self._store.child(manifest.name), manifest.objects, into)
+        folder = self._store.child(manifest.name)
+        restore_tensors(folder, manifest.objects, into)
+        if names := not_finite(into):
+            raise CheckpointError(f"{folder.uri}: {not_finite_line(names)}")
 
     def prune(
         self, keep_last: int, keep_every: int | None, protect: Collection[str], *, dry_run: bool = False
@@ -195,20 +188,21 @@ class Checkpoints:
         whole = 0
         for name in self._names():
             if whole < keep_last:  # beyond those there is no need to read manifests
-                whole += self._judge(name, self._objects(name)).status == "committed"
+                found = judged(self._store, name, self._objects(name))
+                whole += found is not None and found.status == "committed"
                 continue
-            step = _step_and_attempt(name)[0]
+            step = _position(name)[0]
             if name in protect or (keep_every and step % keep_every == 0):
                 continue
             objects = self._objects(name)
-            if _MANIFEST not in objects or _PIN in objects:
-                continue
+            if MANIFEST not in objects or _PIN in objects or self._store.head(f"{name}/{_PIN}") is not None:
+                continue  # of its pin the listing's word is not enough
             pruned.append(name)
             if dry_run:
                 continue
             # The manifest first: from then on nobody takes the rest for a checkpoint.
-            self._store.delete([f"{name}/{_MANIFEST}"])
-            self._store.delete([f"{name}/{key}" for key in objects if key != _MANIFEST])
+            self._store.delete([f"{name}/{MANIFEST}"])
+            self._store.delete([f"{name}/{key}" for key in objects if key != MANIFEST])
         return pruned
 
     def pin(self, name: str) -> None:
@@ -216,9 +210,9 @@ class Checkpoints:
 
         The data is not read: one that is damaged can be pinned, to be looked at.
         """
-        manifest, pin = f"{name}/{_MANIFEST}", f"{name}/{_PIN}"
+        manifest, pin = f"{name}/{MANIFEST}", f"{name}/{_PIN}"
         missing = CheckpointError(f"{self._store.uri}/{name}: no such checkpoint")
-        if not FOLDER_NAME.fullmatch(name) or self._store.head(manifest) is None:
+        if not step_and_attempt(name) or self._store.head(manifest) is None:
             raise missing
         self._store.put(pin, b"")
         if self._store.head(manifest) is None:  # pruned just now; a pin alone would be litter
@@ -227,7 +221,7 @@ class Checkpoints:
 
     def unpin(self, name: str) -> None:
         """Take the pin away; one that is not there is fine."""
-        if FOLDER_NAME.fullmatch(name):
+        if step_and_attempt(name):
             self._store.delete([f"{name}/{_PIN}"])
 
     def pinned(self, names: Sequence[str] | None = None) -> frozenset[str]:
@@ -235,13 +229,24 @@ class Checkpoints:
         if names is not None:
             pins = in_parallel(lambda _, name: self._store.head(f"{name}/{_PIN}"), names)
             return frozenset(name for name, pin in zip(names, pins, strict=True) if pin is not None)
-        return frozenset(
-            name for name, objects in self._folders() if _PIN in objects and _MANIFEST in objects
-        )
+        return frozenset(name for name, objects in self._folders() if _PIN in objects and MANIFEST in objects)
 
     def next_attempt(self) -> int:
-        """Return a number above that of every attempt that has left anything here, at least 1."""
-        return 1 + max((_step_and_attempt(name)[1] for name in self._names()), default=0)
+        """Return a number above that of every attempt that has left anything here, at least 1.
+
+        Raises CheckpointError where a folder has the last number that there is: every save would be refused.
+        """
+        names = sorted(self._sure_names(), key=lambda name: _position(name)[1], reverse=True)
+        for name in names:
+            attempt = _position(name)[1]
+            if attempt < MOST_ATTEMPTS:
+                return attempt + 1
+            if self._objects(name):
+                raise CheckpointError(
+                    f"{self._store.uri}/{name}: leaves no number for another attempt, and is none of a run's "
+                    "own; delete this folder, or choose another run.name"
+                )
+        return 1
 
     def orphans(self, older_than_seconds: float, attempt: int | None = None) -> Sequence[str]:
         """Return the names of folders that have no manifest and in which nothing was written for so long.
@@ -282,85 +287,58 @@ class Checkpoints:
     def _commit(self, manifest: Manifest) -> Manifest:
         """Write the manifest and return it; where the run is another's, take the data back."""
         folder = self._store.child(manifest.name)
-        newest = max(_step_and_attempt(name)[1] for name in [manifest.name, *self._names()])
         try:
-            if newest > manifest.attempt:
+            if later := self._later(manifest.attempt):
                 raise FencedError(
-                    f"{folder.uri}: attempt {newest} of this run has begun since; stop one of the two jobs"
+                    f"{folder.uri}: attempt {_position(later)[1]} of this run has begun since; "
+                    f"stop one of the two jobs (the other has written {later})"
                 )
-            _put_once(folder, _MANIFEST, manifest.encode())
+            put_once(folder, MANIFEST, manifest.encode())
         except FencedError:
             folder.delete(stored.key for stored in manifest.objects)
             raise
         return manifest
 
+    def _later(self, attempt: int) -> str | None:
+        """Return a folder of a later attempt that has something in it; None where there is none.
+
+        A name alone is no proof: a bit of it may be flipped, and some servers name what is deleted.
+        """
+        names = (name for name in self._names() if _position(name)[1] > attempt)
+        return next((name for name in names if self._objects(name)), None)
+
     def _names(self) -> Sequence[str]:
         """Return the names of all folders, newest first. Some may be empty: deleted a moment ago."""
-        names = (name for name in self._store.folders() if FOLDER_NAME.fullmatch(name))
-        return sorted(names, key=_step_and_attempt, reverse=True)
+        names = {name for name in self._store.folders() if step_and_attempt(name)}
+        return sorted(names, key=_position, reverse=True)
+
+    def _sure_names(self) -> Sequence[str]:
+        """Return the names of two listings: a flipped bit in one of them makes none disappear."""
+        return sorted({*self._names(), *self._names()}, key=_position, reverse=True)
 
     def _objects(self, name: str) -> dict[str, ObjectInfo]:
         """Return what lies under a checkpoint's folder, by key within it."""
-        return {info.key.removeprefix(f"{name}/"): info for info in self._store.list(f"{name}/")}
+        return objects_of(self._store, name)
 
     def _folders(self, prefix: str = "") -> Sequence[tuple[str, dict[str, ObjectInfo]]]:
         """Return names and objects (by key within the folder), newest first, from one listing."""
         folders: dict[str, dict[str, ObjectInfo]] = {}
         for info in self._store.list(prefix):
             name, _, key = info.key.partition("/")
-            if key and FOLDER_NAME.fullmatch(name):
+            if key and step_and_attempt(name):
                 folders.setdefault(name, {})[key] = info
-        return [(name, folders[name]) for name in sorted(folders, key=_step_and_attempt, reverse=True)]
-
-    def _judge(self, name: str, objects: Mapping[str, ObjectInfo], deep: bool = False) -> FoundCheckpoint:
-        """Say whether a checkpoint is whole."""
-        step, attempt = _step_and_attempt(name)
-        manifest: Manifest | None = None
-        status: Literal["committed", "partial", "corrupt"] = "committed"
-        reason = ""
-        try:
-            if _MANIFEST not in objects:
-                raise ObjectMissingError("it has no manifest: the save never ended, or is under way")
-            size = objects[_MANIFEST].size
-            if size > MANIFEST_BYTES:
-                raise CheckpointError(f"its manifest has {size} bytes, above {MANIFEST_BYTES}")
-            encoded = bytearray(size)  # no more is read, whatever lies there by now
-            self._store.read_into(f"{name}/{_MANIFEST}", 0, [memoryview(encoded)])
-            manifest = Manifest.decode(bytes(encoded))
-            if manifest.name != name:
-                raise CheckpointError(f"its manifest is that of {manifest.name}")
-            for stored in manifest.objects:
-                self._check(name, stored, objects.get(stored.key), deep)
-        except ObjectMissingError as error:
-            status, reason = "partial", str(error)
-        except (CheckpointError, ObjectChangedError) as error:
-            status, reason = "corrupt", str(error)
-        total = sum(info.size for info in objects.values())
-        return FoundCheckpoint(name, step, attempt, status, reason, total, manifest)
-
-    def _check(self, name: str, stored: StoredObject, found: ObjectInfo | None, deep: bool) -> None:
-        """Raise CheckpointError where an object is not the one of the manifest."""
-        if found is None:
-            raise CheckpointError(f"{stored.key} is missing")
-        if found.size != stored.size:
-            raise CheckpointError(f"{stored.key} has {found.size} bytes instead of {stored.size}")
-        if found.etag != stored.etag:
-            _logger.info("%s/%s: %s has another etag; reading it", self._store.uri, name, stored.key)
-        if deep or found.etag != stored.etag:
-            verify_object(self._store.child(name), stored)
+        return [(name, folders[name]) for name in sorted(folders, key=_position, reverse=True)]
 
 
-def _step_and_attempt(name: str) -> tuple[int, int]:
-    match = FOLDER_NAME.fullmatch(name)
-    if match is None:
-        raise CheckpointError(f"{name!r} is no checkpoint's name")
-    return int(match[1]), int(match[2])
+def _position(name: str) -> tuple[int, int]:
+    """Return step and attempt of a name that is a checkpoint's."""
+    return cast(tuple[int, int], step_and_attempt(name))
 
 
 def _is_orphan(name: str, objects: Mapping[str, ObjectInfo], border: datetime, attempt: int | None) -> bool:
     return (
-        _MANIFEST not in objects
-        and _step_and_attempt(name)[1] != attempt
+        MANIFEST not in objects
+        and _position(name)[1] != attempt
         and all(info.modified < border for info in objects.values())
     )
 
@@ -368,51 +346,3 @@ def _is_orphan(name: str, objects: Mapping[str, ObjectInfo], border: datetime, a
 def _data_key(rank: int) -> str:
     """Return a key that was never used, for what a rank writes."""
     return f"data/r{rank:05d}-{uuid.uuid4().hex[:8]}.safetensors"
-
-
-def _put_once(folder: Store, key: str, content: bytes) -> None:
-    """Write an object that nobody else may have written; raises FencedError where one has."""
-    try:
-        folder.put(key, content, if_absent=True)
-    except ObjectExistsError as error:
-        # Ours after all, where the answer to a first attempt was lost; else another writer's.
-        info = folder.head(key)
-        if info is None or info.size != len(content) or folder.get(key) != content:
-            raise FencedError(
-                f"{folder.uri}: another writer has committed this checkpoint; stop one of the two jobs"
-            ) from error
-
-
-def _gathered(folder: Store, checkpoint: str, share: Share, patience_seconds: float) -> list[StoredObject]:
-    """Wait until all other ranks have written their shares, and return those in the order of the ranks.
-
-    Raises StoreError where none has come for `patience_seconds`, CheckpointError for a record that is none.
-    """
-    missing = share.others()
-    found: dict[int, StoredObject] = {}
-    wait_seconds, deadline = _FIRST_WAIT_SECONDS, time.monotonic() + patience_seconds
-    while missing:
-        arrived = [info for info in folder.list("shares/") if info.key in missing]
-        for info in arrived:
-            rank = missing.pop(info.key)
-            found[rank] = _read_record(folder, checkpoint, share, rank, info)
-        if arrived:
-            wait_seconds, deadline = _FIRST_WAIT_SECONDS, time.monotonic() + patience_seconds
-        elif time.monotonic() > deadline:
-            ranks = ", ".join(map(str, sorted(missing.values())[:_SHOWN]))
-            more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-            raise StoreError(
-                f"{folder.uri}: no share of rank {ranks}{more} for {patience_seconds:.0f} s; see their logs"
-            )
-        else:
-            time.sleep(wait_seconds)
-            wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
-    return [found[rank] for rank in sorted(found)]
-
-
-def _read_record(folder: Store, checkpoint: str, share: Share, rank: int, info: ObjectInfo) -> StoredObject:
-    if info.size > RECORD_BYTES:
-        raise CheckpointError(f"{folder.uri}: the record of rank {rank} has {info.size} bytes")
-    encoded = bytearray(info.size)  # no more is read, whatever lies there by now
-    folder.read_into(info.key, 0, [memoryview(encoded)])
-    return share.decode(bytes(encoded), checkpoint, rank)

@@ -9,30 +9,54 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from jebm.errors import CheckpointError
-from jebm.store.stream import StoredObject
-from jebm.untrusted import JsonObject, encoded_json, parsed_json, typed, whole_number
+from jebm.store.layout import StoredObject
+from jebm.store.sealed import sealed, unsealed
+from jebm.untrusted import JsonObject, encoded_json, parsed_object, typed, whole_number
 
 __all__ = [
-    "FOLDER_NAME",
     "MANIFEST_BYTES",
+    "MOST_ATTEMPTS",
     "RUN_NAME",
+    "VERSION",
     "Facts",
     "Manifest",
+    "checkpoint_name",
     "decoded_object",
     "plain_json",
+    "step_and_attempt",
 ]
 
 MANIFEST_BYTES = 1 << 20
 """The most that a manifest may have; more is not even read."""
 
-FOLDER_NAME = re.compile(r"step-(\d{8,15})-a(\d{4,9})")
+MOST_ATTEMPTS = 10**9 - 1
+"""The highest number of an attempt."""
+
+VERSION = 2
+"""Of manifests that are written: with a hash over all of itself. Version 1, without, is still read."""
+
 RUN_NAME = re.compile(r"\w[\w.=+-]*(/\w[\w.=+-]*)*", re.ASCII)
 
 _FORMAT = "jebm-checkpoint"
-_VERSION = 1
+_MOST_STEPS = 10**15 - 1
+_FOLDER_NAME = re.compile(r"step-(\d{8,15})-a(\d{4,9})", re.ASCII)
 _OBJECT_BYTES = 50 << 40  # the largest object of S3
 _PART_BYTES = 5 << 30  # its largest part
-_DATA_KEY = re.compile(r"data/r\d{5}-[0-9a-f]{8}\.safetensors")
+_DATA_KEY = re.compile(r"data/r\d{5}-[0-9a-f]{8}\.safetensors", re.ASCII)
+
+
+def checkpoint_name(step: int, attempt: int) -> str:
+    """Return the name of a checkpoint's folder: step-<step>-a<attempt>."""
+    return f"step-{step:08d}-a{attempt:04d}"
+
+
+def step_and_attempt(name: str) -> tuple[int, int] | None:
+    """Return what a checkpoint's name says; None for any other name, another spelling of one among them."""
+    match = _FOLDER_NAME.fullmatch(name)
+    if match is None:
+        return None
+    found = int(match[1]), int(match[2])
+    return found if checkpoint_name(*found) == name else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +78,21 @@ class Facts:
 
     @property
     def name(self) -> str:
-        """The checkpoint's folder: step-<step>-a<attempt>."""
-        return f"step-{self.step:08d}-a{self.attempt:04d}"
+        """The checkpoint's folder."""
+        return checkpoint_name(self.step, self.attempt)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(Facts):
-    """All that a checkpoint says of itself: the facts, when it was made, and which objects belong to it."""
+    """All that a checkpoint says of itself: the facts, when it was made, and which objects belong to it.
+
+    `version` is that of the text that it was read from; what is written has always the newest.
+    """
 
     run: str
     created: datetime
     objects: tuple[StoredObject, ...]
+    version: int = VERSION
 
     @property
     def config_sha256(self) -> str:
@@ -76,7 +104,7 @@ class Manifest(Facts):
         content = {field.name: getattr(self, field.name) for field in fields(self)}
         content |= {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": VERSION,
             "created": self.created.isoformat(),
             "config_sha256": self.config_sha256,
             "metrics": {
@@ -84,7 +112,7 @@ class Manifest(Facts):
             },
             "objects": [asdict(stored) for stored in self.objects],
         }
-        encoded = encoded_json(plain_json(content, "the manifest"))
+        encoded = sealed(plain_json(content, "the manifest"))
         if len(encoded) > MANIFEST_BYTES:
             raise CheckpointError(f"{self.name}: a manifest of {len(encoded)} bytes, above {MANIFEST_BYTES}")
         return encoded
@@ -93,7 +121,7 @@ class Manifest(Facts):
     def decode(encoded: bytes) -> "Manifest":
         """Return the manifest; raises CheckpointError for anything but what `encode` writes."""
         try:
-            return _decoded(parsed_json(encoded, MANIFEST_BYTES))
+            return _decoded(encoded)
         except (ValueError, OverflowError) as error:  # bad UTF-8 and bad JSON among them
             raise CheckpointError(f"the manifest cannot be read: {error}") from error
 
@@ -120,11 +148,13 @@ def plain_json(value: object, where: str) -> Any:  # noqa: ANN401  # JSON has no
     raise CheckpointError(f"{where}: {type(value).__name__} {str(value)[:80]!r} has no place in JSON")
 
 
-def decoded_object(content: object) -> StoredObject:
+def decoded_object(content: object, version: int = VERSION) -> StoredObject:
     """Return the object that a part of a manifest describes; raises ValueError for a description unfit."""
-    if not isinstance(content, dict) or content.keys() != {field.name for field in fields(StoredObject)}:
+    names = {field.name for field in fields(StoredObject)} - ({"header_crc32"} if version == 1 else set())
+    if not isinstance(content, dict) or content.keys() != names:
         raise ValueError("an object has missing or unknown fields")
     key, etag, crc32 = content["key"], content["etag"], content["crc32"]
+    header_crc32 = content.get("header_crc32")
     if not isinstance(key, str) or not _DATA_KEY.fullmatch(key):
         raise ValueError(f"{str(key)[:80]!r} is no data key")
     if not isinstance(etag, str) or len(etag) > 256:
@@ -133,52 +163,73 @@ def decoded_object(content: object) -> StoredObject:
     part_size = whole_number(content, "part_size", 1, _PART_BYTES)
     if not isinstance(crc32, list) or len(crc32) != -(-size // part_size):
         raise ValueError(f"{key}: crc32 has not one number for each part")
-    if not all(type(value) is int and 0 <= value < 1 << 32 for value in crc32):
+    if not all(map(_is_crc32, crc32)) or not (header_crc32 is None or _is_crc32(header_crc32)):
         raise ValueError(f"{key}: crc32 holds something else than CRC32s")
-    return StoredObject(key, size, etag, part_size, tuple(crc32))
+    return StoredObject(key, size, etag, part_size, tuple(crc32), header_crc32)
 
 
-def _decoded(content: object) -> Manifest:
+def _is_crc32(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 32
+
+
+def _decoded(encoded: bytes) -> Manifest:
     """Return the manifest; raises ValueError or CheckpointError in a line that names the field."""
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    content = parsed_object(encoded, MANIFEST_BYTES)
+    version = content.get("version")
+    if content.get("format") != _FORMAT:
         raise ValueError(f"its format is not {_FORMAT}")
-    if content.get("version") != _VERSION:
-        raise ValueError(f"version {content.get('version')!r}; this program reads version {_VERSION}")
-    names = {field.name for field in fields(Manifest)} | {"format", "version", "config_sha256"}
+    if version not in (1, VERSION) or type(version) is not int:
+        raise ValueError(f"version {str(version)[:20]!r}; this program reads versions 1 and {VERSION}")
+    if version == VERSION:
+        content = unsealed(encoded, MANIFEST_BYTES)
+    names = {field.name for field in fields(Manifest)} | {"format", "config_sha256"}
     if content.keys() != names:
         raise ValueError(f"missing or unknown fields: {sorted(content.keys() ^ names)[:5]}")
     run, parent, objects = content["run"], content["parent"], content["objects"]
     if not isinstance(run, str) or not RUN_NAME.fullmatch(run):
         raise ValueError("run is no run's name")
-    if parent is not None and not (isinstance(parent, str) and FOLDER_NAME.fullmatch(parent)):
+    if parent is not None and not (isinstance(parent, str) and step_and_attempt(parent)):
         raise ValueError("parent is no checkpoint's name")
     if not isinstance(objects, list) or not objects:
         raise ValueError("objects is no list of objects")
-    stored = tuple(decoded_object(item) for item in objects)
+    stored = tuple(decoded_object(item, version) for item in objects)
     if len({item.key for item in stored}) != len(stored):
         raise ValueError("objects names one object twice")
-    created = datetime.fromisoformat(typed(content, "created", str))
-    if created.utcoffset() != timedelta(0):
-        raise ValueError("created is not in UTC")
-    provenance = typed(content, "provenance", dict)
-    if not all(isinstance(value, str) for value in provenance.values()):
-        raise ValueError("provenance holds something else than strings")
-    metrics = typed(content, "metrics", dict)
-    if not all(value is None or type(value) in (int, float) for value in metrics.values()):
-        raise ValueError("metrics holds something else than numbers")
     manifest = Manifest(
         run=run,
-        attempt=whole_number(content, "attempt", 0, 10**9 - 1),
-        step=whole_number(content, "step", 0, 10**15 - 1),
+        attempt=whole_number(content, "attempt", 0, MOST_ATTEMPTS),
+        step=whole_number(content, "step", 0, _MOST_STEPS),
         world_size=whole_number(content, "world_size", 1, 10**6),
-        created=created,
+        created=_moment(content),
         config=plain_json(typed(content, "config", dict), "config"),
-        provenance=provenance,
-        metrics={name: math.nan if value is None else float(value) for name, value in metrics.items()},
+        provenance=_texts(content),
+        metrics=_numbers(content),
         state=plain_json(typed(content, "state", dict), "state"),
         parent=parent,
         objects=stored,
+        version=version,
     )
     if content["config_sha256"] != manifest.config_sha256:
         raise ValueError("config_sha256 is not the hash of config")
     return manifest
+
+
+def _moment(content: JsonObject) -> datetime:
+    created = datetime.fromisoformat(typed(content, "created", str))
+    if created.utcoffset() != timedelta(0):
+        raise ValueError("created is not in UTC")
+    return created
+
+
+def _texts(content: JsonObject) -> dict[str, str]:
+    provenance = typed(content, "provenance", dict)
+    if not all(isinstance(value, str) for value in provenance.values()):
+        raise ValueError("provenance holds something else than strings")
+    return provenance
+
+
+def _numbers(content: JsonObject) -> dict[str, float]:
+    metrics = typed(content, "metrics", dict)
+    if not all(value is None or type(value) in (int, float) for value in metrics.values()):
+        raise ValueError("metrics holds something else than numbers")
+    return {name: math.nan if value is None else float(value) for name, value in metrics.items()}

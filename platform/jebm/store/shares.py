@@ -5,23 +5,28 @@ store alone, by small records: no collective runs beside training's own.
 """
 
 import heapq
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
-from jebm.errors import CheckpointError
+from jebm.errors import CheckpointError, StoreError
+from jebm.store.layout import StoredObject
 from jebm.store.manifest import decoded_object
-from jebm.store.stream import StoredObject
-from jebm.untrusted import encoded_json, parsed_object
+from jebm.store.protocol import Store
+from jebm.store.sealed import READS, sealed, unsealed
 
-__all__ = ["RECORD_BYTES", "Share"]
+__all__ = ["RECORD_BYTES", "Share", "gathered"]
 
 RECORD_BYTES = 1 << 20
 """The most that a record may have; more is not even read."""
 
 _FORMAT = "jebm-share"
-_VERSION = 1
+_VERSION = 2
+_FIRST_WAIT_SECONDS = 0.05  # between two looks for the other ranks' shares
+_LONGEST_WAIT_SECONDS = 2.0
+_SHOWN = 5  # ranks named in an error
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Share:
 
     def encode(self, checkpoint: str, stored: StoredObject) -> bytes:
         """Return the record that says that this rank has written its share of a checkpoint."""
-        return encoded_json(self._record(checkpoint, self.rank) | {"object": asdict(stored)})
+        return sealed(self._record(checkpoint, self.rank) | {"object": asdict(stored)})
 
     def decode(self, encoded: bytes, checkpoint: str, rank: int) -> StoredObject:
         """Return what another rank has written.
@@ -70,7 +75,7 @@ class Share:
         Raises CheckpointError for anything but what that rank's `encode` writes.
         """
         try:
-            content = parsed_object(encoded, RECORD_BYTES)
+            content = unsealed(encoded, RECORD_BYTES)
             stored = decoded_object(content.pop("object", None))
             if content != self._record(checkpoint, rank):
                 raise ValueError("it is of another checkpoint, start or rank")
@@ -94,3 +99,48 @@ class Share:
             "rank": rank,
             "world_size": self.world_size,
         }
+
+
+def gathered(folder: Store, checkpoint: str, share: Share, patience_seconds: float) -> list[StoredObject]:
+    """Wait until all other ranks have written their shares, and return those in the order of the ranks.
+
+    Raises StoreError where none has come for `patience_seconds`, CheckpointError for a record that is none.
+    """
+    missing = share.others()
+    found: dict[int, StoredObject] = {}
+    wait_seconds, deadline = _FIRST_WAIT_SECONDS, time.monotonic() + patience_seconds
+    while missing:
+        arrived = [info for info in folder.list("shares/") if info.key in missing]
+        for info in arrived:
+            rank = missing.pop(info.key)
+            found[rank] = _read_record(folder, checkpoint, share, rank, info.key)
+        if arrived:
+            wait_seconds, deadline = _FIRST_WAIT_SECONDS, time.monotonic() + patience_seconds
+        elif time.monotonic() > deadline:
+            ranks = ", ".join(map(str, sorted(missing.values())[:_SHOWN]))
+            more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+            raise StoreError(
+                f"{folder.uri}: no share of rank {ranks}{more} for {patience_seconds:.0f} s; see their logs"
+            )
+        else:
+            time.sleep(wait_seconds)
+            wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
+    return [found[rank] for rank in sorted(found)]
+
+
+def _read_record(folder: Store, checkpoint: str, share: Share, rank: int, key: str) -> StoredObject:
+    """Return what another rank has written; a record with a wrong hash is read again."""
+    problem = CheckpointError(f"{folder.uri}: the record of rank {rank} is gone")
+    for _ in range(READS):
+        info = folder.head(key)
+        if info is None:
+            continue
+        if info.size > RECORD_BYTES:
+            raise CheckpointError(f"{folder.uri}: the record of rank {rank} has {info.size} bytes")
+        encoded = bytearray(info.size)  # no more is read, whatever lies there by now
+        folder.read_into(key, 0, [memoryview(encoded)])
+        try:
+            return share.decode(bytes(encoded), checkpoint, rank)
+        except CheckpointError as error:
+            problem = error
+    raise problem

@@ -10,7 +10,6 @@ It spares the run that trains an accidental second start. Where it fails (a stor
 a holder that was frozen for longer than others watched), the fence in `Checkpoints.save` still holds.
 """
 
-import json
 import logging
 import os
 import re
@@ -23,55 +22,109 @@ from datetime import UTC, datetime
 from types import TracebackType
 
 from jebm.errors import ConfigError, StoreError
-from jebm.store.storage import ObjectExistsError, ObjectInfo, ObjectMissingError, Store
+from jebm.store.sealed import READS, sealed, unsealed
+from jebm.store.storage import ObjectChangedError, ObjectExistsError, ObjectMissingError, Store
+from jebm.untrusted import JsonObject, typed, whole_number
 
 __all__ = ["Lease"]
 
 _LOG = logging.getLogger("jebm.train")
 _FOLDER = "lease/"
-_KEY = re.compile(r"lease/\d{8}\.json")
+_KEY = re.compile(r"lease/(\d{8,15})\.json", re.ASCII)
+_MOST = 10**15 - 1  # the highest number
+_BYTES = 4096  # more is not even read
+_LISTINGS = 5  # at the most, until two agree
 _BEAT_SECONDS = 5.0
 _SILENT_BEATS = 3  # so many missed, and the holder counts as dead
 _LOOKS_PER_BEAT = 4
 
+_FORMAT, _VERSION = "jebm-lease", 2
+_TEXTS = {
+    "token": re.compile(r"[0-9a-f]{32}"),
+    "host": re.compile(r"[A-Za-z0-9_.-]{1,255}"),
+    "since": re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII),
+    "ray_job": re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,199})?"),
+}
+"""What the texts of a holder look like, since they are printed, and a part of them is typed."""
+
 
 @dataclass(frozen=True)
 class _Holder:
-    """What an object of the lease says. `since` is for people alone, in UTC."""
+    """What an object of the lease says. `since` is for people alone, in UTC; `ray_job` is "" outside one."""
 
     token: str
     host: str
     pid: int
     since: str
-    stop: str
+    ray_job: str
     beat: int
     released: bool
 
     def encode(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
+        return sealed({**asdict(self), "format": _FORMAT, "version": _VERSION})
+
+    @classmethod
+    def decode(cls, encoded: bytes) -> "_Holder":
+        """Return the holder; raises ValueError for anything but what `encode` writes."""
+        content = unsealed(encoded, _BYTES)
+        if (content.pop("format", None), content.pop("version", None)) != (_FORMAT, _VERSION):
+            raise ValueError("it is no lease of this version")
+        holder = cls(
+            **{name: _text(content, name) for name in _TEXTS},
+            pid=whole_number(content, "pid", 1, 2**32),
+            beat=whole_number(content, "beat", 0, 2**53),
+            released=typed(content, "released", bool),
+        )
+        if holder.encode() != encoded:
+            raise ValueError("it has unknown fields")
+        return holder
 
     def __str__(self) -> str:
         return f"process {self.pid} on host {self.host}, since {self.since}"
+
+    @property
+    def stop_command(self) -> str:
+        """What a person types to stop it: made here, from a number or a name without odd characters."""
+        return f"ray job stop {self.ray_job}" if self.ray_job else f"kill {self.pid}"
+
+
+def _text(content: JsonObject, name: str) -> str:
+    text = typed(content, name, str)
+    if not _TEXTS[name].fullmatch(text):
+        raise ValueError(f"{name} is none")
+    return text
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An object of the lease: its number, and what changes when it is written again."""
+
+    number: int
+    etag: str
+
+    @property
+    def key(self) -> str:
+        return _key(self.number)
 
 
 class Lease:
     """Within it, this process holds the run; entering may take three beats, where the last holder died."""
 
     def __init__(
-        self, store: Store, *, stop_command: str | None = None, beat_seconds: float = _BEAT_SECONDS
+        self, store: Store, *, ray_job: str | None = None, beat_seconds: float = _BEAT_SECONDS
     ) -> None:
         """Prepare to hold the run in `store`, the store of the run itself.
 
-        `stop_command` is what another one is told to stop this holder with; None is `kill` and the process.
+        `ray_job` is the submission ID of the Ray job that this process drives: what others are told to stop.
         """
         self._store, self._beat_seconds = store, beat_seconds
-        self._key = ""
+        self._number = 0
         self._holder = _Holder(
             token=uuid.uuid4().hex,
-            host=socket.gethostname(),
+            host=re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:255] or "unknown",
             pid=os.getpid(),
             since=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            stop=stop_command or f"kill {os.getpid()}",
+            ray_job=ray_job if ray_job and _TEXTS["ray_job"].fullmatch(ray_job) else "",
             beat=0,
             released=False,
         )
@@ -86,16 +139,20 @@ class Lease:
             StoreError: the store cannot be reached, read or written.
         """
         newest = _newest(self._store)
+        if newest is not None and newest.number >= _MOST:
+            raise ConfigError(
+                f"run.name: {self._store.uri}/{newest.key} leaves no number for another job, and is of none "
+                "of ours; delete this object, or choose another run.name"
+            )
         if newest is not None and not self._released(newest):
             newest = self._outlive(newest)
-        number = 0 if newest is None else int(newest.key.removeprefix(_FOLDER).removesuffix(".json"))
-        self._key = f"{_FOLDER}{number + 1:08d}.json"
+        self._number = 1 if newest is None else newest.number + 1
         self._claim()
-        keys = [info.key for info in _objects(self._store)]
-        if max(keys, default="") > self._key:  # we were slow: this number was free since it is long past
-            self._store.delete([self._key])
-            raise self._refusal(max(keys))
-        self._store.delete([key for key in keys if key < self._key])
+        newest = _newest(self._store)
+        if newest is not None and newest.number > self._number:  # our number was free since it is long past
+            self._store.delete([_key(self._number)])
+            raise self._refusal(newest.number)
+        self._store.delete([place.key for place in _places(self._store) if place.number < self._number])
         self._thread.start()
         return self
 
@@ -113,29 +170,36 @@ class Lease:
         if self._lost:
             return
         try:
-            self._store.put(self._key, replace(self._holder, released=True).encode())
+            self._store.put(_key(self._number), replace(self._holder, released=True).encode())
         except StoreError as failure:
             _LOG.warning("the run's lease could not be released, the next start must wait: %s", failure)
 
-    def _read(self, key: str) -> _Holder | None:
-        """Return what an object says; None where it is gone, or not one of ours."""
-        try:
-            return _Holder(**json.loads(self._store.get(key)))
-        except (ObjectMissingError, TypeError, ValueError):
-            return None
+    def _read(self, number: int) -> _Holder | None:
+        """Return what an object says; None where it is gone, or nothing that this version writes."""
+        for _ in range(READS):
+            try:
+                info = self._store.head(_key(number))
+                if info is None or info.size > _BYTES:
+                    return None
+                encoded = bytearray(info.size)  # no more is read, whatever lies there by now
+                self._store.read_into(info.key, 0, [memoryview(encoded)])
+                return _Holder.decode(bytes(encoded))
+            except (ObjectChangedError, ObjectMissingError, ValueError):
+                continue
+        return None
 
-    def _released(self, info: ObjectInfo) -> bool:
-        holder = self._read(info.key)
-        return holder is not None and holder.released is True
+    def _released(self, place: _Place) -> bool:
+        holder = self._read(place.number)
+        return holder is not None and holder.released
 
-    def _outlive(self, seen: ObjectInfo) -> ObjectInfo | None:
+    def _outlive(self, seen: _Place) -> _Place | None:
         """Return the newest object once its holder has ended, or has been silent for long enough.
 
         Raises:
             ConfigError: as soon as it shows life.
         """
         silence = _SILENT_BEATS * self._beat_seconds
-        holder = self._read(seen.key) or "an unknown process"
+        holder = self._read(seen.number) or f"an unknown process ({seen.key} cannot be read)"
         _LOG.info("run %s is held by %s; watching it for %.0f s", self._store.uri, holder, silence)
         deadline = time.monotonic() + silence
         while time.monotonic() < deadline:
@@ -144,8 +208,8 @@ class Lease:
             newest = _newest(self._store)
             if newest is None or self._released(newest):
                 return newest
-            if (newest.key, newest.etag) != (seen.key, seen.etag):
-                raise self._refusal(newest.key)
+            if newest != seen:
+                raise self._refusal(newest.number)
             if time.monotonic() - asked > self._beat_seconds:  # the store was away, for the holder too
                 deadline = time.monotonic() + silence
         _LOG.info("%s has shown no life: this process goes on with the run", holder)
@@ -157,27 +221,28 @@ class Lease:
         Raises:
             ConfigError: another one has just written it.
         """
-        content = self._holder.encode()
+        key, content = _key(self._number), self._holder.encode()
         try:
-            self._store.put(self._key, content, if_absent=True)
+            self._store.put(key, content, if_absent=True)
         except ObjectExistsError:
-            if self._read(self._key) != self._holder:  # it is ours where the answer to a first try was lost
-                raise self._refusal(self._key) from None
+            # It is ours where the answer to a first try was lost.
+            if self._read(self._number) != self._holder:
+                raise self._refusal(self._number) from None
         try:
-            self._store.put(self._key, content, if_absent=True)
+            self._store.put(key, content, if_absent=True)
         except ObjectExistsError:
             return
         # The store does not heed conditions. Of two that write one after the other, the second finds itself.
         _LOG.warning("%s has no conditional writes: looking again for a second job", self._store.uri)
         time.sleep(self._beat_seconds)
-        if self._read(self._key) != self._holder:
-            raise self._refusal(self._key)
+        if self._read(self._number) != self._holder:
+            raise self._refusal(self._number)
 
-    def _refusal(self, key: str) -> ConfigError:
-        holder = self._read(key)
+    def _refusal(self, number: int) -> ConfigError:
+        holder = self._read(number)
         return ConfigError(
             f"run.name: {self._store.uri} is in training by {holder or 'another process'}; "
-            + (f"stop it there ({holder.stop}), " if holder else "stop it, ")
+            + (f"stop it there ({holder.stop_command}), " if holder else f"stop it ({_key(number)}), ")
             + "or choose another run.name"
         )
 
@@ -188,12 +253,13 @@ class Lease:
         while not self._end.wait(self._beat_seconds):
             try:
                 newest = _newest(store)
-                if newest is not None and newest.key > self._key:
+                if newest is not None and newest.number > self._number:
                     self._lost = True
-                    _LOG.error("%s has taken over this run: stop one of the two", self._read(newest.key))
+                    holder = self._read(newest.number) or f"another process ({newest.key})"
+                    _LOG.error("%s has taken over this run: stop one of the two", holder)
                     return
                 self._holder = replace(self._holder, beat=self._holder.beat + 1)
-                store.put(self._key, self._holder.encode())
+                store.put(_key(self._number), self._holder.encode())
             except StoreError as error:
                 if not failing:
                     _LOG.warning("the run's lease cannot be renewed, trying on: %s", error)
@@ -202,9 +268,26 @@ class Lease:
                 failing = False
 
 
-def _objects(store: Store) -> list[ObjectInfo]:
-    return [info for info in store.list(_FOLDER) if _KEY.fullmatch(info.key)]
+def _key(number: int) -> str:
+    return f"{_FOLDER}{number:08d}.json"
 
 
-def _newest(store: Store) -> ObjectInfo | None:
-    return max(_objects(store), key=lambda info: info.key, default=None)
+def _places(store: Store) -> list[_Place]:
+    """Return the lease's objects; what else lies there is no matter, other spellings of a number among it."""
+    places = []
+    for info in store.list(_FOLDER):
+        match = _KEY.fullmatch(info.key)
+        if match is not None and _key(int(match[1])) == info.key:
+            places.append(_Place(int(match[1]), info.etag))
+    return places
+
+
+def _newest(store: Store) -> _Place | None:
+    """Return the newest object as two listings in a row show it: in one a bit may be flipped."""
+    seen: _Place | None = None
+    for look in range(_LISTINGS):
+        newest = max(_places(store), key=lambda place: place.number, default=None)
+        if look and newest == seen:
+            break
+        seen = newest
+    return seen

@@ -15,9 +15,9 @@ from jebm.data.dataset import ImageSet, load_images
 from jebm.data.manifest import DatasetManifest, read_manifest
 from jebm.errors import CheckpointError, ConfigError, DataError
 from jebm.store.checkpoint import Checkpoints, Manifest
-from jebm.store.retrieve import damages, open_checkpoint
+from jebm.store.parts import damages, fitting_headers
+from jebm.store.retrieve import open_checkpoint
 from jebm.store.storage import Store, open_store
-from jebm.store.stream import fitting_headers
 from jebm.train.loop import check_images, total_steps_of
 from jebm.train.resume import check_same, origin_of
 from jebm.train.runtime import Runtime
@@ -106,7 +106,8 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
         ConfigError: values that do not fit the data or the machine, or another config than the checkpoint's.
         DataError: a data set is missing or unreadable.
         StoreError: the storage cannot be reached, read or written.
-        CheckpointError: the run's checkpoints are damaged or do not fit, or `run.init_from` names none.
+        CheckpointError: the checkpoints are damaged, do not fit or have too high a number, or
+            `run.init_from` names none.
     """
     data, images = _data_set(config, "data.train", config.data.train, read=read_images)
     held_out = data
@@ -127,13 +128,16 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
         for name, net in state.model.named_children()
     }
     steps_per_epoch = data.images // config.train.batch_size
+    total = total_steps_of(config, steps_per_epoch)
+    if parent is None or parent.step < total:
+        Checkpoints(store, config.run.name).next_attempt()  # so that a start will find one
     return Plan(
         config=config,
         data=data,
         held_out=held_out,
         images=images,
         steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps_of(config, steps_per_epoch),
+        total_steps=total,
         parameters=parameters,
         resumes_at=None if parent is None else parent.step,
     )
@@ -217,7 +221,7 @@ def _check_origin(config: Config, tensors: dict[str, Tensor], *, deep: bool) -> 
     try:
         if config.train.regime != "two_stage":  # that takes two nets, whose shapes are those of its config
             fitting_headers(folder, origin.objects, tensors)
-        lines = damages(folder, origin, lambda done, total: None) if deep else []
+        lines = damages(folder, origin.objects) if deep else []
         if lines:
             raise CheckpointError(lines[0])
     except CheckpointError as error:

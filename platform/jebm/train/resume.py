@@ -21,7 +21,13 @@ def resume(
 ) -> Manifest | None:
     """Read the run's newest checkpoint into `state` on every rank; return its manifest, or None.
 
-    A run without one begins with the tensors of `run.init_from`, at step 0.
+    A run without one begins with the tensors of `run.init_from`, at step 0. A newest one that cannot be
+    read, or holds NaN or infinity, is passed over with a warning, for an older one that is whole: what it
+    costs is the steps between, while a stop would cost all that waits for somebody to come.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none that is whole, or the model is another.
+        ConfigError: the checkpoint is of another model, objective or data set.
     """
     damage: CheckpointError | None = None
     for deep in (False, True):

@@ -1,0 +1,115 @@
+"""A checkpoint brought to a local folder, where it is a checkpoint again."""
+
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from jebm.errors import CheckpointError, StoreError
+from jebm.store.files import os_errors, write_at
+from jebm.store.judge import MANIFEST, read_manifest
+from jebm.store.layout import StoredObject
+from jebm.store.manifest import Manifest
+from jebm.store.parts import Parts
+from jebm.store.protocol import ObjectExistsError, Store, in_parallel
+from jebm.store.retrieve import Progress, RunStore, counter, size_of
+from jebm.store.storage import open_store
+
+__all__ = ["Download", "download"]
+
+_SLICE_BYTES = 4 << 20  # held by each of the four threads
+
+
+@dataclass(frozen=True)
+class Download:
+    """A checkpoint in a local folder: bytes that were fetched, and that were there already and are good."""
+
+    folder: Path
+    bytes_fetched: int
+    bytes_kept: int
+
+
+def download(run: RunStore, manifest: Manifest, target: Path, progress: Progress) -> Download:
+    """Bring a checkpoint to `<target>/<run>/checkpoints/<name>`, where `open_store(target)` finds it.
+
+    Parts that are there already and good are kept, so that a broken download goes on where it broke, and a
+    damaged one is repaired. The manifest comes last: until then nobody takes the folder for a checkpoint.
+    Raises CheckpointError where a part is damaged in the store, StoreError where a side cannot be reached.
+    """
+    encoded, found = read_manifest(run.root.child(f"{run.name}/checkpoints"), manifest.name)
+    if found != manifest:
+        raise CheckpointError(f"{run.uri}: {manifest.name} has been replaced by another checkpoint since")
+    source = run.folder(manifest.name)
+    store = open_store(str(target)).child(f"{run.name}/checkpoints/{manifest.name}")
+    if store.head(MANIFEST) is not None and store.get(MANIFEST) != encoded:
+        raise _taken(target, manifest)
+    folder = target.expanduser().absolute() / run.name / "checkpoints" / manifest.name
+    with os_errors(folder):
+        _check_room(folder, manifest)
+    count = counter(progress, size_of(manifest))
+    fetched = 0
+    for stored in manifest.objects:
+        with os_errors(folder / stored.key):
+            fetched += _fetch_object(source, stored, folder / stored.key, count)
+    try:
+        store.put(MANIFEST, encoded, if_absent=True)
+    except ObjectExistsError as error:
+        if store.get(MANIFEST) != encoded:
+            raise _taken(target, manifest) from error
+    return Download(folder, fetched, size_of(manifest) - fetched)
+
+
+def _check_room(folder: Path, manifest: Manifest) -> None:
+    """Raise StoreError where the disk has not the room for what is still to come of a checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    room = shutil.disk_usage(folder).free
+    for stored in manifest.objects:
+        with suppress(FileNotFoundError):
+            room += (folder / stored.key).stat().st_blocks * 512
+    if size_of(manifest) > room:
+        raise StoreError(f"{folder}: {size_of(manifest):,} bytes do not fit into the {room:,} free ones")
+
+
+def _fetch_object(source: Store, stored: StoredObject, path: Path, count: Callable[[int], None]) -> int:
+    """Make `path` hold the object, and return how many bytes had to be fetched."""
+    parts = Parts(source, stored)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        found = os.fstat(descriptor)
+        os.truncate(descriptor, stored.size)  # what is missing reads as zeros, and fails its CRC32
+
+        def fetch(number: int, begin: int) -> int:
+            size = min(stored.part_size, stored.size - begin)
+            if begin < found.st_size and _local_crc32(descriptor, begin, size) == stored.crc32[number]:
+                count(size)
+                return 0
+            parts.stream(number, lambda offset, piece: write_at(descriptor, 0, offset, piece), count)
+            return size
+
+        fetched = in_parallel(fetch, range(0, stored.size, stored.part_size))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the file's name has to outlive a power cut just as the manifest's does
+    finally:
+        os.close(folder)
+    return sum(fetched)
+
+
+def _local_crc32(descriptor: int, begin: int, size: int) -> int:
+    buffer = memoryview(bytearray(min(_SLICE_BYTES, size)))
+    value = 0
+    for offset in range(begin, begin + size, _SLICE_BYTES):
+        count = os.preadv(descriptor, [buffer[: min(_SLICE_BYTES, begin + size - offset)]], offset)
+        value = zlib.crc32(buffer[:count], value)
+    return value
+
+
+def _taken(target: Path, manifest: Manifest) -> StoreError:
+    return StoreError(f"{target}: holds another checkpoint called {manifest.name}; give another folder")

@@ -1,0 +1,246 @@
+"""Objects read and checked: the one reader of headers and parts, whoever asks.
+
+What `load` refuses, `verify` names, since both read through here. Every byte that is kept has been checked
+against the CRC32 of its part; a part or a header that does not match is read once more, since the bit may
+have been flipped on its way and be right where it lies.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from threading import Lock
+from typing import TypeAlias
+
+from torch import Tensor
+
+from jebm.errors import CheckpointError
+from jebm.store.finite import FiniteScan, not_finite_line
+from jebm.store.layout import HEADER_BYTES, StoredObject, TensorEntry, parsed_header
+from jebm.store.protocol import (
+    ObjectChangedError,
+    ObjectMissingError,
+    Store,
+    crc32_of,
+    in_parallel,
+)
+
+__all__ = ["Count", "Parts", "Receive", "damages", "fitting_headers", "read_headers"]
+
+Receive: TypeAlias = Callable[[int, memoryview], None]
+"""Called with an offset in the object and the bytes there; on a second try from the part's start again."""
+
+Count: TypeAlias = Callable[[int], None]
+"""Called with the bytes done since the last call; negative: they are done again."""
+
+_TRIES = 2  # of what does not match its CRC32
+_FIRST_READ_BYTES = 64 << 10  # holds the header of a usual model
+_SLICE_BYTES = 4 << 20  # held by each thread while a part passes through
+_SHOWN = 3  # differences named in an error
+
+
+def ignore(_done: int) -> None:
+    """Count nothing."""
+
+
+class Parts:
+    """The parts of an object as it is now, each read and checked against its CRC32."""
+
+    def __init__(self, store: Store, stored: StoredObject) -> None:
+        """Look at the object; raises CheckpointError where it is gone or has another size."""
+        info = store.head(stored.key)
+        if info is None:
+            raise CheckpointError(f"{store.uri}/{stored.key}: the object is gone")
+        self._store, self._stored = store, stored
+        self.etag = info.etag
+        """As it is now: that of a copy differs from the stored one."""
+        if info.size != stored.size:
+            raise self._damaged(f"{info.size} bytes instead of {stored.size}")
+
+    def fill(self, number: int, pieces: Sequence[memoryview]) -> None:
+        """Read one part into pieces that hold just as many bytes; raises CheckpointError for damage."""
+
+        def once() -> int:
+            begin = number * self._stored.part_size
+            self._store.read_into(self._stored.key, begin, pieces, etag=self.etag)
+            return crc32_of(pieces)
+
+        self._check(number, once)
+
+    def stream(self, number: int, receive: Receive, count: Count = ignore) -> None:
+        """Read one part slice by slice; raises CheckpointError for damage, of which a part was received."""
+        begin = number * self._stored.part_size
+        end = min(begin + self._stored.part_size, self._stored.size)
+        buffer = memoryview(bytearray(min(_SLICE_BYTES, end - begin)))
+        done = 0
+
+        def once() -> int:
+            nonlocal done
+            count(-done)
+            done = value = 0
+            for offset in range(begin, end, _SLICE_BYTES):
+                piece = buffer[: min(_SLICE_BYTES, end - offset)]
+                self._store.read_into(self._stored.key, offset, [piece], etag=self.etag)
+                value = zlib.crc32(piece, value)
+                receive(offset, piece)
+                count(piece.nbytes)
+                done += piece.nbytes
+            return value
+
+        self._check(number, once)
+
+    def _check(self, number: int, once: Callable[[], int]) -> None:
+        if not any(once() == self._stored.crc32[number] for _ in range(_TRIES)):
+            raise self._damaged(f"part {number + 1} of {len(self._stored.crc32)} does not match its CRC32")
+
+    def _damaged(self, reason: str) -> CheckpointError:
+        return _damaged(self._store, self._stored, reason)
+
+
+def read_headers(store: Store, objects: Sequence[StoredObject]) -> list[dict[str, TensorEntry]]:
+    """Return what each object holds, by name, in the order of the bytes.
+
+    Raises CheckpointError where a header is not exactly what `upload_tensors` could have written, where two
+    objects hold a tensor of one name, and where all headers together are longer than one may be.
+    """
+    room = _Room(HEADER_BYTES)
+
+    def read(_index: int, stored: StoredObject) -> dict[str, TensorEntry]:
+        encoded = _header(store, stored, room)
+        try:
+            return parsed_header(encoded, stored.size)
+        except ValueError as error:
+            raise _damaged(store, stored, str(error)) from error
+
+    headers = in_parallel(read, objects)
+    seen: set[str] = set()
+    for stored, entries in zip(objects, headers, strict=True):
+        if twice := seen & entries.keys():
+            raise CheckpointError(f"{stored.key}: {min(twice)[:80]!r} is in another object, too")
+        seen.update(entries)
+    return headers
+
+
+def fitting_headers(
+    store: Store, objects: Sequence[StoredObject], tensors: Mapping[str, Tensor]
+) -> list[dict[str, TensorEntry]]:
+    """Return what each object holds, as `read_headers`, where together that is tensors like these.
+
+    Else CheckpointError lists the first differences. Of `tensors` only names, shapes and dtypes matter.
+    """
+    headers = read_headers(store, objects)
+    entries = {name: entry for header in headers for name, entry in header.items()}
+    _compare(store.uri, entries, tensors)
+    return headers
+
+
+def damages(store: Store, objects: Sequence[StoredObject], count: Count = ignore) -> list[str]:
+    """Read all objects of a checkpoint whole and return a line for each thing for which `load` refuses it.
+
+    That is: an object that is gone or of another size, a part with another CRC32; where there is none of
+    these, a header that no writer writes, or tensors that hold NaN or infinity.
+    """
+    headers: Sequence[Mapping[str, TensorEntry]] = [{} for _ in objects]
+    unfit: list[str] = []
+    try:
+        headers = read_headers(store, objects)
+    except (CheckpointError, ObjectChangedError, ObjectMissingError) as error:
+        unfit.append(str(error))
+    found: list[str] = []
+    odd: list[str] = []
+    for stored, entries in zip(objects, headers, strict=True):
+        scan = FiniteScan(entries)
+        try:
+            found += _damaged_parts(Parts(store, stored), stored, scan, count)
+        except CheckpointError as error:
+            found.append(str(error))
+        odd += scan.names()
+    if odd:
+        unfit.append(not_finite_line(odd))
+    return found or unfit
+
+
+def _damaged_parts(parts: Parts, stored: StoredObject, scan: FiniteScan, count: Count) -> list[str]:
+    """Stream all parts past the scan; return a line for each that is damaged."""
+
+    def check(number: int, _begin: int) -> str | None:
+        try:
+            parts.stream(number, scan.receive, count)
+        except CheckpointError as error:
+            return str(error)
+        return None
+
+    lines = in_parallel(check, range(0, stored.size, stored.part_size))
+    return [line for line in lines if line is not None]
+
+
+class _Room:
+    """Bytes that all headers together may have."""
+
+    def __init__(self, size: int) -> None:
+        self._left, self._lock = size, Lock()
+
+    def take(self, size: int) -> bool:
+        with self._lock:
+            if size > self._left:
+                return False
+            self._left -= size
+            return True
+
+
+def _header(store: Store, stored: StoredObject, room: _Room) -> bytes:
+    """Return an object's header without its length, checked; raises CheckpointError."""
+    length = 0
+    for _ in range(_TRIES):
+        start = _beginning(store, stored, min(_FIRST_READ_BYTES, stored.size))
+        length = int.from_bytes(start[:8], "little")
+        if stored.size < 8 or not 2 <= length <= stored.size - 8 or length > HEADER_BYTES:
+            continue
+        if not room.take(length):
+            break
+        if len(start) < 8 + length:
+            start = _beginning(store, stored, 8 + length)
+        header = start[: 8 + length]
+        if stored.header_crc32 in (None, zlib.crc32(header)):
+            return bytes(header[8:])
+        room.take(-length)
+    else:
+        if 2 <= length <= min(stored.size - 8, HEADER_BYTES):
+            raise _damaged(store, stored, "its header does not match its CRC32")
+    raise _damaged(store, stored, f"a header of {length} bytes in an object of {stored.size}")
+
+
+def _beginning(store: Store, stored: StoredObject, size: int) -> bytearray:
+    """Return the first bytes; those of an object whose header has no CRC32 by the parts that they lie in."""
+    start = bytearray(size)
+    if stored.header_crc32 is not None:
+        store.read_into(stored.key, 0, [memoryview(start)])
+        return start
+
+    def keep(offset: int, piece: memoryview) -> None:
+        wanted = piece[: max(size - offset, 0)]
+        start[offset : offset + wanted.nbytes] = wanted
+
+    parts = Parts(store, stored)
+    for number in range(-(-size // stored.part_size)):
+        parts.stream(number, keep)
+    return start
+
+
+def _damaged(store: Store, stored: StoredObject, reason: str) -> CheckpointError:
+    return CheckpointError(f"{store.uri}/{stored.key} is damaged: {reason}")
+
+
+def _compare(where: str, entries: Mapping[str, TensorEntry], into: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError with the first differences between what is stored and what receives it."""
+    differences = [f"{name} is missing in the checkpoint" for name in into if name not in entries]
+    differences += [f"{name} is only in the checkpoint" for name in entries if name not in into]
+    for name, entry in entries.items():
+        if name in into:
+            tensor = into[name]
+            if (tensor.dtype, tuple(tensor.shape)) != (entry.dtype, entry.shape):
+                differences.append(
+                    f"{name} is {entry.dtype}{list(entry.shape)} in the checkpoint "
+                    f"and {tensor.dtype}{list(tensor.shape)} in the model"
+                )
+    if differences:
+        more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+        raise CheckpointError(f"{where} does not fit: {'; '.join(differences[:_SHOWN])}{more}")
