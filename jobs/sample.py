@@ -20,6 +20,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import get_args
 
@@ -37,8 +38,20 @@ from jebm.evaluate.export import Drawn, Format, draw, write
 from jebm.evaluate.restore import restored
 from jebm.parser import JobParser, job_parser, parse
 from jebm.rng import gaussian_noise
-from jebm.store.storage import open_store
+from jebm.store.storage import Store, open_store
 from jebm.train.provenance import provenance
+
+
+def output_of(place: str | None) -> Store:
+    """Return an empty place to write to: the one asked for, or the first of samples, samples-2, and so on."""
+    if place is None:
+        names = ("samples" if number == 1 else f"samples-{number}" for number in count(1))
+        place = next(name for name in names if not Path(name).is_file() and not any(Path(name).glob("*")))
+    output = open_store(place)
+    output.probe()
+    if next(iter(output.list()), None) is not None:
+        raise ConfigError(f"--output {place}: is not empty; name another place")
+    return output
 
 
 def build_parser() -> JobParser:
@@ -47,7 +60,9 @@ def build_parser() -> JobParser:
     parser.usage = "%(prog)s --checkpoint URI --count N [--output PLACE] [--format grid|png|npz] [--vary zL]"
     parser.add_argument("--checkpoint", required=True, metavar="URI", help="a run, or one of its checkpoints")
     parser.add_argument("--count", type=int, required=True, metavar="N", help="how many samples")
-    parser.add_argument("--output", default="samples", metavar="PLACE", help="empty folder or s3://bucket/…")
+    parser.add_argument(
+        "--output", metavar="PLACE", help="empty folder or s3://bucket/… (default: samples, samples-2, …)"
+    )
     parser.add_argument("--format", type=Format, default="grid", help=f"{', '.join(get_args(Format))}")
     parser.add_argument(
         "--vary", metavar="zL", help="the one layer that varies along a row: z1 is the bottom"
@@ -83,10 +98,7 @@ def main() -> None:
     for key in ("count", "columns"):
         if arguments[key] < 1:
             raise ConfigError(f"--{key} {arguments[key]}: must be 1 or more")
-    output = open_store(arguments.output)
-    output.probe()
-    if next(iter(output.list()), None) is not None:
-        raise ConfigError(f"--output {arguments.output}: is not empty; name another place")
+    output = output_of(arguments.output)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = restored(arguments.checkpoint, device=device)
     model, dims = found.model, found.config.model.latent_dims

@@ -232,6 +232,15 @@ def test_samples_are_not_mixed_with_others(
     assert (code, error) == (2, f"error: --output {tmp_path / 'out'}: is not empty; name another place\n")
 
 
+def test_without_a_place_each_time_another_folder_is_made(
+    sample: Sample, joint: tuple[str, JointModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "samples").mkdir()  # empty, as a start with a wrong value leaves it
+    places = [sample("--checkpoint", joint[0], "--count", 3)[1].split(": ")[1].strip() for _ in range(3)]
+    assert places == [str(tmp_path / name) for name in ("samples", "samples-2", "samples-3")]
+
+
 def test_the_gaussian_prior_takes_no_chain(sample: Sample, tmp_path: Path) -> None:
     save(str(tmp_path / "mine"), gaussian=True)
     code, _, error = sample(

@@ -340,7 +340,7 @@ class Checkpoint:
 
     Args:
         every_steps: Steps between two checkpoints; one more is written at the end.
-        keep_last: Checkpoints that stay; older ones are deleted (one more stays while Ray may list it).
+        keep_last: Checkpoints that stay; older ones are deleted, unless pinned or what this start resumed.
         sharded: Each worker writes its share of the tensors: for large models, or a storage that one writer
             cannot fill.
 

@@ -1,5 +1,6 @@
 """Runs that are killed, stopped and warned, on real Ray and a real S3 server, and what they come back as."""
 
+import json
 import os
 import re
 import signal
@@ -47,6 +48,23 @@ def tensors(storage: str) -> tuple[Manifest, dict[str, torch.Tensor]]:
     return manifest, state.tensors()
 
 
+def assert_only_the_newest_stay(storage: str, keep_last: int) -> None:
+    """Retention keeps what it says, and Ray lists the newest of these, each with its own metrics."""
+    listed = Checkpoints(open_store(storage), "smoke").list()
+    manifests = {found.name: found.manifest for found in listed}
+    names = list(manifests)
+    newest_manifest = manifests[names[0]]
+    assert newest_manifest is not None
+    assert names[keep_last:] in ([], [newest_manifest.parent])
+    told = json.loads(open_store(storage).get("smoke/checkpoints/checkpoint_manager_snapshot.json"))
+    results = {result["checkpoint_dir_name"]: result["metrics"] for result in told["checkpoint_results"]}
+    assert list(results) == names[:keep_last][::-1]
+    for name, metrics in results.items():
+        manifest = manifests[name]
+        assert manifest is not None
+        assert metrics == {**manifest.metrics, "step": manifest.step}
+
+
 def assert_equal(one: str, other: str) -> None:
     (first, mine), (second, theirs) = tensors(one), tensors(other)
     assert first.step == second.step == 48
@@ -83,10 +101,11 @@ def test_one_process_killed_equals_one_that_was_not(s3_uri: str) -> None:
 
 def test_a_worker_and_the_driver_killed_equal_two_torchrun_processes(s3_uri: str, tmp_path: Path) -> None:
     storage, two = f"{s3_uri}/ray", ("--cluster.workers=2", "--cluster.max_failures=1")
+    few = "--checkpoint.keep_last=2"  # so that Ray, when it starts workers again, lists some that are gone
 
     def start(log: Path) -> "subprocess.Popen[bytes]":
         with log.open("w") as file:
-            ray = command(storage, *two)
+            ray = command(storage, *two, few)
             return subprocess.Popen(ray, cwd=ROOT, env=local_environment(), stdout=file, stderr=file)
 
     with start(tmp_path / "log") as job:
@@ -114,6 +133,7 @@ def test_a_worker_and_the_driver_killed_equal_two_torchrun_processes(s3_uri: str
     assert manifest.parent is not None
     assert manifest.parent.endswith("-a0002")
     assert_equal(f"{s3_uri}/torchrun", storage)
+    assert_only_the_newest_stay(storage, 2)
 
 
 def test_a_run_outlives_a_node_that_was_about_to_go(cluster, s3_uri: str) -> None:  # type: ignore[no-untyped-def]

@@ -73,8 +73,10 @@ def test_a_job_stops_when_told_to_and_goes_on_under_its_name(cluster, s3_uri: st
     assert (manifest.step, manifest.world_size, manifest.parent) == (16 * epochs, 2, saved.name)
     assert manifest.provenance["machine"].startswith("Linux")
     told = json.loads(store.get("checkpoints/checkpoint_manager_snapshot.json"))
-    assert [result["checkpoint_dir_name"] for result in told["checkpoint_results"]] == [manifest.name]
-    assert told["current_report_index"] == 1  # and of no other report: Ray takes two a second
+    assert {result["checkpoint_dir_name"]: result["metrics"] for result in told["checkpoint_results"]} == {
+        found.name: {**found.metrics, "step": found.step} for found in (saved, manifest)
+    }
+    assert told["current_report_index"] == 2  # and of no other report: Ray takes two a second
     keys = [info.key for info in store.list()]
     assert {"metrics.jsonl", "run.json"} <= set(keys)
     secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()

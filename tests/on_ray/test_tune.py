@@ -131,6 +131,9 @@ def test_a_killed_sweep_goes_on_and_repeats_nothing(cluster, s3_uri: str, tmp_pa
     for trial in finished:
         assert (trial.user_attrs["step"], trial.user_attrs["images"]) == (64, 4096)
         assert trial.value == trial.intermediate_values[4096]
+        steps = [found.step for found in Checkpoints(store.child("trials"), trial.user_attrs["run"]).list()]
+        assert steps[:3] == [64, 60, 56]
+        assert len(steps) <= 3 + (trial.user_attrs["attempts"] > 1)  # what it was resumed from stays
 
     keys = [info.key for info in store.list()]
     assert not any(secret.encode() in store.get(key) for key in keys)

@@ -144,11 +144,26 @@ def test_a_buffer_may_be_made_ready_before_the_first_save():
 def test_old_checkpoints_go_but_never_the_one_it_came_from():
     checkpoints = memory_checkpoints()
     origin = checkpoints.save(tensors_of(1), replace(FACTS, step=1))
-    writer = AsyncWriter(checkpoints, keep_last=2, keep_every=4, protect=lambda: [origin.name])
+    writer = AsyncWriter(checkpoints, keep_last=2, keep_every=4, protect=[origin.name])
     for step in range(2, 8):
         writer.submit(tensors_of(step), replace(FACTS, step=step, parent=origin.name))
     writer.close()
     assert [found.step for found in checkpoints.list()] == [7, 6, 4, 1]
+
+
+def test_a_later_step_of_an_attempt_before_does_not_push_out_what_was_written_now():
+    """Its data may be damaged under an unchanged etag: then the run was resumed from an earlier one."""
+    checkpoints = memory_checkpoints()
+    origin, later = (checkpoints.save(tensors_of(step), replace(FACTS, step=step)) for step in (3, 9))
+    writer = AsyncWriter(checkpoints, keep_last=1, protect=[origin.name])
+    for step in (4, 5):
+        writer.submit(tensors_of(step), replace(FACTS, step=step, attempt=2))
+        writer.drain()
+    assert [found.name for found in checkpoints.list()] == [later.name, "step-00000005-a0002", origin.name]
+    assert [manifest.step for manifest in writer.kept] == [5]
+    writer.submit(tensors_of(10), replace(FACTS, step=10, attempt=2))
+    writer.close()
+    assert [found.name for found in checkpoints.list()] == ["step-00000010-a0002", origin.name]
 
 
 def test_failures_are_tolerated_and_then_raised(s3, s3_uri, monkeypatch, caplog):

@@ -73,6 +73,7 @@ def test_the_journal_is_optunas_own(tmp_path: Path) -> None:
     storage = JournalStorage(JournalFileBackend(str(tmp_path / "sweep" / "study.log")))
     opened = optuna.load_study(study_name="sweep", storage=storage)
     assert opened.user_attrs == {"objectives": ["distortion"]}
+    assert opened.metric_names == ["distortion"]
     assert opened.direction == optuna.study.StudyDirection.MINIMIZE
     complete, pruned, fail = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
     assert [trial.state for trial in opened.trials] == [complete, pruned, pruned, fail, fail, pruned]

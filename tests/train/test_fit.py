@@ -62,6 +62,26 @@ def test_a_run_leaves_all_that_a_user_looks_for(tmp_path: Path) -> None:
     assert [event.step for event in board.Scalars("distortion")] == [5, 10, 15, 20]
 
 
+def test_after_each_end_the_newest_stay_and_what_was_resumed_from(tmp_path: Path) -> None:
+    def kept(epochs: float, stop_at: int = 1000) -> tuple[str, list[int]]:
+        config = tiny_config(
+            tmp_path, train__epochs=epochs, checkpoint__every_steps=3, checkpoint__keep_last=3
+        )
+        steps: list[int] = []
+
+        def stop() -> bool:
+            return bool(steps) and steps[-1] >= stop_at
+
+        result = train(config, on_report=lambda report: steps.append(report.step) or False, should_stop=stop)
+        return result.status, [found.step for found in Checkpoints(open_store(str(tmp_path)), "smoke").list()]
+
+    assert kept(0.8) == ("finished", [20, 18, 15])
+    assert kept(0.8) == ("already finished", [20, 18, 15])
+    assert kept(1.6, stop_at=35) == ("stopped", [36, 33, 30, 20])
+    assert kept(2.4, stop_at=40) == ("stopped", [41, 39, 36])
+    assert kept(2.4) == ("finished", [60, 57, 54, 41])
+
+
 def test_what_is_measured_joins_the_metrics_of_its_step_alone(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, train__epochs=0.64, evaluation__every_steps=7)
     reports: list[tuple[int, float | None]] = []

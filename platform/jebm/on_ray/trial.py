@@ -166,7 +166,7 @@ def _train_workers(
 
 
 class _Forward(UserCallback):
-    """In Ray Train's controller: puts rank 0's reports into a queue."""
+    """In Ray Train's controller: puts rank 0's reports into a queue, except those of a checkpoint."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
@@ -174,4 +174,5 @@ class _Forward(UserCallback):
     def after_report(
         self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
-        self._queue.put(dict(metrics[0]))
+        if checkpoint is None and metrics[0]:
+            self._queue.put(dict(metrics[0]))

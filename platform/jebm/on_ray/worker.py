@@ -1,9 +1,7 @@
 """What runs in each Ray Train worker: the context becomes a `Runtime`, and `fit` does the rest."""
 
 import dataclasses
-import json
 import logging
-from collections import deque
 from typing import Any
 
 import ray.train
@@ -17,7 +15,7 @@ from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError
 from jebm.evaluate.quick import quick_look
 from jebm.on_ray.stopping import follow_stop_request
 from jebm.parser import config_from_dict
-from jebm.store.storage import ObjectMissingError, open_store
+from jebm.store.manifest import FOLDER_NAME, Manifest
 from jebm.train.group import last_to_hold_the_group
 from jebm.train.loop import Report, fit
 from jebm.train.runtime import Runtime, prepare_process
@@ -53,7 +51,6 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
                 provenance=arguments["provenance"],
                 on_report=reporter,
                 should_stop=stop.is_set,
-                protect=reporter.listed,
                 measure=quick_look(config),
             )
     except (ConfigError, DataError, CheckpointError, DivergedError) as error:
@@ -65,50 +62,56 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Reporter:
-    """Hands each checkpoint to Ray Train once it is committed, or, where asked, `every` report.
+    """Registers each checkpoint with Ray Train once it is committed; where asked, hands it `every` report.
 
     No more than that, since reports to Ray are slow: all ranks meet in one of its processes, and its
     controller takes a report from each worker at a time, when it looks after them. The next one waits for
     it: training in steps of 10 ms would spend its time in waiting.
+
+    Retention asks Ray nothing. Its list may name a checkpoint that is gone until the next report, and
+    `StoreFileSystem` keeps that from ending a run; at the end the list names those that are kept.
     """
 
     def __init__(self, config: Config, runtime: Runtime, *, every: bool) -> None:
         self._runtime, self._every = runtime, every
-        # What Ray lists: to prune it would break a restart. It keeps `keep_last` of what is reported.
-        self._listed = deque(_snapshot(config), maxlen=config.checkpoint.keep_last + 1)
         self._folder = f"{config.run.name}/checkpoints"
-        self._last: str | None = None
-
-    def listed(self) -> tuple[str, ...]:
-        """Return the names of the checkpoints that Ray may list."""
-        return tuple(self._listed)
+        known = ray.train.get_checkpoint()
+        self._registered = (0, 0) if known is None else _written(known.path.rpartition("/")[2])
 
     def __call__(self, report: Report) -> bool:
         """Report; return whether a node of this group is about to be taken away."""
-        checkpoint = None
-        if report.checkpoint is not None and report.checkpoint.name != self._last:  # rank 0 knows of it
-            self._last = report.checkpoint.name
-            self._listed.append(self._last)
-            filesystem = ray.train.get_context().get_storage().storage_filesystem
-            checkpoint = Checkpoint(f"{self._folder}/{self._last}", filesystem)
-        if self._every or self._runtime.from_main(checkpoint is not None):
-            ray.train.report(
-                {"step": report.step, **report.metrics},
-                checkpoint=checkpoint,
-                checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
-                delete_local_checkpoint_after_upload=False,  # else Ray would delete the checkpoint itself
-            )
+        # In the order in which they were written, so that none is registered twice, which Ray does not bear.
+        committed = [found for found in report.checkpoints if _written(found.name) > self._registered]
+        for index in range(self._runtime.from_main(len(committed))):
+            self._register(committed[index] if committed else None)
+        if self._every:
+            _tell_ray({"step": report.step, **report.metrics})
         notice = ray.train.get_preemption_info()
         if notice is not None:
             logging.getLogger("jebm.on_ray").info("nodes are about to go: saving at step %d", report.step)
         return notice is not None
 
+    def _register(self, manifest: Manifest | None) -> None:
+        """Give Ray a checkpoint with its own step and metrics; None: only meet the rank that has one."""
+        if manifest is None:
+            _tell_ray({})
+            return
+        self._registered = _written(manifest.name)
+        filesystem = ray.train.get_context().get_storage().storage_filesystem
+        checkpoint = Checkpoint(f"{self._folder}/{manifest.name}", filesystem)
+        _tell_ray({**manifest.metrics, "step": manifest.step}, checkpoint)
 
-def _snapshot(config: Config) -> list[str]:
-    """Return the names of the checkpoints that Ray has listed since the driver started."""
-    store = open_store(config.run.storage).child(config.run.name)
-    try:
-        results = json.loads(store.get(SNAPSHOT))["checkpoint_results"]
-    except ObjectMissingError:
-        return []
-    return [result["checkpoint_dir_name"] for result in results]
+
+def _written(name: str) -> tuple[int, int]:
+    """Return attempt and step of a checkpoint's folder: they order checkpoints as they were written."""
+    found = FOLDER_NAME.fullmatch(name)
+    return (int(found[2]), int(found[1])) if found else (0, 0)
+
+
+def _tell_ray(metrics: dict[str, float], checkpoint: Checkpoint | None = None) -> None:
+    ray.train.report(
+        metrics,
+        checkpoint=checkpoint,
+        checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+        delete_local_checkpoint_after_upload=False,  # else Ray would delete the checkpoint itself
+    )

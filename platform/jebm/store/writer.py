@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -123,7 +123,7 @@ class AsyncWriter:
         *,
         keep_last: int,
         keep_every: int | None = None,
-        protect: Callable[[], Collection[str]] = tuple,
+        protect: Collection[str] = (),
         tolerate_failures: int = 3,
         patience_seconds: float = PATIENCE_SECONDS,
         like: Mapping[str, Tensor] | None = None,
@@ -131,8 +131,7 @@ class AsyncWriter:
     ) -> None:
         """Write to `checkpoints`, and keep there what `Checkpoints.prune` says.
 
-        `protect` names what must never be pruned, above all the checkpoint that the run was resumed from; it
-        is looked at before each pruning, so the caller may change it.
+        `protect` names what must never be pruned, above all the checkpoint that the run was resumed from.
         A request that fails is tried again for `patience_seconds`; then its save has failed. More than
         `tolerate_failures` failed saves in a row are an error, fewer are logged and counted. Given tensors
         `like` those to come, the first buffer is made ready in the background: the first touch of fresh
@@ -153,7 +152,7 @@ class AsyncWriter:
         self._closed = False
         self._failures_in_a_row = 0
         self._error: Exception | None = None
-        self._last_committed: Manifest | None = None
+        self._kept: deque[Manifest] = deque(maxlen=keep_last)
         self._stats = WriterStats()
         # A daemon: an interpreter that ends without close() must not wait for a storage that is down.
         self._thread = threading.Thread(target=self._run, args=(like,), name="jebm-checkpoints", daemon=True)
@@ -162,8 +161,13 @@ class AsyncWriter:
     @property
     def last_committed(self) -> Manifest | None:
         """The newest checkpoint that this writer has committed."""
+        return self.kept[-1] if self.kept else None
+
+    @property
+    def kept(self) -> Sequence[Manifest]:
+        """What this writer has committed and retention keeps: the newest `keep_last`, oldest first."""
         with self._changed:
-            return self._last_committed
+            return tuple(self._kept)
 
     @property
     def stats(self) -> WriterStats:
@@ -300,14 +304,17 @@ class AsyncWriter:
                 self._stats = replace(
                     stats, committed=stats.committed + 1, bytes_committed=stats.bytes_committed + size
                 )
-                self._last_committed = outcome or self._last_committed
+                if outcome is not None:
+                    self._kept.append(outcome)
             self._free.append(snapshot)
             self._changed.notify_all()
         return isinstance(outcome, Manifest)
 
     def _prune(self) -> None:
         try:
-            pruned = self._checkpoints.prune(self._keep_last, self._keep_every, self._protect())
+            # Later steps may lie there, damaged as only reading finds: ours is the one to resume from.
+            protected = {*self._protect, *(manifest.name for manifest in self.kept[-1:])}
+            pruned = self._checkpoints.prune(self._keep_last, self._keep_every, protected)
         except Exception as error:  # the next commit tries again; one too many harms nobody
             _logger.warning("old checkpoints were not pruned: %s", error)
         else:

@@ -14,6 +14,7 @@ import logging
 import math
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any, Literal, TypeAlias
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
@@ -224,8 +226,12 @@ class SweepStudy:
                 directions=[objective.direction for objective in search.objectives],
                 load_if_exists=True,
             )
+            metrics = [goal.metric for goal in search.objectives]
             if "objectives" not in self.study.user_attrs:
-                self.study.set_user_attr("objectives", [goal.metric for goal in search.objectives])
+                self.study.set_user_attr("objectives", metrics)
+            with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+                if self.study.metric_names is None:  # what Optuna's own pages call the values
+                    self.study.set_metric_names(metrics)
         self._noted: dict[int, float] = {}
         self._seconds_before: dict[int, float] = {}
         self._interrupted = []

@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from jebm.config import Config, config_to_dict, leaves
 from jebm.errors import StoreError
 from jebm.store.storage import LocalStore, Store
+from jebm.train.eta import time_left
 from jebm.train.pictures import sheet
 
 __all__ = ["Journal"]
@@ -78,7 +79,8 @@ class Journal:
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
         self._board.flush()
-        _LOG.info("%s", _line(step, total_steps, metrics))
+        left = time_left(self._config, step, total_steps, metrics["time/seconds_per_step"])
+        _LOG.info("%s", _line(step, total_steps, metrics, left))
 
     def pictures(self, step: int, grids: dict[str, Tensor]) -> None:
         """Write one sheet of pictures (PNG) and each grid to TensorBoard."""
@@ -162,9 +164,8 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _line(step: int, total_steps: int, metrics: Mapping[str, float]) -> str:
+def _line(step: int, total_steps: int, metrics: Mapping[str, float], left: str) -> str:
     rates = " ".join(f"{value:.2f}" for name, value in metrics.items() if name.startswith("rate/"))
-    left = (total_steps - step) * metrics["time/seconds_per_step"]
     measured = "".join(
         f"  {name.removeprefix('evaluation/')} {value:.4g}"
         for name, value in metrics.items()
@@ -176,5 +177,5 @@ def _line(step: int, total_steps: int, metrics: Mapping[str, float]) -> str:
         f"f posterior {metrics['f_posterior']:+.3f} prior {metrics['f_prior']:+.3f}  "
         f"{metrics['time/images_per_second']:.0f} images/s  "
         f"chain {metrics['time/chain_share']:.0%}  data {metrics['time/data_share']:.0%}  "
-        f"{int(left) // 60}:{int(left) % 60:02d} left{measured}"
+        f"{left}{measured}"
     )

@@ -1,7 +1,7 @@
 """Training from the first or the last step to the end: the same under plain python, torchrun and Ray."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
@@ -51,12 +51,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """What training tells its surroundings, the same on every rank but for `checkpoint`."""
+    """What training tells its surroundings, the same on every rank but for `checkpoints`."""
 
     step: int
     metrics: dict[str, float]
-    checkpoint: Manifest | None
-    """The newest committed checkpoint; rank 0 alone knows it."""
+    checkpoints: Sequence[Manifest]
+    """What was resumed from, then this attempt's newest, oldest first; only rank 0 knows them."""
 
 
 def total_steps_of(config: Config, steps_per_epoch: int) -> int:
@@ -83,7 +83,6 @@ def fit(
     provenance: Mapping[str, str],
     on_report: Callable[[Report], bool] = lambda report: False,
     should_stop: Callable[[], bool] = lambda: False,
-    protect: Callable[[], Collection[str]] = tuple,
     measure: Callable[[JointModel, int], Mapping[str, float]] | None = None,
 ) -> Result:
     """Train until `train.epochs` are done, from the newest checkpoint of the run where there is one.
@@ -91,8 +90,7 @@ def fit(
     Every rank calls this. `on_report` is called on every rank at every report, and once more when the last
     checkpoint is committed; where it returns True on any rank (a machine is about to go) a checkpoint is
     written at once. When `should_stop()` holds on any rank, all stop after the same step, with a last
-    checkpoint. `protect()` names checkpoints that retention must leave alone; it is asked before each
-    pruning.
+    checkpoint.
     `measure(model, step)` is called on rank 0 every `evaluation.every_steps` and after the last step; what it
     returns joins the metrics of that step, under names `evaluation/…`.
 
@@ -127,7 +125,7 @@ def fit(
             _LOG.info("run %s: step %d of %d, results in %s", config.run.name, state.step, total_steps, place)
             _LOG.info("Langevin chain: %s", chain_kernel(state.model, config.langevin))
         saver = stack.enter_context(
-            Saver(config, runtime, state, checkpoints, parent, images.manifest, provenance, protect)
+            Saver(config, runtime, state, checkpoints, parent, images.manifest, provenance)
         )
         advance: Callable[..., tuple[dict[str, Tensor], bool]] = train_step
         batch: Callable[[int], Tensor | DiagGaussian] = loader.batch
@@ -161,7 +159,7 @@ def fit(
                     clock.take()  # not a part of training's speed
                 if runtime.is_main:
                     journal.metrics(state.step, total_steps, metrics | saver.metrics())
-                notice = on_report(Report(state.step, metrics, saver.newest()))
+                notice = on_report(Report(state.step, metrics, saver.kept()))
                 leaving = not all(runtime.agree(not notice))
             if runtime.is_main and (last or _due(state.step, config.train.pictures_every_steps)):
                 journal.pictures(state.step, painter())
@@ -171,7 +169,7 @@ def fit(
             if runtime.is_main:
                 journal.hyperparameters(metrics)
             saver.close()
-    on_report(Report(state.step, metrics, saver.newest()))
+    on_report(Report(state.step, metrics, saver.kept()))
     finished = state.step >= total_steps
     return Result("finished" if finished else "stopped", state.step, total_steps, metrics, place)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from jebm.config import Config, config_to_dict
@@ -33,9 +33,9 @@ class Saver:
         parent: Manifest | None,
         data: DatasetManifest,
         provenance: Mapping[str, str],
-        protect: Callable[[], Collection[str]],
     ) -> None:
         self._state, self._is_main = state, runtime.is_main
+        self._parent = () if parent is None else (parent,)
         with runtime.together():
             own = (checkpoints.next_attempt(), uuid.uuid4().hex[:8]) if runtime.is_main else None
         attempt, start = cast(tuple[int, str], runtime.from_main(own))
@@ -49,7 +49,6 @@ class Saver:
             state={"data_sha256": data.sha256, "init_from": config.run.init_from},
             parent=None if parent is None else parent.name,
         )
-        started_from = () if parent is None else (parent.name,)
         share: Share | None = None
         if config.checkpoint.sharded and runtime.world_size > 1:
             share = Share(runtime.rank, runtime.world_size, start)
@@ -59,7 +58,7 @@ class Saver:
                 checkpoints,
                 keep_last=config.checkpoint.keep_last,
                 like=state.tensors(),
-                protect=lambda: {*started_from, *protect()},
+                protect=[manifest.name for manifest in self._parent],
                 share=share,
             )
         self.failure: JebmError | None = None
@@ -75,9 +74,11 @@ class Saver:
         except JebmError as error:
             self.failure = error
 
-    def newest(self) -> Manifest | None:
-        """Return the newest checkpoint that this attempt has committed; rank 0 alone knows it."""
-        return None if self._writer is None else self._writer.last_committed
+    def kept(self) -> Sequence[Manifest]:
+        """Return the checkpoint that the run was resumed from, then this attempt's newest; on rank 0 only."""
+        if self._writer is None or not self._is_main:
+            return ()
+        return [*self._parent, *self._writer.kept]
 
     def metrics(self) -> dict[str, float]:
         """Return what saving has cost this rank since the start: seconds lost and spent, bytes, retries."""

@@ -1,0 +1,298 @@
+"""What a run has left in its storage, brought to a folder of this machine: everything but checkpoints.
+
+The names of the objects may come from anybody. Nothing is written outside the folder; an object that cannot
+be a file there is named, and the others are brought. A file appears under its name when it is complete.
+"""
+
+import errno
+import os
+import stat
+import tempfile
+import unicodedata
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+from jebm.errors import StoreError
+from jebm.store.manifest import FOLDER_NAME
+from jebm.store.protocol import (
+    PART_THREADS,
+    PARTIAL,
+    BucketMissingError,
+    EndpointError,
+    ObjectChangedError,
+    ObjectInfo,
+    ObjectMissingError,
+    Store,
+    checked_key,
+)
+from jebm.store.storage import LocalStore
+from jebm.untrusted import encoded_json, parsed_object
+
+__all__ = ["RECORD", "Fetched", "fetch_results"]
+
+RECORD = ".fetched.json"
+"""What a folder was filled with, so that the next fetch brings only what has changed."""
+
+_LEFT_OUT = ("checkpoints", "lease")
+_MARKERS = ("run.json", "sweep.json", "comparison.json")
+_SLICE_BYTES = 4 << 20  # held by each thread
+_RECORD_BYTES = 64 << 20
+_TRIES = 3  # for a file that a run writes just now
+_SHOWN = 20  # runs named in an error
+_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no other file could be written either
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a fetch has done; `refused` says in a line each what could not be brought, and why."""
+
+    files: int
+    bytes: int
+    unchanged: int
+    refused: Sequence[str]
+
+
+@dataclass
+class _Plan:
+    """What is to be done, found out before anything is read."""
+
+    wanted: list[ObjectInfo] = field(default_factory=list)
+    unchanged: dict[str, ObjectInfo] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+
+
+def fetch_results(store: Store, folder: Path, begin: Callable[[int], Callable[[int], object]]) -> Fetched:
+    """Copy what changed of the run, sweep or comparison in `store` into the folder, some files at a time.
+
+    `begin(bytes to read)` returns what is called with the size of each object that is done.
+
+    Raises:
+        StoreError: the store cannot be read or the folder written; there are no results, or those of several
+            runs, which it names; the folder lies within the store.
+    """
+    folder = Path(os.path.realpath(folder))
+    if isinstance(store, LocalStore) and folder.is_relative_to(store.folder):
+        raise StoreError(f"{folder}: lies within {store.uri}; give another folder to write to")
+    results = _results(store)
+    with ExitStack() as stack:
+        stack.enter_context(_os_errors(f"{folder}: cannot be written"))
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder)))
+        known = _read_record(folder, store.uri)
+        plan = planned(
+            results,
+            folds_case=_folds_case(scratch),
+            is_unchanged=lambda info: _is_unchanged(folder, info, known),
+        )
+        here = dict(plan.unchanged)
+        try:
+            progress = begin(sum(info.size for info in plan.wanted))
+            with closing(_brought(store, plan.wanted, folder, scratch)) as outcomes:
+                for info, outcome in outcomes:
+                    progress(info.size)
+                    if isinstance(outcome, str):
+                        plan.refused.append(outcome)
+                    else:
+                        here[info.key] = outcome
+        finally:
+            _write_record(folder, scratch, store.uri, here)
+    brought = [info.size for key, info in here.items() if key not in plan.unchanged]
+    return Fetched(len(brought), sum(brought), len(plan.unchanged), sorted(plan.refused))
+
+
+def planned(
+    infos: Iterable[ObjectInfo], *, folds_case: bool, is_unchanged: Callable[[ObjectInfo], bool]
+) -> _Plan:
+    """Return what to bring of the objects: those that can be files beside each other in one folder.
+
+    With `folds_case` the folder takes `a` and `A` for one name. Of a key that is also a folder of others,
+    and of two that are one name, the one with more below it or the first is brought.
+    """
+    infos = sorted(infos, key=lambda info: info.key)
+    plan = _Plan()
+
+    def folded(key: str) -> str:
+        return unicodedata.normalize("NFC", key).casefold() if folds_case else key
+
+    folders = {folded(folder) for info in infos for folder in _folders_of(info.key)}
+    names: dict[str, str] = {}
+    for info in infos:
+        name = folded(info.key)
+        try:
+            info.key.encode()
+            checked_key(info.key)
+        except UnicodeEncodeError:
+            plan.refused.append(f"{info.key}: its name is not UTF-8")
+        except StoreError as error:
+            plan.refused.append(str(error))
+        else:
+            if info.key == RECORD:
+                plan.refused.append(f"{info.key}: this name is taken by the record of what was fetched")
+            elif name in folders:
+                plan.refused.append(f"{info.key}: other objects lie below this name, as if it were a folder")
+            elif name in names:
+                plan.refused.append(f"{info.key}: is the same name as {names[name]} in this folder")
+            elif is_unchanged(info):
+                plan.unchanged[info.key] = info
+            else:
+                plan.wanted.append(info)
+            names.setdefault(name, info.key)
+    return plan
+
+
+def _results(store: Store) -> list[ObjectInfo]:
+    """List what a run, a sweep or a comparison has left; raises StoreError where the store is none."""
+    if any(FOLDER_NAME.fullmatch(name) for name in store.uri.split("/")):
+        raise StoreError(f"{store.uri}: is a checkpoint; python jobs/checkpoints.py get brings it")
+    results: list[ObjectInfo] = []
+    places: set[tuple[str, ...]] = set()  # of runs, sweeps and comparisons
+    for info in store.list():
+        *above, name = info.key.split("/")
+        depth = next((n for n, at in enumerate(above) if at in _LEFT_OUT or FOLDER_NAME.fullmatch(at)), None)
+        if depth is not None:
+            places.add(tuple(above[:depth]))
+            continue
+        if name in _MARKERS:
+            places.add(tuple(above))
+        results.append(info)
+    if not places and not results:
+        raise StoreError(f"{store.uri}: holds no results of a run; give run.storage/run.name")
+    if places and () not in places:
+        names = sorted("/".join(place) for place in places if not _within(place, places))
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        raise StoreError(
+            f"{store.uri}: is not a run but holds {', '.join(names[:_SHOWN])}{more}; "
+            f"give one of them, such as {store.uri}/{names[0]}"
+        )
+    if not results:
+        raise StoreError(f"{store.uri}: holds no results yet, or only checkpoints (jobs/checkpoints.py get)")
+    return results
+
+
+def _within(place: tuple[str, ...], places: set[tuple[str, ...]]) -> bool:
+    return any(place[:depth] in places for depth in range(len(place)))
+
+
+def _folders_of(key: str) -> Iterator[str]:
+    above = key.split("/")[:-1]
+    yield from ("/".join(above[: depth + 1]) for depth in range(len(above)))
+
+
+def _brought(
+    store: Store, wanted: Sequence[ObjectInfo], folder: Path, scratch: Path
+) -> Generator[tuple[ObjectInfo, ObjectInfo | str]]:
+    """Bring objects, some at a time; yield each with what was brought, or the line that says why not."""
+    stop = Event()
+
+    def bring(info: ObjectInfo) -> ObjectInfo | str:
+        partial = scratch / uuid.uuid4().hex
+        try:
+            found = _downloaded(store, info, partial, stop)
+            _put_in_place(partial, folder, found.key)
+        except (EndpointError, BucketMissingError):
+            raise
+        except ObjectMissingError:
+            return f"{info.key}: was deleted meanwhile"
+        except StoreError as error:
+            return f"{info.key}: {error}"
+        except OSError as error:
+            if error.errno in _FATAL:
+                raise
+            return f"{info.key}: cannot be written here: {error.strerror or error}"
+        else:
+            return found
+        finally:
+            partial.unlink(missing_ok=True)
+
+    with ThreadPoolExecutor(PART_THREADS, thread_name_prefix="jebm-fetch") as pool:
+        futures = {pool.submit(bring, info): info for info in wanted}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _downloaded(store: Store, info: ObjectInfo, partial: Path, stop: Event) -> ObjectInfo:
+    """Write an object to a new file and return what it was; one that changes meanwhile is read again."""
+    for _ in range(_TRIES):
+        try:
+            with partial.open("wb") as file:
+                buffer, read = memoryview(bytearray(min(info.size, _SLICE_BYTES))), 0
+                while read < info.size:
+                    if stop.is_set():
+                        raise StoreError("interrupted")
+                    piece = buffer[: info.size - read]
+                    store.read_into(info.key, read, [piece], etag=info.etag)
+                    file.write(piece)
+                    read += piece.nbytes
+            return info
+        except ObjectChangedError:
+            newer = store.head(info.key)
+            if newer is None:
+                raise ObjectMissingError(info.key) from None
+            info = newer
+    raise StoreError("changes faster than it can be read")
+
+
+def _put_in_place(partial: Path, folder: Path, key: str) -> None:
+    """Give a file its name; raises StoreError where a link in the folder leads out of it, OSError."""
+    path = folder / key
+    if not Path(os.path.realpath(path.parent)).is_relative_to(folder):
+        raise StoreError(f"a symbolic link at {path.parent} leads out of {folder}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.replace(path)
+
+
+def _folds_case(scratch: Path) -> bool:
+    """Whether the file system takes two names that differ only in case for one."""
+    (scratch / "case").touch()
+    return (scratch / "CASE").exists()
+
+
+def _is_unchanged(folder: Path, info: ObjectInfo, known: Mapping[str, object]) -> bool:
+    """Whether the object is the one of the last fetch, and nobody has touched its file since."""
+    noted = known.get(info.key)
+    return bool(info.etag) and noted == {"etag": info.etag, "file": _stamp(folder / info.key)}
+
+
+def _stamp(path: Path) -> str:
+    """Return what tells a file from a later one under its name; empty where there is none."""
+    try:
+        found = path.lstat()
+    except (OSError, ValueError):
+        return ""
+    return f"{found.st_size:x}-{found.st_mtime_ns:x}" if stat.S_ISREG(found.st_mode) else ""
+
+
+def _read_record(folder: Path, uri: str) -> Mapping[str, object]:
+    """Return etag and stamp of the files that were fetched from there; without a good record, of none."""
+    try:
+        with (folder / RECORD).open("rb") as file:
+            record = parsed_object(file.read(_RECORD_BYTES + 1), _RECORD_BYTES)
+    except (OSError, ValueError):
+        return {}
+    files = record.get("files")
+    return files if record.get("from") == uri and isinstance(files, dict) else {}
+
+
+def _write_record(folder: Path, scratch: Path, uri: str, here: Mapping[str, ObjectInfo]) -> None:
+    files = {key: {"etag": info.etag, "file": _stamp(folder / key)} for key, info in here.items()}
+    partial = scratch / RECORD
+    partial.write_bytes(encoded_json({"from": uri, "files": files}))
+    partial.replace(folder / RECORD)
+
+
+@contextmanager
+def _os_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{what}: {error.strerror or error}") from error
