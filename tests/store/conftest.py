@@ -22,6 +22,9 @@ def store(request, tmp_path) -> Store:
     return open_store(f"memory://{uuid.uuid4().hex}/prefix")
 
 
+Refusal = tuple[int, str, str]  # status, code and message
+
+
 class Proxy(ThreadingHTTPServer):
     """Stands before the real server and does to a request what networks and busy servers do.
 
@@ -35,8 +38,12 @@ class Proxy(ThreadingHTTPServer):
       flip     one bit of the body, or of the answer where there is none
       stall    silence in place of the server
       hush     the server does it, then silence
-    or None. What the server answers passes through `rewrite(path, body)`. Nothing passes while `gate` is not
-    set.
+      drip     the server does it, then its answer comes a byte a second
+      drop     the server does it, then of its body comes a byte a second
+      pace     the server does it, then 128 KiB of its body come every 0.3 s
+    or the status, code and message of an error, or None. `habit` says the same of a request whose headers it
+    sees, as a server of another kind would. What the server answers passes through `rewrite(path, body)`.
+    Nothing passes while `gate` is not set.
     """
 
     daemon_threads = True
@@ -44,7 +51,8 @@ class Proxy(ThreadingHTTPServer):
     def __init__(self, upstream: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = urlsplit(upstream).netloc
-        self.fault: Callable[[str, str], str | None] = lambda _method, _path: None
+        self.fault: Callable[[str, str], str | Refusal | None] = lambda _method, _path: None
+        self.habit: Callable[[str, str, dict[str, str]], str | Refusal | None] = lambda *_: None
         self.rewrite: Callable[[str, bytes], bytes] = lambda _path, body: body
         self.gate = threading.Event()
         self.gate.set()
@@ -91,10 +99,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.seen.append(f"{self.command} {self.path}")
         self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
         fault = self.server.fault(self.command, self.path)
+        fault = fault or self.server.habit(self.command, self.path, self.server.headers[-1])
         body = self.rfile.read(size // 2 if fault == "reset" else size)
         if fault in CANNED:
             status, answer = CANNED[fault]
             self._answer(status, {"Content-Length": str(len(answer))}, answer)
+            return
+        if isinstance(fault, tuple):
+            status, code, message = fault
+            answer = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
+            answer = answer if code and self.command != "HEAD" else ""
+            self._answer(status, {"Content-Length": str(len(answer))}, answer.encode())
             return
         if fault == "reset" and body:
             self._reset()
@@ -128,6 +143,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             data = self.server.rewrite(self.path, data)
             headers["Content-Length"] = str(len(data))
+        if fault == "pace":
+            self._answer(response.status, headers, b"")
+            for begin in range(0, len(data), 1 << 17):
+                self.server.over.wait(0.3)
+                self.wfile.write(data[begin : begin + (1 << 17)])
+            return
+        if fault in ("drip", "drop"):
+            self._drip(response.status, headers, data, whole=fault == "drip")
+            return
         half = len(data) // 2 if fault in ("cut", "reset") else len(data)
         self._answer(response.status, headers, data[:half])
         if fault == "reset":
@@ -138,8 +162,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
+    def _drip(self, status: int, headers: dict[str, str], data: bytes, *, whole: bool) -> None:
+        lines = [f"HTTP/1.1 {status} OK", *[f"{name}: {value}" for name, value in headers.items()], "", ""]
+        head = "\r\n".join(lines).encode()
+        self.wfile.write(b"" if whole else head)
+        for byte in (head if whole else b"") + data:
+            if self.server.over.wait(1):
+                return
+            self.wfile.write(bytes([byte]))
+
     def _answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
         self.send_response_only(status)
+        if "Date" not in headers:
+            self.send_header("Date", self.date_time_string())
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Connection", "close")

@@ -139,7 +139,7 @@ def test_sixteen_conditional_puts_have_one_winner(store):
 
 
 def test_lists_and_deletes_more_than_a_page(store, monkeypatch):
-    monkeypatch.setattr("jebm.store.s3._PAGE", 10)
+    monkeypatch.setattr("jebm.store.s3_listing._PAGE", 10)
     monkeypatch.setattr("jebm.store.s3._DELETE_BATCH", 10)
     keys = [f"many/{number:05d}" for number in range(33)]
     with ThreadPoolExecutor(4) as pool:
@@ -177,7 +177,7 @@ def test_local_store_with_a_space_in_its_path(tmp_path):
 def test_local_store_names_what_the_system_refuses(tmp_path):
     store = open_store(str(tmp_path))
     store.put("file", b"")
-    with pytest.raises(StoreError, match=r"file/below: .*(exists already|Not a directory)"):
+    with pytest.raises(StoreError, match=r"file/below: .*(is no folder|Not a directory)"):
         store.put("file/below", b"")
     with pytest.raises(StoreError, match="no such folder"):
         open_store(str(tmp_path / "absent")).probe(write=False)
@@ -193,3 +193,38 @@ def test_arrow_writes_where_we_read(store):
     with filesystem.open_output_stream(f"{path}/b") as stream:
         stream.write(b"2")
     assert store.get("b") == b"2"
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("/proc/none", "cannot be written: No such file or directory: "),
+        ("{file}/below", "cannot be written: "),
+        ("{file}", "cannot be written: "),
+        ("{long}", "File name too long"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_said_to_be_so(tmp_path, place, reason):
+    (tmp_path / "file").write_text("in the way")
+    uri = place.format(file=tmp_path / "file", long=tmp_path / ("n" * 300))
+    for use in (lambda: open_store(uri).probe(), lambda: open_store(uri).put("a/b", b"1")):
+        with pytest.raises(StoreError) as caught:
+            use()
+        assert reason in str(caught.value)
+        assert str(caught.value).endswith("; choose another folder")
+        assert "\n" not in str(caught.value)
+        assert not isinstance(caught.value, ObjectMissingError | ObjectExistsError)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_folder_in_place_of_an_object_is_no_object(tmp_path):
+    store = open_store(str(tmp_path))
+    store.put("a/b", b"1")
+    for use in (lambda: store.put("a", b"2"), lambda: store.put("a", b"2", if_absent=True)):
+        with pytest.raises(StoreError):
+            use()
+    assert store.head("a") is None
+    with pytest.raises(ObjectMissingError):
+        store.get("a")
+    assert [info.key for info in store.list()] == ["a/b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

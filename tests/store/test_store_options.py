@@ -220,7 +220,7 @@ def checksum_settings(store: S3Store) -> tuple[str, str]:
 @pytest.mark.parametrize("place", ["environment", "profile"])
 @pytest.mark.parametrize("value", ["when_required", "when_supported", None])
 def test_checksum_settings_are_those_of_aws(proxy, s3_uri, monkeypatch, tmp_path, place, value):
-    """Whatever they are: a CRC32 of our own goes with every byte, and in no trailer, as old servers ask."""
+    """A CRC32 of our own goes with every byte, and in no trailer, unless the user wants no checksums."""
     if value is not None and place == "environment":
         monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", value)
         monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", value)
@@ -233,7 +233,9 @@ def test_checksum_settings_are_those_of_aws(proxy, s3_uri, monkeypatch, tmp_path
     assert checksum_settings(open_store(s3_uri)) == (value or "when_required",) * 2
     round_trip(s3_uri)
     checksums = sent(proxy, "x-amz-checksum-crc32")
-    assert None not in checksums["put"] | checksums["part"]
+    assert (None in checksums["put"] | checksums["part"]) == (value == "when_required")
+    algorithm = None if value == "when_required" else "CRC32"
+    assert sent(proxy, "x-amz-checksum-algorithm")["begin"] == {algorithm}
     for header in ("x-amz-trailer", "content-encoding", "transfer-encoding"):
         assert {value for values in sent(proxy, header).values() for value in values} == {None}
     mode = "ENABLED" if value == "when_supported" else None

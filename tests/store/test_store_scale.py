@@ -106,7 +106,7 @@ def test_a_step_is_chosen_without_reading_the_others(s3_uri, proxy):
 
 def test_a_start_lists_folders_by_the_page_and_looks_into_the_newest_alone(s3_uri, proxy, monkeypatch):
     checkpoints = fill(s3_uri, 25)
-    monkeypatch.setattr("jebm.store.s3._PAGE", 10)
+    monkeypatch.setattr("jebm.store.s3_listing._PAGE", 10)
     proxy.seen.clear()
     assert checkpoints.next_attempt() == 2
     assert ["list-type" in line for line in proxy.seen] == [True] * 6  # twice: a bit of one may be flipped

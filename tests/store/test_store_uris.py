@@ -129,9 +129,8 @@ def ask(asked: str, **environment: str) -> str:
 
 
 def test_who_has_no_home_caches_in_a_private_folder_of_the_temporary_one(tmp_path):
+    open_to_all(tmp_path)
     tmp_path.chmod(0o777)
-    for parent in list(tmp_path.parents)[:-2]:
-        parent.chmod(parent.stat().st_mode | 0o011)
     cache = "default_cache_directory()"
     ours = tmp_path / f"jebm-{NOBODY}"
     assert ask(cache, TMPDIR=str(tmp_path)) == f"{ours}/data"
@@ -152,3 +151,21 @@ def test_who_has_no_home_is_told_so_when_a_path_names_it():
             f"StoreError {name}: user id {NOBODY} has no home folder; set HOME, or write the whole path"
         )
     assert ask("default_cache_directory()", JEBM_CACHE="~/x").startswith("DataError JEBM_CACHE: ~/x: user id")
+
+
+def test_what_may_not_be_looked_into_is_not_empty(tmp_path):
+    """An empty listing would begin a run anew."""
+    store = open_store(str(tmp_path))
+    store.put("a/b", b"1")
+    open_to_all(tmp_path)
+    assert ask(f"list(open_store({str(tmp_path)!r}).list())").startswith("[ObjectInfo")
+    (tmp_path / "a").chmod(0o700)
+    for what in ("list", "folders"):
+        answer = ask(f"list(open_store({str(tmp_path)!r}).{what}())")
+        assert answer.startswith(f"AccessDeniedError {store.uri}: this user may not list here")
+
+
+def open_to_all(folder: Path) -> None:
+    """Let another user come as far as this folder, and into what lies in it."""
+    for parent in [folder, *folder.parents][:-1]:
+        parent.chmod(parent.stat().st_mode | 0o055)

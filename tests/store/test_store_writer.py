@@ -98,7 +98,7 @@ def test_training_waits_where_both_buffers_are_busy(proxy, s3_uri):
 
 
 def test_every_request_that_is_made_again_is_counted(proxy, s3_uri, monkeypatch):
-    monkeypatch.setattr("jebm.store.s3._FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("jebm.store.s3_calls._FIRST_WAIT_SECONDS", 0.01)
     writer = AsyncWriter(Checkpoints(open_store(s3_uri), "run"), keep_last=9)
     writer.submit(tensors_of(1), replace(FACTS, step=1))
     assert writer.drain(20)

@@ -15,7 +15,7 @@ from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError
 from jebm.evaluate.quick import quick_look
 from jebm.on_ray.stopping import follow_stop_request
 from jebm.parser import config_from_dict
-from jebm.store.manifest import FOLDER_NAME, Manifest
+from jebm.store.manifest import Manifest, step_and_attempt
 from jebm.train.group import last_to_hold_the_group
 from jebm.train.loop import Report, fit
 from jebm.train.runtime import Runtime, prepare_process
@@ -104,8 +104,8 @@ class _Reporter:
 
 def _written(name: str) -> tuple[int, int]:
     """Return attempt and step of a checkpoint's folder: they order checkpoints as they were written."""
-    found = FOLDER_NAME.fullmatch(name)
-    return (int(found[2]), int(found[1])) if found else (0, 0)
+    step, attempt = step_and_attempt(name) or (0, 0)
+    return attempt, step
 
 
 def _tell_ray(metrics: dict[str, float], checkpoint: Checkpoint | None = None) -> None:

@@ -10,14 +10,14 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Literal
 
 from boto3.session import Session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
 
 from jebm.errors import StoreError
 from jebm.store.protocol import (
@@ -26,7 +26,10 @@ from jebm.store.protocol import (
     EndpointError,
     ObjectExistsError,
     Store,
+    one_line,
 )
+from jebm.store.s3_session import Connection, connect
+from jebm.store.s3_watch import watch_connections, watched
 from jebm.store.storage import open_store
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ __all__ = [
 ]
 
 _PATIENCE_SECONDS = 2.0  # a person is waiting
+_LIMIT_SECONDS = 20.0
 _SKEW_SECONDS = 300  # S3 refuses signatures 15 minutes off; a clock at 5 is on its way there
 _PARTS = (5 << 20, 1 << 16)  # the least that S3 takes for a part that is not the last
 _LATENCY_REQUESTS = 7
@@ -47,6 +51,14 @@ _CONTENT = b"jebm doctor"
 _REMEDIES = {  # where the error names none
     AccessDeniedError: "look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_PROFILE",
     BucketMissingError: "make it, with mkdir -p",
+}
+
+
+_LIMITS = {  # what a place may lack, by the check that would have used it
+    "list": ("listing V2",),
+    "put": ("checksums",),
+    "conditional put": ("conditional writes",),
+    "delete": ("multi-delete",),
 }
 
 
@@ -64,17 +76,17 @@ class Check:
 def examine(uri: str) -> Iterator[Check]:
     """Yield findings on a place as they come; after one that makes the rest pointless there are no more.
 
-    Raises StoreError for a URI that is none.
+    Raises StoreError for an invalid URI, or a profile that cannot be used.
     """
     store = open_store(uri).patient(_PATIENCE_SECONDS)
-    if uri.startswith("s3://"):
-        for check in _examine_account(uri.removeprefix("s3://").partition("/")[0]):
+    if store.uri.startswith("s3://"):
+        for check in _examine_account(connect(), store.uri.removeprefix("s3://").partition("/")[0]):
             yield check
             if check.level == "fail":
                 return
-    check = _tried("list", lambda: _list(store))
+    check = _tried(store, "list", lambda: _list(store))
     yield check
-    if check.level == "ok":
+    if check.level != "fail":
         yield from examine_store(store)
 
 
@@ -83,66 +95,71 @@ def examine_store(store: Store) -> Iterator[Check]:
     folder = f".doctor-{uuid.uuid4().hex}"
     keys = one, once, multipart = [f"{folder}/{name}" for name in ("object", "once", "multipart")]
     try:
-        check = _tried("put", lambda: _put(store, one))
+        check = _tried(store, "put", lambda: _put(store, one))
         yield check
         if check.level == "fail":
             return
-        yield _tried("get", lambda: _get(store, one))
-        yield _tried("conditional put", lambda: _conditional(store, once))
-        yield _tried("multipart", lambda: _multipart(store, multipart))
-        yield _tried("latency", lambda: _latency(store, one))
-        yield _tried("delete", lambda: _delete(store, folder, keys))
+        yield _tried(store, "get", lambda: _get(store, one))
+        yield _tried(store, "conditional put", lambda: _conditional(store, once))
+        yield _tried(store, "multipart", lambda: _multipart(store, multipart))
+        yield _tried(store, "latency", lambda: _latency(store, one))
+        yield _tried(store, "delete", lambda: _delete(store, folder, keys))
     finally:
         with suppress(StoreError):  # whoever stops asking in between leaves nothing either
             store.delete(keys)
 
 
-def _tried(name: str, work: Callable[[], Check | str]) -> Check:
+def _tried(store: Store, name: str, work: Callable[[], Check | str]) -> Check:
+    """Return what the work finds, or what it raised; with what the place lacks for it."""
     try:
         found = work()
     except StoreError as error:
-        finding, separator, remedy = str(error).rpartition("; ")
-        if not separator:
-            finding, remedy = remedy, ""
-            for kind, usual in _REMEDIES.items():
-                remedy = usual if isinstance(error, kind) else remedy
-        return Check(name, "fail", finding, remedy, isinstance(error, EndpointError))
-    return Check(name, "ok", found) if isinstance(found, str) else found
+        return _failed(name, error)
+    check = Check(name, "ok", found) if isinstance(found, str) else found
+    lacking = [store.limits[limit] for limit in _LIMITS.get(name, ()) if limit in store.limits]
+    if check.level != "ok" or not lacking:
+        return check
+    return Check(name, "warn", f"{check.finding}, but {'; '.join(lacking)}")
+
+
+def _failed(name: str, error: StoreError) -> Check:
+    finding, separator, remedy = str(error).rpartition("; ")
+    if not separator:
+        finding, remedy = remedy, ""
+        for kind, usual in _REMEDIES.items():
+            remedy = usual if isinstance(error, kind) else remedy
+    return Check(name, "fail", finding, remedy, isinstance(error, EndpointError))
 
 
 # ── The account ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _examine_account(bucket: str) -> Iterator[Check]:
+def _examine_account(connection: Connection, bucket: str) -> Iterator[Check]:
     """Yield endpoint, region and credentials, where each comes from, and what the server says of them."""
-    config = Config(
-        connect_timeout=5,
-        read_timeout=10,
-        retries={"mode": "standard", "total_max_attempts": 1},
-        s3={"addressing_style": "path"},
-    )
+    session, endpoint = connection.session, connection.client.meta.endpoint_url
+    yield Check("endpoint", "ok", f"{endpoint} ({_endpoint_source(session, own=connection.custom)})")
+    yield _region(session, own=connection.custom)
     try:
-        session = Session(region_name=os.environ.get("AWS_REGION") or None)
-        client = session.client("s3", config=config)
-        credentials = session.get_credentials()
-        frozen = credentials.get_frozen_credentials() if credentials else None
-    except (BotoCoreError, ValueError) as error:
-        yield Check("credentials", "fail", _one_line(error), "look at AWS_PROFILE and ~/.aws")
-        return
-    endpoint = client.meta.endpoint_url
-    own = ".amazonaws.com" not in endpoint
-    yield Check("endpoint", "ok", f"{endpoint} ({_endpoint_source(session, own=own)})")
-    yield _region(session, own=own)
-    if credentials is None or frozen is None or not frozen.access_key:
+        credentials = connection.find_credentials(f"s3://{bucket}")
+        frozen = credentials.get_frozen_credentials()
+    except (NoCredentialsError, PartialCredentialsError):
         remedy = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         yield Check("credentials", "fail", "none found", remedy)
         return
+    except StoreError as error:
+        yield _failed("credentials", error)
+        return
+    except Exception as error:  # nobody answers who has them
+        yield Check("credentials", "fail", one_line(error), "is the network there?", unreachable=True)
+        return
     token = ", with a session token" if frozen.token else ""
     yield Check(
-        "credentials", "ok", f"access key …{frozen.access_key[-4:]} (found in: {credentials.method}{token})"
+        "credentials",
+        "ok",
+        f"access key …{(frozen.access_key or '')[-4:]} (found in: {credentials.method}{token})",
     )
-    yield _clock(client, bucket)
-    yield _identity(session, config, endpoint if own else None)
+    yield _clock(connection.client, bucket)
+    yield _identity(session, endpoint if connection.custom else None)
 
 
 def _endpoint_source(session: Session, *, own: bool) -> str:
@@ -167,17 +184,21 @@ def _clock(client: "S3Client", bucket: str) -> Check:
     """Compare this machine's clock with the server's: its date comes with refusals, too."""
     began = datetime.now(UTC)
     try:
-        date = client.head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"].get("date")
+        with watched(_LIMIT_SECONDS):
+            answer = client.list_objects_v2(Bucket=bucket, MaxKeys=1)
+        headers = answer["ResponseMetadata"]["HTTPHeaders"]
     except ClientError as error:
-        date = error.response["ResponseMetadata"]["HTTPHeaders"].get("date")
-    except BotoCoreError as error:
-        finding = f"no answer from {client.meta.endpoint_url}: {_one_line(error)}"
+        headers = error.response["ResponseMetadata"]["HTTPHeaders"]
+    except Exception as error:  # also what parsers make of a page in place of an answer
+        finding = f"no good answer from {client.meta.endpoint_url}: {one_line(error)}"
         remedy = "is it running, and is AWS_ENDPOINT_URL right?"
         return Check("connection", "fail", finding, remedy, unreachable=True)
     ended = datetime.now(UTC)
-    if date is None:
+    try:
+        server = parsedate_to_datetime(headers["date"])
+    except (KeyError, ValueError):
         return Check("clock", "warn", "the server does not say what time it is", "compare it yourself")
-    return clock_check(parsedate_to_datetime(date), began + (ended - began) / 2)
+    return clock_check(server if server.tzinfo else server.replace(tzinfo=UTC), began + (ended - began) / 2)
 
 
 def clock_check(server: datetime, here: datetime) -> Check:
@@ -191,13 +212,17 @@ def clock_check(server: datetime, here: datetime) -> Check:
     return Check("clock", "ok", finding)
 
 
-def _identity(session: Session, config: Config, endpoint: str | None) -> Check:
+def _identity(session: Session, endpoint: str | None) -> Check:
+    config = Config(connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 1})
     try:
-        arn = session.client("sts", config=config, endpoint_url=endpoint).get_caller_identity()["Arn"]
-    except (BotoCoreError, ClientError) as error:
+        client = session.client("sts", config=config, endpoint_url=endpoint)
+        watch_connections(client)
+        with watched(_LIMIT_SECONDS):
+            arn = client.get_caller_identity()["Arn"]
+    except Exception as error:  # of whatever answers there in its place
         if endpoint is not None:
             return Check("identity", "ok", "the access key says it all: no STS at this server")
-        return Check("identity", "warn", f"STS tells none: {_one_line(error)}", "log in again; see below")
+        return Check("identity", "warn", f"STS tells none: {one_line(error)}", "log in again; see below")
     return Check("identity", "ok", arn)
 
 
@@ -265,14 +290,13 @@ def _latency(store: Store, key: str) -> str:
 
 
 def _delete(store: Store, folder: str, keys: Sequence[str]) -> Check | str:
-    remedy = f"grant DeleteObject, and delete {store.uri}/{folder}/ yourself"
+    yourself = f"delete {store.uri}/{folder}/ yourself"
     try:
         store.delete(keys)
     except StoreError as error:
-        return Check("delete", "fail", str(error), remedy)
+        failed = _failed("delete", error)
+        return replace(failed, remedy=f"{failed.remedy}, and {yourself}" if failed.remedy else yourself)
     left = [info.key for info in store.list(f"{folder}/")]
-    return Check("delete", "fail", f"still there: {', '.join(left)}", remedy) if left else "nothing is left"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    if left:
+        return Check("delete", "fail", f"still there: {', '.join(left)}", yourself)
+    return "nothing is left"

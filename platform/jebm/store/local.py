@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from jebm.store.protocol import (
 
 __all__ = ["LocalStore"]
 
+_MOST_ATTEMPTS = 100  # of making a folder that somebody else deletes
+
 
 class LocalStore:
     """A folder; made by the first write. Objects are files that appear by a rename or a hard link."""
@@ -44,6 +46,10 @@ class LocalStore:
     @property
     def uri(self) -> str:
         return self._root.as_uri()
+
+    @property
+    def limits(self) -> Mapping[str, str]:
+        return {}
 
     @property
     def folder(self) -> Path:
@@ -115,7 +121,7 @@ class LocalStore:
     def discard_unfinished(self, older_than_seconds: float) -> Sequence[str]:
         border = time.time() - older_than_seconds
         discarded = []
-        for folder, _, names in os.walk(self._root):
+        for folder, names in self._folders(self._root):
             for path in (Path(folder, name) for name in names if name.startswith(PARTIAL)):
                 with self._errors("delete", ""), contextlib.suppress(FileNotFoundError):  # ended since
                     if path.stat().st_mtime < border:
@@ -126,35 +132,60 @@ class LocalStore:
     def probe(self, *, write: bool = True) -> Probe:
         if write:
             return probe_writes(self)
-        if not self._root.is_dir():
-            raise BucketMissingError(f"{self.uri}: no such folder")
         with self._errors("list", ""):
-            next(os.scandir(self._root), None)
+            if not self._root.is_dir():
+                raise BucketMissingError(f"{self.uri}: no such folder")
+            with os.scandir(self._root) as entries:
+                next(entries, None)
         return Probe(writable=False, conditional_writes=False)
 
     def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
-        start = self._root / prefix.rpartition("/")[0]
-        if not start.resolve().is_relative_to(self._root):
-            raise StoreError(f"{self.uri}: {prefix!r} lies outside")
-        for folder, _, names in os.walk(start):
+        with self._errors("list", ""):
+            start = self._root / prefix.rpartition("/")[0]
+            if not start.resolve().is_relative_to(self._root):
+                raise StoreError(f"{self.uri}: {prefix!r} lies outside")
+        for folder, names in self._folders(start):
             for name in names:
                 path = Path(folder, name)
                 key = path.relative_to(self._root).as_posix()
                 if key.startswith(prefix) and not name.startswith(PARTIAL):
-                    with contextlib.suppress(FileNotFoundError):  # deleted since
-                        yield _local_info(key, path.stat())
+                    try:
+                        with self._errors("read", key):
+                            info = _local_info(key, path.stat())
+                    except ObjectMissingError:  # deleted since
+                        continue
+                    yield info
+
+    def _folders(self, start: Path) -> Iterator[tuple[str, Sequence[str]]]:
+        """Yield each folder with the names of its files.
+
+        Raises StoreError for one that cannot be looked into: to pass over it would be to call it empty.
+        """
+
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):  # deleted since, or a file
+                raise error
+
+        walk = os.walk(start, onerror=refuse)
+        while True:
+            with self._errors("list", ""):
+                found = next(walk, None)
+            if found is None:
+                return
+            yield found[0], found[2]
 
     def _write(self, key: str, parts: Sequence[Sequence[memoryview]], *, if_absent: bool) -> Uploaded:
         with self._errors("write", key):
             path = self._path(key)
-            while True:
+            for attempt in range(_MOST_ATTEMPTS):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial_path = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
                 try:
                     file = partial_path.open("xb")
                     break
                 except FileNotFoundError:  # the folder was empty, and a delete has just taken it away
-                    continue
+                    if attempt == _MOST_ATTEMPTS - 1:
+                        raise
             try:
                 with file:
                     for part in parts:
@@ -164,13 +195,21 @@ class LocalStore:
                     os.fsync(file.fileno())
                     info = _local_info(key, os.fstat(file.fileno()))
                 if if_absent:
-                    os.link(partial_path, path)  # unlike a rename, this refuses to replace
+                    self._link(key, partial_path, path)
                 else:
                     partial_path.replace(path)
             finally:
-                partial_path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # what went wrong before is the news
+                    partial_path.unlink(missing_ok=True)
             _sync_folder(path.parent)
         return Uploaded(info, tuple(crc32_of(part) for part in parts))
+
+    def _link(self, key: str, partial_path: Path, path: Path) -> None:
+        """Give a file its name, unless it is taken: unlike a rename, a link refuses to replace."""
+        try:
+            os.link(partial_path, path)
+        except FileExistsError:
+            raise ObjectExistsError(f"{self.uri}/{key}: exists already") from None
 
     def _path(self, key: str) -> Path:
         path = self._root / checked_key(key)
@@ -183,14 +222,29 @@ class LocalStore:
         place = f"{self.uri}/{key}" if key else self.uri
         try:
             yield
-        except (FileNotFoundError, IsADirectoryError) as error:
-            raise ObjectMissingError(f"{place}: no such object") from error
-        except FileExistsError as error:
-            raise ObjectExistsError(f"{place}: exists already") from error
         except PermissionError as error:
-            raise AccessDeniedError(f"{place}: this user may not {what} here ({error.strerror})") from error
-        except OSError as error:
-            raise StoreError(f"{place}: cannot {what}: {error.strerror or one_line(error)}") from error
+            raise AccessDeniedError(
+                f"{place}: this user may not {what} here ({error.strerror}); choose another folder, or grant "
+                "the right"
+            ) from error
+        except (OSError, ValueError) as error:
+            absent = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+            if what == "read" and absent:
+                raise ObjectMissingError(f"{place}: no such object") from error
+            if what == "write":
+                raise StoreError(
+                    f"{place}: cannot be written: {_reason(error)}; choose another folder"
+                ) from error
+            raise StoreError(f"{place}: cannot {what}: {_reason(error)}") from error
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Return what the system says, with the file that it is about."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return one_line(error)
+    if isinstance(error, FileExistsError):
+        return f"{error.filename} is no folder"
+    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
 
 
 def _etag(found: os.stat_result) -> str:

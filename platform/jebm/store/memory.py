@@ -2,7 +2,7 @@
 
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -45,6 +45,10 @@ class MemoryStore:
     @property
     def uri(self) -> str:
         return f"memory://{self._name}/{self._prefix}".rstrip("/")
+
+    @property
+    def limits(self) -> Mapping[str, str]:
+        return {}
 
     def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> ObjectInfo:
         return self._write(key, bytes(data), if_absent=if_absent)

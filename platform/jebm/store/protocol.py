@@ -1,10 +1,9 @@
 """What a store of objects does, whatever it keeps them in: protocol, errors, what all keepers share."""
 
 import contextlib
-import logging
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
@@ -42,7 +41,6 @@ PARTIAL = ".partial-"
 
 _KEY_BYTES = 1024  # the longest key of S3
 
-_logger = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
 _T = TypeVar("_T")
 
@@ -104,6 +102,10 @@ class Store(Protocol):
     def uri(self) -> str:
         """The place, without a trailing slash and without secrets."""
 
+    @property
+    def limits(self) -> Mapping[str, str]:
+        """What this place was found to lack so far: each ability, with why we think so and what is done."""
+
     def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> ObjectInfo:
         """Write an object; with `if_absent` raise ObjectExistsError where the key is taken."""
 
@@ -157,7 +159,7 @@ class Store(Protocol):
     def probe(self, *, write: bool = True) -> Probe:
         """Check that the place can be reached, exists, and can be read and (with `write`) written.
 
-        Leaves nothing behind. Warns in the log where conditional writes are not honoured.
+        Leaves nothing behind. Warns in the log of what the place lacks (`limits`).
         """
 
 
@@ -213,7 +215,10 @@ def crc32_of(pieces: Sequence[memoryview]) -> int:
 
 
 def probe_writes(store: Store) -> Probe:
-    """Write, write again on condition that nothing is there, and clean up."""
+    """Write, write again on condition that nothing is there, and clean up.
+
+    Raises StoreError: the first one, whatever becomes of the cleaning up after it.
+    """
     key = f".probe-{uuid.uuid4().hex}"
     try:
         store.put(key, b"", if_absent=True)
@@ -223,10 +228,9 @@ def probe_writes(store: Store) -> Probe:
             conditional = True
         else:
             conditional = False
-            _logger.warning(
-                "%s: conditional writes are not honoured; never let two jobs write one run", store.uri
-            )
-    finally:
-        with contextlib.suppress(AccessDeniedError):  # where the write was refused, there is nothing to clean
+    except BaseException:
+        with contextlib.suppress(StoreError):
             store.delete([key])
+        raise
+    store.delete([key])
     return Probe(writable=True, conditional_writes=conditional)

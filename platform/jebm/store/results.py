@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Event
 
 from jebm.errors import StoreError
-from jebm.store.manifest import FOLDER_NAME
+from jebm.store.manifest import step_and_attempt
 from jebm.store.protocol import (
     PART_THREADS,
     PARTIAL,
@@ -147,13 +147,13 @@ def planned(
 
 def _results(store: Store) -> list[ObjectInfo]:
     """List what a run, a sweep or a comparison has left; raises StoreError where the store is none."""
-    if any(FOLDER_NAME.fullmatch(name) for name in store.uri.split("/")):
+    if any(step_and_attempt(name) for name in store.uri.split("/")):
         raise StoreError(f"{store.uri}: is a checkpoint; python jobs/checkpoints.py get brings it")
     results: list[ObjectInfo] = []
     places: set[tuple[str, ...]] = set()  # of runs, sweeps and comparisons
     for info in store.list():
         *above, name = info.key.split("/")
-        depth = next((n for n, at in enumerate(above) if at in _LEFT_OUT or FOLDER_NAME.fullmatch(at)), None)
+        depth = next((n for n, at in enumerate(above) if at in _LEFT_OUT or step_and_attempt(at)), None)
         if depth is not None:
             places.add(tuple(above[:depth]))
             continue

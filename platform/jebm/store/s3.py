@@ -1,27 +1,19 @@
 """Objects in a bucket of S3, or of what speaks like it. Retries are ours, and so are the CRC32s."""
 
 import contextlib
-import logging
-import math
-import random
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    IncompleteReadError,
-)
-from botocore.parsers import ResponseParserError
+from botocore.exceptions import ClientError, IncompleteReadError
 
 from jebm.store.protocol import (
     ObjectChangedError,
+    ObjectExistsError,
     ObjectInfo,
-    ObjectMissingError,
     Probe,
     Uploaded,
     crc32_of,
@@ -31,16 +23,20 @@ from jebm.store.protocol import (
     under,
 )
 from jebm.store.s3_bodies import base64_of, body_of, rest_of
-from jebm.store.s3_errors import code_of, expect, explain, status_of, transient
+from jebm.store.s3_calls import Calls
+from jebm.store.s3_dialect import Feature, dialect_of
+from jebm.store.s3_errors import VanishedError, code_of, expect, is_bare, refuses_form, status_of, transient
+from jebm.store.s3_listing import Listing, Page, Steps
 from jebm.store.s3_session import Connection
+from jebm.store.s3_upload import MultipartUpload, abort
+from jebm.store.s3_watch import moved
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import (
-        CompletedPartTypeDef,
         GetObjectRequestTypeDef,
+        ListMultipartUploadsOutputTypeDef,
         ListMultipartUploadsRequestTypeDef,
-        ListObjectsV2OutputTypeDef,
-        ListObjectsV2RequestTypeDef,
+        MultipartUploadTypeDef,
         PutObjectRequestTypeDef,
     )
 
@@ -48,14 +44,9 @@ __all__ = ["S3Store"]
 
 _PATIENCE_SECONDS = 30.0  # a server restart, or a burst of SlowDown; after that a person wants to know
 _PROBE_PATIENCE_SECONDS = 1.0  # at a start a wrong endpoint is likelier than a busy one
-_FIRST_WAIT_SECONDS = 0.25
-_LONGEST_WAIT_SECONDS = 10.0
-_SLICE_BYTES = 1 << 18  # what a read copies at a time on its way into the caller's memory
-_PAGE = 1000  # the most that one listing gives
+_SLICE_BYTES = 1 << 17  # what a read copies at a time on its way into the caller's memory
 _DELETE_BATCH = 1000  # the most that one DeleteObjects takes
 
-
-_logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -71,7 +62,9 @@ class S3Store:
         on_retry: Callable[[], None] | None = None,
     ) -> None:
         self._connection, self._bucket, self._prefix = connection, bucket, prefix
-        self._client, self._patience_seconds, self._on_retry = connection.client, patience_seconds, on_retry
+        self._client = connection.client
+        self._calls = Calls(connection, bucket, patience_seconds, on_retry)
+        self._dialect = dialect_of(connection.client.meta.endpoint_url, bucket)
 
     def __repr__(self) -> str:
         return f"S3Store({self.uri!r})"
@@ -80,6 +73,10 @@ class S3Store:
     def uri(self) -> str:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
+    @property
+    def limits(self) -> Mapping[str, str]:
+        return self._dialect.lacking
+
     def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> ObjectInfo:
         return self._put(key, [memoryview(data).cast("B")], if_absent=if_absent).info
 
@@ -87,27 +84,24 @@ class S3Store:
         if len(parts) == 1:
             return self._put(key, parts[0], if_absent=False)
         name = under(self._prefix, key)
-        upload_id = self._call("write", key, lambda: self._begin(name))
-        try:
-            sent = self._send(key, name, upload_id, parts)
-            self._call("write", key, lambda: self._complete(key, name, upload_id, [part for part, _ in sent]))
-        except BaseException:
-            # Best effort: where this fails too, the bucket's lifecycle rule collects the parts.
-            with contextlib.suppress(BotoCoreError, ClientError, ResponseParserError):
-                self._abort(name, upload_id)
-            raise
-        info = self._head(key)
+        sending = MultipartUpload(self._calls, self._dialect, name, f"{self.uri}/{key}")
+        crc32s = sending.send(parts, lambda: self.head(key) is not None)
+        info = self._call("write", key, partial(self._written, key))
         size = sum(piece.nbytes for part in parts for piece in part)
         if info.size != size:
             raise ObjectChangedError(f"{self.uri}/{key}: has {info.size} bytes after an upload of {size}")
-        return Uploaded(info, tuple(crc32 for _, crc32 in sent))
+        return Uploaded(info, crc32s)
 
     def get(self, key: str) -> bytes:
         name = under(self._prefix, key)
 
         def fetch() -> bytes:
             with contextlib.closing(self._client.get_object(Bucket=self._bucket, Key=name)["Body"]) as body:
-                return body.read()
+                slices = []
+                while data := body.read(_SLICE_BYTES):
+                    slices.append(data)
+                    moved(len(data))
+                return b"".join(slices)
 
         return self._call("read", key, fetch)
 
@@ -142,6 +136,7 @@ class S3Store:
                         piece[filled : filled + len(data)] = data
                         filled += len(data)
                         done += len(data)  # a retry goes on from here
+                        moved(len(data))
 
         if total:
             self._call("read", key, fetch, progress=lambda: done)
@@ -155,7 +150,9 @@ class S3Store:
             except ClientError as error:
                 if status_of(error) == 404:
                     return None
-                raise
+                if transient(error) and status_of(error) != 400:
+                    raise
+                return self._head_by_get(key, name, error)
             expect(answer, "ETag")
             return ObjectInfo(key, answer["ContentLength"], answer["ETag"].strip('"'), answer["LastModified"])
 
@@ -163,132 +160,117 @@ class S3Store:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         skip = len(folder_of(self._prefix))
-        for page in self._pages(prefix, ""):
-            for entry in page.get("Contents", ()):
-                key = entry["Key"][skip:]
+        for page in self._pages(prefix, by_folder=False):
+            for info in page.objects:
+                key = info.key[skip:]
                 if key and not key.endswith("/"):  # empty objects that some tools make to show folders
-                    yield ObjectInfo(key, entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
+                    yield replace(info, key=key)
 
     def folders(self, prefix: str = "") -> Iterator[str]:
         folder = folder_of(prefix)
         skip = len(folder_of(self._prefix) + folder)
-        for page in self._pages(folder, "/"):
-            for entry in page.get("CommonPrefixes", ()):
-                yield entry["Prefix"][skip:].rstrip("/")
+        for page in self._pages(folder, by_folder=True):
+            for name in page.folders:
+                yield name[skip:].rstrip("/")
 
     def delete(self, keys: Iterable[str]) -> None:
         names = (under(self._prefix, key) for key in keys)
         while batch := list(islice(names, _DELETE_BATCH)):
-            self._call("delete", "", partial(self._delete, batch))
+            send = partial(self._dialect.tried, ["multi-delete"], partial(self._delete, batch))
+            deleted = self._call("delete", "", send)
+            in_parallel(
+                lambda _, name: self._call("delete", "", partial(self._delete_one, name)), batch[deleted:]
+            )
 
     def child(self, prefix: str) -> "S3Store":
-        name = under(self._prefix, prefix.strip("/"))
-        return S3Store(self._connection, self._bucket, name, self._patience_seconds, self._on_retry)
+        return self._with(under(self._prefix, prefix.strip("/")), self._calls)
 
     def patient(self, seconds: float, on_retry: Callable[[], None] | None = None) -> "S3Store":
-        return S3Store(self._connection, self._bucket, self._prefix, seconds, on_retry)
+        return self._with(self._prefix, replace(self._calls, patience_seconds=seconds, on_retry=on_retry))
 
     def discard_unfinished(self, older_than_seconds: float) -> Sequence[str]:
         border = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
         folder = folder_of(self._prefix)
         discarded = []
-        request: ListMultipartUploadsRequestTypeDef = {"Bucket": self._bucket, "Prefix": folder}
-        while True:
-            page = self._call("list", "", partial(self._client.list_multipart_uploads, **request))
-            for found in page.get("Uploads", ()):
-                name = found["Key"]
-                # Not every server heeds the prefix.
-                if name.startswith(folder) and found["Initiated"] < border:
-                    self._call("delete", "", partial(self._abort, name, found["UploadId"]))
-                    discarded.append(name[len(folder) :])
-            if not page.get("IsTruncated"):
-                return discarded
-            request["KeyMarker"], request["UploadIdMarker"] = (
-                page["NextKeyMarker"],
-                page["NextUploadIdMarker"],
-            )
+        for found in self._uploads(folder):
+            name = found["Key"]
+            # Not every server heeds the prefix.
+            if name.startswith(folder) and found["Initiated"] < border:
+                self._call("delete", "", partial(abort, self._calls, name, found["UploadId"]))
+                discarded.append(name[len(folder) :])
+        return discarded
 
     def probe(self, *, write: bool = True) -> Probe:
-        hasty = self.patient(min(self._patience_seconds, _PROBE_PATIENCE_SECONDS), self._on_retry)
-        hasty._call("list", "", lambda: hasty._page("", "", "", 1))
+        patience = min(self._calls.patience_seconds, _PROBE_PATIENCE_SECONDS)
+        hasty = self.patient(patience, self._calls.on_retry)
+        next(hasty._pages("", by_folder=False, limit=1))
         if not write:
             return Probe(writable=False, conditional_writes=False)
-        return probe_writes(self)
+        found = probe_writes(self)
+        if not found.conditional_writes:
+            self._dialect.learn("conditional writes", "a second one was not refused")
+        return replace(found, conditional_writes=self._dialect.has("conditional writes"))
+
+    def _with(self, prefix: str, calls: Calls) -> "S3Store":
+        return S3Store(self._connection, self._bucket, prefix, calls.patience_seconds, calls.on_retry)
+
+    def _call(
+        self, what: str, key: str, call: Callable[[], _T], progress: Callable[[], int] = lambda: 0
+    ) -> _T:
+        return self._calls(what, f"{self.uri}/{key}" if key else self.uri, call, progress)
 
     def _put(self, key: str, pieces: Sequence[memoryview], *, if_absent: bool) -> Uploaded:
-        name = under(self._prefix, key)
-        crc32 = crc32_of(pieces)
-        request: PutObjectRequestTypeDef = {
-            "Bucket": self._bucket,
-            "Key": name,
-            "ChecksumCRC32": base64_of(crc32),
-        }
+        name, crc32 = under(self._prefix, key), crc32_of(pieces)
+        features: list[Feature] = ["checksums"] if self._connection.checksums else []
         if if_absent:
-            request["IfNoneMatch"] = "*"
+            features.append("conditional writes")
 
-        def send() -> None:
-            expect(self._client.put_object(**request | {"Body": body_of(pieces)}), "ETag")
+        def send(features: Collection[Feature]) -> None:
+            request: PutObjectRequestTypeDef = {"Bucket": self._bucket, "Key": name, "Body": body_of(pieces)}
+            if "checksums" in features:
+                request["ChecksumCRC32"] = base64_of(crc32)
+            if "conditional writes" in features:
+                request["IfNoneMatch"] = "*"
+            elif if_absent and self.head(key) is not None:
+                raise ObjectExistsError(f"{self.uri}/{key}: exists already")
+            expect(self._client.put_object(**request), "ETag")
 
-        self._call("write", key, send)
-        return Uploaded(self._head(key), (crc32,))
+        def send_and_look() -> ObjectInfo:
+            self._dialect.tried(features, send)
+            return self._written(key)
 
-    def _head(self, key: str) -> ObjectInfo:
+        return Uploaded(self._call("write", key, send_and_look), (crc32,))
+
+    def _written(self, key: str) -> ObjectInfo:
+        """Return what is known of an object that was just written; VanishedError if it is gone."""
         info = self.head(key)
         if info is None:
-            raise ObjectMissingError(f"{self.uri}/{key}: gone right after it was written")
+            raise VanishedError
         return info
 
-    def _begin(self, name: str) -> str:
-        answer = self._client.create_multipart_upload(
-            Bucket=self._bucket, Key=name, ChecksumAlgorithm="CRC32"
-        )
-        expect(answer, "UploadId")
-        return answer["UploadId"]
+    def _head_by_get(self, key: str, name: str, refusal: ClientError) -> ObjectInfo | None:
+        """Ask for one byte, since the answer to a HEAD has no body that says why it is refused.
 
-    def _abort(self, name: str, upload_id: str) -> None:
+        Returns what a HEAD would, raises the reason if it is refused as well.
+        """
         try:
-            self._client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload_id)
+            answer = self._client.get_object(Bucket=self._bucket, Key=name, Range="bytes=0-0")
         except ClientError as error:
-            if code_of(error) != "NoSuchUpload":  # it has ended since
-                raise
+            if status_of(error) == 404:
+                return None
+            if status_of(error) == 416:  # an empty object
+                raise refusal from None
+            raise
+        with contextlib.closing(answer["Body"]):
+            expect(answer, "ContentRange")
+            size = int(answer["ContentRange"].rpartition("/")[2])
+            return ObjectInfo(key, size, answer["ETag"].strip('"'), answer["LastModified"])
 
-    def _send(
-        self, key: str, name: str, upload_id: str, parts: Sequence[Sequence[memoryview]]
-    ) -> Sequence[tuple["CompletedPartTypeDef", int]]:
-        """Send all parts, a few at a time; returns what completes the upload, and the CRC32s."""
-
-        def send(index: int, pieces: Sequence[memoryview]) -> tuple["CompletedPartTypeDef", int]:
-            crc32 = crc32_of(pieces)
-            checksum = base64_of(crc32)
-
-            def attempt() -> str:
-                answer = self._client.upload_part(
-                    Bucket=self._bucket,
-                    Key=name,
-                    UploadId=upload_id,
-                    PartNumber=index + 1,
-                    Body=body_of(pieces),
-                    ChecksumCRC32=checksum,
-                )
-                expect(answer, "ETag")
-                return answer["ETag"]
-
-            etag = self._call("write", key, attempt)
-            return {"PartNumber": index + 1, "ETag": etag, "ChecksumCRC32": checksum}, crc32
-
-        return in_parallel(send, parts)
-
-    def _complete(self, key: str, name: str, upload_id: str, sent: Sequence["CompletedPartTypeDef"]) -> None:
-        try:
-            self._client.complete_multipart_upload(
-                Bucket=self._bucket, Key=name, UploadId=upload_id, MultipartUpload={"Parts": sent}
-            )
-        except ClientError as error:
-            # A retry whose first attempt did it, though the answer was lost. The caller compares the size.
-            if code_of(error) != "NoSuchUpload" or self.head(key) is None:
-                raise
-
-    def _delete(self, names: Sequence[str]) -> None:
+    def _delete(self, names: Sequence[str], features: Collection[Feature]) -> int:
+        """Delete the first objects of several, all of them if the server can; returns how many."""
+        if "multi-delete" not in features:
+            self._delete_one(names[0])
+            return 1
         answer = self._client.delete_objects(
             Bucket=self._bucket, Delete={"Objects": [{"Key": name} for name in names], "Quiet": True}
         )
@@ -296,59 +278,41 @@ class S3Store:
             if refused.get("Code") != "NoSuchKey":
                 code, message = refused.get("Code", ""), refused.get("Message", "")
                 raise ClientError({"Error": {"Code": code, "Message": message}}, "DeleteObjects")
+        return len(names)
 
-    def _pages(self, prefix: str, delimiter: str) -> Iterator["ListObjectsV2OutputTypeDef"]:
-        token = ""
-        while True:
-            page = self._call("list", prefix, partial(self._page, prefix, delimiter, token, _PAGE))
-            yield page
+    def _delete_one(self, name: str) -> None:
+        try:
+            self._client.delete_object(Bucket=self._bucket, Key=name)
+        except ClientError as error:
+            if status_of(error) != 404 or code_of(error) == "NoSuchBucket":
+                raise
+
+    def _pages(self, prefix: str, *, by_folder: bool, limit: int | None = None) -> Iterator[Page]:
+        whole = folder_of(self._prefix) + prefix
+        listing = Listing(self._client, self._dialect, self._bucket, whole, by_folder=by_folder, limit=limit)
+        while not listing.ended:
+            yield self._call("list", prefix, listing.page)
+
+    def _uploads(self, prefix: str) -> Iterator["MultipartUploadTypeDef"]:
+        """Yield the uploads that have not ended; none if the server cannot list them."""
+        request: ListMultipartUploadsRequestTypeDef = {"Bucket": self._bucket, "Prefix": prefix}
+        steps = Steps(self.uri)
+
+        def ask() -> "ListMultipartUploadsOutputTypeDef | None":
+            try:
+                return self._client.list_multipart_uploads(**request)
+            except ClientError as error:
+                if not refuses_form(error) or is_bare(error):
+                    raise
+                self._dialect.learn("listing uploads", error)
+                return None
+
+        while (page := self._call("list", "", ask)) is not None:
+            found = page.get("Uploads", [])
+            yield from found
             if not page.get("IsTruncated"):
                 return
-            token = page["NextContinuationToken"]
-
-    def _page(self, prefix: str, delimiter: str, token: str, limit: int) -> "ListObjectsV2OutputTypeDef":
-        request: ListObjectsV2RequestTypeDef = {
-            "Bucket": self._bucket,
-            "Prefix": folder_of(self._prefix) + prefix,
-            "MaxKeys": limit,
-        }
-        if delimiter:
-            request["Delimiter"] = delimiter
-        if token:
-            request["ContinuationToken"] = token
-        page = self._client.list_objects_v2(**request)
-        expect(page, "IsTruncated")
-        return page
-
-    def _call(
-        self,
-        what: str,
-        key: str,
-        call: Callable[[], _T],
-        progress: Callable[[], int] = lambda: 0,
-    ) -> _T:
-        """Return what the call returns, tried again with growing random waits while that may help.
-
-        Patience is counted in seconds, since a count of attempts says nothing of an outage: refused
-        connections use it up in no time, silent ones take a timeout each. It begins with the first failure,
-        and anew where `progress` grows. So a call ends at most patience + 2 timeouts after its last progress.
-        """
-        failures, deadline, seen = 0, math.inf, progress()
-        while True:
-            try:
-                return call()
-            except (BotoCoreError, ClientError, ResponseParserError) as error:
-                failures += 1
-                if failures == 1 or progress() > seen:
-                    failures, seen = 1, progress()
-                    deadline = time.monotonic() + self._patience_seconds
-                longest = min(_FIRST_WAIT_SECONDS * 2 ** (failures - 1), _LONGEST_WAIT_SECONDS)
-                # Random, so that the ranks of a job do not come back all at once.
-                seconds = random.uniform(0, longest)  # noqa: S311
-                if not transient(error) or time.monotonic() + seconds > deadline:
-                    place = f"{self.uri}/{key}" if key else self.uri
-                    raise explain(error, what, place, self._bucket, self._connection) from error
-                _logger.info("%s/%s: %s failed, again in %.1f s: %s", self.uri, key, what, seconds, error)
-                time.sleep(seconds)
-                if self._on_retry is not None:
-                    self._on_retry()
+            request["KeyMarker"] = page.get("NextKeyMarker", "")
+            request["UploadIdMarker"] = page.get("NextUploadIdMarker", "")
+            marker = f"{request['KeyMarker']} {request['UploadIdMarker']}"
+            steps.step(marker, found[0]["UploadId"] if found else "")

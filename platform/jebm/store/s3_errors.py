@@ -1,20 +1,23 @@
-"""What an answer of S3 means: worth another try, or an error of ours in one line with its remedy."""
+"""What an answer of S3 means: worth another try, a part of S3 that is missing, or an error of ours.
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias
+Errors of ours are one line each, with the place, the cause and the remedy.
+"""
+
+import re
+import ssl
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    CredentialRetrievalError,
     FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
+    ProxyConnectionError,
     SSLError,
-    SSOError,
-    TokenRetrievalError,
 )
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
@@ -35,10 +38,24 @@ from jebm.store.protocol import (
 if TYPE_CHECKING:
     from jebm.store.s3_session import Connection
 
-__all__ = ["RequestError", "code_of", "expect", "explain", "status_of", "transient"]
+__all__ = [
+    "MalformedAnswerError",
+    "NoContinuationError",
+    "TooSlowError",
+    "VanishedError",
+    "code_of",
+    "expect",
+    "explain",
+    "is_bare",
+    "refuses_form",
+    "status_of",
+    "transient",
+]
 
 _BAD_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidClientTokenId", "InvalidSecurity"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
+_CLOCK = {"RequestTimeTooSkewed", "RequestExpired"}
+_ELSEWHERE = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"}
 _TRANSIENT = {
     "BadDigest",  # a bit was flipped on the way
     "ConditionalRequestConflict",
@@ -54,8 +71,34 @@ _TRANSIENT = {
     "TooManyRequests",
     "XAmzContentSHA256Mismatch",
 }
+_TRANSIENT_STATUS = {408, 409, 425, 429}
+_FORM_STATUS = {400, 405, 411, 415, 417, 501}
+_LACKING = re.compile(
+    r"not\s?(yet\s?)?(implemented|supported)|method\s?not\s?allowed|unsupported|unimplemented", re.IGNORECASE
+)
+_EXISTS = re.compile(r"already\s?exists?", re.IGNORECASE)
+_RIGHTS = {
+    "delete": "s3:DeleteObject",
+    "list": "s3:ListBucket",
+    "read": "s3:GetObject",
+    "write": "s3:PutObject",
+}
 
-RequestError: TypeAlias = BotoCoreError | ClientError | ResponseParserError
+
+class MalformedAnswerError(ResponseParserError):
+    """An answer without what every S3 server puts there."""
+
+
+class NoContinuationError(MalformedAnswerError):
+    """A listing that goes on, but does not say where."""
+
+
+class TooSlowError(Exception):
+    """The request took so long that it was cut off."""
+
+
+class VanishedError(Exception):
+    """What was written, with a good answer, is not there."""
 
 
 def code_of(error: ClientError) -> str:
@@ -68,65 +111,128 @@ def status_of(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
+def is_bare(error: Exception) -> bool:
+    """Whether a refusal has no code of S3: an answer to a HEAD, or that of somebody on the way."""
+    return isinstance(error, ClientError) and code_of(error) in ("", str(status_of(error)))
+
+
 def expect(answer: Mapping[str, object], name: str) -> None:
-    """Raise ResponseParserError where an answer lacks what every S3 server puts there.
+    """Raise MalformedAnswerError if an answer lacks what every S3 server puts there.
 
     A gateway between us and the server may say 200 with a page of its own: that is no upload, and above
     all no empty listing, from which a run would start anew.
     """
     if name not in answer:
-        raise ResponseParserError(f"an answer without {name}")
+        raise MalformedAnswerError(f"an answer without {name}")
 
 
-def transient(error: RequestError) -> bool:
+def transient(error: Exception) -> bool:
     """Whether the same request may well succeed a moment later."""
     if isinstance(error, ClientError):
-        return status_of(error) >= 500 or status_of(error) == 429 or code_of(error) in _TRANSIENT
-    if isinstance(error, ResponseParserError):  # half an answer, or a gateway's page in its place
-        return True
+        return _transient_answer(error)
     if isinstance(error, SSLError):
-        return False
+        return _broke(error)
     # A wrong checksum, which botocore looks for where it is told to: a bit was flipped on the way.
-    return isinstance(
-        error, BotoConnectionError | HTTPClientError | IncompleteReadError | FlexibleChecksumError
+    if isinstance(error, BotoConnectionError | HTTPClientError | IncompleteReadError | FlexibleChecksumError):
+        return True
+    # What no library has made its own: half an answer, a page in its place, a broken connection.
+    return not isinstance(error, BotoCoreError | NoContinuationError | RecursionError | MemoryError)
+
+
+def _transient_answer(error: ClientError) -> bool:
+    code, status = code_of(error), status_of(error)
+    if status == 501 or _lacking(error):
+        return False
+    if status in _TRANSIENT_STATUS:
+        return not _EXISTS.search(code)
+    return status >= 500 or code in _TRANSIENT or (status == 400 and is_bare(error))
+
+
+def refuses_form(error: Exception) -> bool:
+    """Whether a server refuses how a request is made: not who makes it, and not for what is stored."""
+    if not isinstance(error, ClientError):
+        return isinstance(error, NoContinuationError)
+    others = _BAD_KEYS | _EXPIRED | _CLOCK | _ELSEWHERE | _TRANSIENT
+    return _lacking(error) or (status_of(error) in _FORM_STATUS and code_of(error) not in others)
+
+
+def _lacking(error: ClientError) -> bool:
+    """Whether an answer says in words that the server does not have what was asked for."""
+    return bool(_LACKING.search(f"{code_of(error)} {error.response.get('Error', {}).get('Message', '')}"))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that led to it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _broke(error: SSLError) -> bool:
+    """Whether a connection broke, or a bit in it: no matter of trust, nor of what the server speaks."""
+    return any(
+        isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError | ConnectionError | TimeoutError)
+        or "BAD_RECORD_MAC" in str(cause)
+        for cause in _causes(error)
     )
 
 
-def explain(error: RequestError, what: str, place: str, bucket: str, connection: "Connection") -> StoreError:
+def explain(error: Exception, what: str, place: str, bucket: str, connection: "Connection") -> StoreError:
     """Return the error to raise: one line with the place, the cause and the remedy."""
+    if isinstance(error, ClientError):
+        return _explain_answer(error, what, place, bucket, connection)
     endpoint = connection.client.meta.endpoint_url
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return AccessDeniedError(
             f"{place}: no credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
-    if isinstance(error, CredentialRetrievalError | TokenRetrievalError | SSOError):
-        return AccessDeniedError(f"{place}: no AWS credentials: {one_line(error)}; log in again")
+    if isinstance(error, TooSlowError):
+        return EndpointError(f"{place}: no good answer from {endpoint} ({error}); is it overloaded?")
+    if isinstance(error, VanishedError):
+        return ObjectMissingError(f"{place}: gone right after it was written")
     if isinstance(error, SSLError):
-        return EndpointError(f"{place}: {endpoint} is not trusted: {one_line(error)}; see AWS_CA_BUNDLE")
-    if isinstance(error, BotoConnectionError | HTTPClientError | IncompleteReadError | ResponseParserError):
-        return EndpointError(
-            f"{place}: no good answer from {endpoint} ({type(error).__name__}); "
-            "is it running, and is AWS_ENDPOINT_URL right?"
-        )
+        cause = next((cause for cause in _causes(error) if isinstance(cause, ssl.SSLError)), error)
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return EndpointError(f"{place}: {endpoint} is not trusted: {one_line(cause)}; see AWS_CA_BUNDLE")
+        return EndpointError(f"{place}: no TLS with {endpoint}: {one_line(cause)}; does it speak https?")
+    if isinstance(error, ProxyConnectionError):
+        return EndpointError(f"{place}: {one_line(error)}; see HTTPS_PROXY, HTTP_PROXY and NO_PROXY")
     if isinstance(error, FlexibleChecksumError):
         return ObjectChangedError(f"{place}: does not have the checksum that it was stored with")
-    if isinstance(error, BotoCoreError):
-        return StoreError(f"{place}: cannot {what}: {one_line(error)}")
-    code, status = code_of(error), status_of(error)
+    if isinstance(error, NoContinuationError):
+        return StoreError(f"{place}: {endpoint} sends {error}; use another server or gateway")
+    if isinstance(error, RecursionError):
+        return EndpointError(
+            f"{place}: {endpoint} redirects without end; set AWS_REGION and AWS_ENDPOINT_URL"
+        )
+    if transient(error):
+        return _no_good_answer(place, endpoint, type(error).__name__)
+    return StoreError(f"{place}: cannot {what}: {one_line(error) or type(error).__name__}")
+
+
+def _no_good_answer(place: str, endpoint: str, what: str) -> EndpointError:
+    return EndpointError(
+        f"{place}: no good answer from {endpoint} ({what}); is it running, and is AWS_ENDPOINT_URL right?"
+    )
+
+
+def _explain_answer(
+    error: ClientError, what: str, place: str, bucket: str, connection: "Connection"
+) -> StoreError:
+    """Return the error that says what a refusal means."""
+    code, status, endpoint = code_of(error), status_of(error), connection.client.meta.endpoint_url
+    message = one_line(error.response.get("Error", {}).get("Message", ""))
+    who = _explain_who(code, place, connection)
+    if who is not None:
+        return who
     if code == "NoSuchBucket":
         return BucketMissingError(
-            f"{place}: bucket {bucket} does not exist at {endpoint}; create it with: aws s3 mb s3://{bucket}"
+            f"{place}: bucket {bucket} does not exist at {endpoint}; create it with your provider's console, "
+            f"or with: {_creation(bucket, connection)}"
         )
-    if code in _BAD_KEYS:
-        wrong = "its secret key is wrong" if code == "SignatureDoesNotMatch" else "it is not known there"
-        return AccessDeniedError(f"{place}: {endpoint} refuses {connection.credentials()}: {wrong} ({code})")
-    if code in _EXPIRED:
-        return AccessDeniedError(
-            f"{place}: the session token of {connection.credentials()} has expired; log in again ({code})"
-        )
-    if code == "RequestTimeTooSkewed":
-        return AccessDeniedError(f"{place}: the clock of this machine is off, set it right ({code})")
-    if status == 412 or code == "PreconditionFailed":
+    if status == 412 or code == "PreconditionFailed" or _EXISTS.search(code):
         if what == "write":
             return ObjectExistsError(f"{place}: exists already")
         return ObjectChangedError(f"{place}: has been replaced by another object since")
@@ -134,12 +240,57 @@ def explain(error: RequestError, what: str, place: str, bucket: str, connection:
         return ObjectChangedError(f"{place}: ends before the range that was asked for")
     if code == "NoSuchKey" or (status == 404 and what == "read"):
         return ObjectMissingError(f"{place}: no such object")
-    if status == 403 or code == "AccessDenied":
+    if status in (401, 403) or code == "AccessDenied":
         return AccessDeniedError(
             f"{place}: {connection.credentials()} may not {what} here; "
-            f"use others, or grant the right ({code})"
+            f"use others, or grant the right {_RIGHTS.get(what, '')} ({code})"
         )
-    if status in (301, 307) or code in ("AuthorizationHeaderMalformed", "PermanentRedirect"):
-        return StoreError(f"{place}: the bucket is in another region; set AWS_REGION ({code})")
-    message = error.response.get("Error", {}).get("Message", "")
-    return StoreError(f"{place}: cannot {what}: {code} {one_line(message)}")
+    if 300 <= status < 400 or code in _ELSEWHERE:
+        return _explain_elsewhere(error, place, endpoint)
+    if code == "SecondLevelDomainForbidden" or "virtual host" in message.lower():
+        return StoreError(
+            f"{place}: {endpoint} wants the bucket in its name; set AWS_S3_ADDRESSING_STYLE=virtual"
+        )
+    if status >= 500 and is_bare(error):
+        return _no_good_answer(place, endpoint, f"{status} {message}")
+    return StoreError(f"{place}: cannot {what}: {code} {message}".rstrip())
+
+
+def _explain_who(code: str, place: str, connection: "Connection") -> AccessDeniedError | None:
+    """Return the error of credentials that are wrong or too old, or of a clock; None for another refusal."""
+    if code in _BAD_KEYS:
+        wrong = "its secret key is wrong" if code == "SignatureDoesNotMatch" else "it is not known there"
+        endpoint = connection.client.meta.endpoint_url
+        return AccessDeniedError(f"{place}: {endpoint} refuses {connection.credentials()}: {wrong} ({code})")
+    if code in _EXPIRED:
+        return AccessDeniedError(
+            f"{place}: the session token of {connection.credentials()} has expired; log in again ({code})"
+        )
+    if code in _CLOCK:
+        return AccessDeniedError(f"{place}: the clock of this machine is off, set it right ({code})")
+    return None
+
+
+def _explain_elsewhere(error: ClientError, place: str, endpoint: str) -> StoreError:
+    """Return the error of a bucket that another region, or another server, answers for."""
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    details = error.response.get("Error", {})
+    region = details.get("Region") or headers.get("x-amz-bucket-region")
+    if region:
+        remedy = f"set AWS_REGION={region}"
+    elif headers.get("location"):
+        remedy = f"it points to {headers['location']}; set AWS_REGION, or AWS_ENDPOINT_URL"
+    else:
+        remedy = "set AWS_REGION"
+    return StoreError(
+        f"{place}: the bucket is in another region than {endpoint}; {remedy} ({code_of(error)})"
+    )
+
+
+def _creation(bucket: str, connection: "Connection") -> str:
+    """Return a command that creates a bucket; boto3 is installed wherever this runs."""
+    region = connection.client.meta.region_name
+    where = ""
+    if not connection.custom and region not in ("us-east-1", "aws-global", None):
+        where = f", CreateBucketConfiguration={{'LocationConstraint': '{region}'}}"
+    return f"""python -c "__import__('boto3').client('s3').create_bucket(Bucket='{bucket}'{where})\""""
