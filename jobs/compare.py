@@ -63,12 +63,14 @@ from jebm.evaluate.restore import restored
 from jebm.parser import argument_parser, config_from_dict, config_to_yaml, parse_arguments
 from jebm.parser.yaml_file import read_value
 from jebm.store.checkpoint import Checkpoints, Manifest
+from jebm.store.records import DamagedRecordError, read_object, set_aside, understood
 from jebm.store.storage import ObjectMissingError, Store, open_store
 from jebm.train.lease import Lease
 from jebm.train.loop import Result, fit, total_steps_of
 from jebm.train.plan import make_plan
 from jebm.train.provenance import provenance
 from jebm.train.runtime import check_processes, first_signal, prepare_process, process_runtime
+from jebm.untrusted import typed
 
 ARMS: Mapping[str, Mapping[str, object]] = {
     "gaussian": {"prior.kind": "gaussian", "train.regime": "joint"},
@@ -303,14 +305,21 @@ class Rows:
         }
 
     def kept(self, trial: Trial) -> Row | None:
-        """Return the row of a run if it was measured as it would be now; an empty one if it diverged."""
+        """Return the row of a run if it was measured as it would be now; an empty one if it diverged.
+
+        A damaged one is set aside with a line.
+        """
+        key = f"rows/{trial.name}.json"
         try:
-            found = json.loads(self._store.get(f"rows/{trial.name}.json"))
-            if found["identity"] != self._identity(trial, trial.latest()):
-                return None
-            return {name: math.nan if value is None else value for name, value in found["row"].items()}
-        except (ObjectMissingError, AttributeError, KeyError, TypeError, ValueError):
+            found = read_object(self._store, key)
+            with understood(self._store, key):
+                identity, row = typed(found, "identity", dict), _row_of(typed(found, "row", dict))
+        except ObjectMissingError:
             return None
+        except DamagedRecordError as error:
+            tell(f"{error}; it is kept as {set_aside(self._store, key)}, and the model is measured again")
+            return None
+        return row if identity == self._identity(trial, trial.latest()) else None
 
     def keep(self, trial: Trial, row: Row) -> None:
         """Write the row of a run; an empty one says that training diverged."""
@@ -325,6 +334,19 @@ class Rows:
         row = measure_model(model, trial.config, self.held_out, self.net)
         self.keep(trial, row)
         return row
+
+
+def _row_of(numbers: Mapping[str, object]) -> Row:
+    """Return a row as it was kept; raises ValueError."""
+    row = {}
+    for name, number in numbers.items():
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
+            raise ValueError(f"{name} is no number")
+        try:
+            row[name] = math.nan if number is None else float(number)
+        except OverflowError as error:
+            raise ValueError(f"{name} is too large") from error
+    return row
 
 
 def train_side_by_side(trials: Sequence[Trial], rows: Rows, processes: Processes, count: int) -> None:

@@ -17,8 +17,10 @@ from optuna.trial import TrialState
 from jebm.config import Config
 from jebm.errors import ConfigError, StoreError
 from jebm.store.storage import Store, open_store
+from jebm.sweep.record import check_same
 from jebm.sweep.space import Search, search_from_dict
-from jebm.sweep.study import StudyLog, Suggestion, SweepStudy, check_same
+from jebm.sweep.study import Suggestion, SweepStudy
+from jebm.sweep.study_log import StudyLog
 
 GOAL = {"metric": "distortion", "direction": "minimize"}
 SPACE = {"langevin.step_size": ["loguniform", 0.05, 1.0], "energy.width": ["int", 10, 100]}
@@ -243,9 +245,3 @@ def test_what_belongs_together_arrives_together(tmp_path: Path) -> None:
     assert log.flush(10)
     assert store.get("study.log") == b'{"op_code":0}\n{"op_code":1}\n'
     log.close()
-
-
-def test_what_is_no_journal_is_named(tmp_path: Path) -> None:
-    (tmp_path / "study.log").write_text("{half a line")
-    with pytest.raises(StoreError, match=r"study\.log is no journal of Optuna's"):
-        StudyLog(open_store(str(tmp_path)))

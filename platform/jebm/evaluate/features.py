@@ -39,6 +39,7 @@ from jebm.data.manifest import DatasetManifest
 from jebm.errors import CheckpointError, ConfigError, DataError, StoreError
 from jebm.rng import generator
 from jebm.store.layout import StoredObject
+from jebm.store.records import DamagedRecordError, read_object, set_aside
 from jebm.store.storage import ObjectExistsError, ObjectMissingError, Store, open_store
 from jebm.store.stream import restore_tensors, upload_tensors
 
@@ -335,14 +336,20 @@ def _restored(store: Store, identity: Mapping[str, object], net: _Classifier) ->
         return False
     tensors = {name: torch.empty_like(tensor) for name, tensor in net.state_dict().items()}
     try:
-        record = json.loads(store.get(record_key))
+        record = read_object(store, record_key)
         stored = StoredObject(**record.pop("tensors"))
         if record != identity:
             raise ValueError(f"{record_key} is of another classifier")
         restore_tensors(store, [stored], tensors)
-    except (CheckpointError, ObjectMissingError, AttributeError, KeyError, TypeError, ValueError) as error:
-        _logger.warning("%s/%s: damaged, the classifier is trained again (%s)", store.uri, record_key, error)
-        store.delete([record_key])
+    except (
+        *(CheckpointError, DamagedRecordError, ObjectMissingError),
+        *(AttributeError, KeyError, TypeError, ValueError),
+    ) as error:
+        kept = set_aside(store, record_key)
+        _logger.warning(
+            "%s/%s: damaged (%s); it is kept as %s, and the classifier is trained again",
+            *(store.uri, record_key, error, kept),
+        )
         return False
     net.load_state_dict(tensors)
     net.eval()

@@ -26,6 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 from jebm.errors import CheckpointError
 from jebm.evaluate.findings import Curve, Figure, Findings, Picture, Section, Table
 from jebm.evaluate.plot import line_plot, number
+from jebm.store.records import DamagedRecordError, read_object
 from jebm.store.storage import Store
 
 __all__ = ["KEY_FIGURES", "SCHEMA", "read_findings", "write_report"]
@@ -39,6 +40,7 @@ KEY_FIGURES = 2
 _EVENTS = "tensorboard/events.out.tfevents.evaluation"
 """One name, so that a later report replaces its own events and no others."""
 
+_DOCUMENT_BYTES = 256 * 2**20
 _MOST_ROWS = 11  # of a curve in Markdown
 _NONE = "–"  # noqa: RUF001  (what a table shows where there is no value)
 
@@ -81,11 +83,13 @@ def read_findings(output: Store) -> Findings:
     """
     place = f"{output.uri}/evaluation.json"
     try:
-        document = json.loads(output.get("evaluation.json"))
+        document = read_object(output, "evaluation.json", _DOCUMENT_BYTES)
         schema = document["schema"]
         if schema == SCHEMA:
             return _findings(document)
-    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+    except DamagedRecordError as error:
+        raise CheckpointError(f"{error}; evaluate again") from error
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{place}: is damaged ({type(error).__name__}); evaluate again") from error
     raise CheckpointError(f"{place}: has schema {schema!r}, this version reads {SCHEMA}; evaluate again")
 
@@ -101,16 +105,23 @@ def _document(findings: Findings) -> str:
             {"title": picture.title, "file": f"pictures/{picture.file}", "meaning": picture.meaning}
             for picture in section.pictures
         ]
-    return json.dumps(_finite(document), allow_nan=False, ensure_ascii=False, indent=1) + "\n"
+    return json.dumps(_strict(document), allow_nan=False, ensure_ascii=False, indent=1) + "\n"
 
 
-def _finite(value: object) -> object:
-    """Return nested plain values with None for each number that is not finite."""
+def _strict(value: object) -> object:
+    """Return nested plain values as strict JSON can say them: None for each number that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return _whole(value)
     if isinstance(value, Mapping):
-        return {str(name): _finite(item) for name, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+        return {_whole(str(name)): _strict(item) for name, item in value.items()}
+    return [_strict(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _whole(text: str) -> str:
+    """Return a text without half characters, which strict JSON does not have: they are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _findings(document: Mapping[str, Any]) -> Findings:

@@ -29,8 +29,9 @@ from jebm.on_ray.cluster import join, places, submission_id
 from jebm.on_ray.stopping import StopRequest
 from jebm.on_ray.trial import METRICS, run_trial
 from jebm.store.storage import open_store
+from jebm.sweep.record import check_same
 from jebm.sweep.space import Halving, Objective, Search, with_parameters
-from jebm.sweep.study import Status, SweepStudy, check_same, run_name
+from jebm.sweep.study import Status, SweepStudy, run_name
 from jebm.train.lease import Lease
 from jebm.train.loop import total_steps_of
 from jebm.train.plan import Plan

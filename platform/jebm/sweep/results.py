@@ -8,13 +8,11 @@ import json
 import math
 import random
 import re
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,14 +20,16 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from jebm.config import leaves
-from jebm.errors import CheckpointError
+from jebm.errors import CheckpointError, StoreError
+from jebm.store.records import DamagedRecordError, read_object, understood
 from jebm.store.storage import ObjectMissingError, Store
 from jebm.sweep.space import Objective
+from jebm.sweep.study_log import Entries, read_entries
+from jebm.untrusted import JsonObject, typed
 
 __all__ = [
     "STATUSES",
@@ -58,6 +58,7 @@ TOP = 5
 Value: TypeAlias = Any
 """The value of a searched key: bool, int, float, str or None, which Optuna knows and mypy need not."""
 
+_REMEDY = "the command that began the sweep keeps what is good of it"
 _SHUFFLES = 50
 _FEWEST_RANKED = 10  # below it the top of the ranking is a handful that chance put together
 _EDGE = 0.05  # of a range, on its own scale
@@ -173,15 +174,44 @@ def read_sweep(folder: Store) -> Sweep:
         StoreError: the store refuses, or cannot be reached.
     """
     description = _read_description(folder)
-    name, objectives, trials = _read_study(folder)
+    try:
+        entries, wrong = read_entries(folder)
+        if wrong:
+            raise ValueError(wrong)
+        return _sweep(entries, description)
+    except ObjectMissingError as error:
+        raise CheckpointError(
+            f"{folder.uri}: the sweep has not begun (no study.log); come back after its first trials"
+        ) from error
+    except DamagedRecordError as error:
+        raise CheckpointError(f"{error}; {_REMEDY}") from error
+    except StoreError:
+        raise
+    except Exception as error:  # whatever the replay of a damaged journal stumbles over
+        raise CheckpointError(
+            f"{folder.uri}/study.log: no readable Optuna journal with one study: {_one_line(error)}; "
+            f"{_REMEDY}"
+        ) from error
+
+
+def _sweep(entries: Sequence[JsonObject], description: Mapping[str, Mapping[str, Any]]) -> Sweep:
+    """Return the sweep that a journal holds; raises all sorts of errors for one that is damaged."""
+    storage = JournalStorage(Entries(entries))
+    (name,) = optuna.get_all_study_names(storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    trials = sorted(study.get_trials(), key=lambda trial: trial.number)
     space: dict[str, BaseDistribution] = {}
     for trial in trials:
         space |= trial.distributions
+        for key, value in trial.params.items():
+            distribution = trial.distributions[key]
+            if not distribution._contains(distribution.to_internal_repr(value)):
+                raise ValueError(f"trial {trial.number} has {key} {value}, outside of what was searched")
     starts = [trial.datetime_start for trial in trials if trial.datetime_start]
     ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
     return Sweep(
         name=name,
-        objectives=objectives,
+        objectives=_objectives(study),
         trials=tuple(_trial(trial) for trial in trials),
         space=dict(sorted(space.items())),
         search=description["search"],
@@ -194,48 +224,15 @@ def read_sweep(folder: Store) -> Sweep:
 
 def _read_description(folder: Store) -> dict[str, dict[str, Any]]:
     try:
-        description = json.loads(folder.get("sweep.json"))
-        sections = {key: description[key] for key in ("search", "config", "provenance")}
+        description = read_object(folder, "sweep.json")
+        with understood(folder, "sweep.json"):
+            return {key: typed(description, key, dict) for key in ("search", "config", "provenance")}
     except ObjectMissingError as error:
         raise CheckpointError(
             f"{folder.uri}: no sweep here (no sweep.json); give the folder <run.storage>/<name of the sweep>"
         ) from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder.uri}/sweep.json: is damaged: {_one_line(error)}") from error
-    for key, section in sections.items():
-        if not isinstance(section, dict):
-            raise CheckpointError(f"{folder.uri}/sweep.json: is damaged: {key} is no mapping")
-    return sections
-
-
-def _read_study(folder: Store) -> tuple[str, tuple[Objective, ...], list[FrozenTrial]]:
-    try:
-        journal = folder.get("study.log")
-    except ObjectMissingError as error:
-        raise CheckpointError(
-            f"{folder.uri}: the sweep has not begun (no study.log); come back after its first trials"
-        ) from error
-    with tempfile.TemporaryDirectory(prefix="jebm-") as scratch:
-        path = Path(scratch, "study.log")
-        path.write_bytes(journal)
-        try:
-            storage = JournalStorage(JournalFileBackend(str(path)))
-            (name,) = optuna.get_all_study_names(storage)
-            study = optuna.load_study(study_name=name, storage=storage)
-            objectives, trials = _objectives(study), sorted(study.get_trials(), key=lambda t: t.number)
-        except Exception as error:  # whatever the replay of a damaged journal stumbles over
-            raise CheckpointError(
-                f"{folder.uri}/study.log: no readable Optuna journal with one study: {_one_line(error)}"
-            ) from error
-    for trial in trials:
-        for key, value in trial.params.items():
-            distribution = trial.distributions[key]
-            if not distribution._contains(distribution.to_internal_repr(value)):
-                raise CheckpointError(
-                    f"{folder.uri}/study.log: is damaged: trial {trial.number} has {_one_line(key)} "
-                    f"{_one_line(value)}, outside of what was searched"
-                )
-    return name, objectives, trials
+    except DamagedRecordError as error:
+        raise CheckpointError(f"{error}; {_REMEDY}") from error
 
 
 def _objectives(study: optuna.Study) -> tuple[Objective, ...]:

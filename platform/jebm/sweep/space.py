@@ -31,6 +31,7 @@ from jebm.errors import ConfigError
 from jebm.parser import config_from_dict
 from jebm.parser.values import sections
 from jebm.parser.yaml_file import read_yaml
+from jebm.untrusted import parsed_json
 
 __all__ = [
     "Halving",
@@ -52,6 +53,7 @@ _FIXED = (
 )
 """Keys that decide where and how a trial runs or is judged; run.seed may be searched all the same."""
 _REDUCTION = 3.0
+_LIST_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -199,8 +201,17 @@ def with_parameters(
             if not isinstance(branch, dict):
                 raise ConfigError(f"unknown key {key}; {section} holds a value")
         # Optuna's choices are plain values: a list goes as JSON. No text of the config begins with a bracket.
-        branch[leaf] = json.loads(value) if isinstance(value, str) and value.startswith("[") else value
+        branch[leaf] = _plain(key, value)
     return config_from_dict(values)
+
+
+def _plain(key: str, value: object) -> object:
+    if not (isinstance(value, str) and value.startswith("[")):
+        return value
+    try:
+        return parsed_json(value.encode(), _LIST_BYTES)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {value[:100]} is no list: {error}") from error
 
 
 def _only(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:

@@ -9,14 +9,11 @@ and with its parameters, so that its run goes on from its checkpoint. Trials tha
 in place of those that failed, another start of the sweep runs new ones.
 """
 
-import json
 import logging
 import math
-import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -25,41 +22,23 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import BaseJournalBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from jebm.config import Config, config_to_dict, leaves
-from jebm.errors import ConfigError, StoreError
+from jebm.config import Config
 from jebm.rng import generator
-from jebm.store.storage import ObjectMissingError, Store
+from jebm.store.records import DamagedRecordError, set_aside
+from jebm.store.storage import Store
+from jebm.sweep.record import RECORD, check_same, encoded_record
+from jebm.sweep.recovery import good_entries, lost_trials
 from jebm.sweep.space import Search
+from jebm.sweep.study_log import StudyLog
 
-__all__ = [
-    "Status",
-    "StudyLog",
-    "Suggestion",
-    "SweepStudy",
-    "check_same",
-    "read_record",
-    "run_name",
-    "sampler_of",
-]
+__all__ = ["Status", "Suggestion", "SweepStudy", "run_name", "sampler_of"]
 
 Status: TypeAlias = Literal["finished", "pruned", "diverged", "failed"]
 
 _LOG = logging.getLogger("jebm.sweep")
-_RECORD, _JOURNAL = "sweep.json", "study.log"
-_FORMAT, _VERSION = "jebm-sweep", 1
-_MIRROR_EVERY_SECONDS = 3.0
-_RETRY_SECONDS = 2.0
-_LAST_PATIENCE_SECONDS = 600.0
 _PROGRESS_EVERY_SECONDS = 10.0  # between two notes of a trial's seconds and images in the journal
-_FREE_SEARCH = ("trials", "max_concurrent")
-_FREE_CONFIG = (
-    *("run.storage", "run.deterministic", "run.accept_changes", "data.", "cluster.", "checkpoint."),
-    *("langevin.kernel", "train.report_every_steps", "train.pictures_every_steps"),
-)
-"""What a start may change of a sweep: where it runs and how many trials; the data's content is compared."""
 _STATES = {
     "finished": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
@@ -83,105 +62,6 @@ class Suggestion:
     """Whether it was begun before this start of the sweep."""
 
 
-class StudyLog(BaseJournalBackend):
-    """Optuna's journal in memory; a thread keeps a copy of it in a store, as JournalFileBackend writes it.
-
-    While the store cannot be reached the sweep goes on, and the copy follows.
-    """
-
-    def __init__(self, store: Store, every_seconds: float = _MIRROR_EVERY_SECONDS) -> None:
-        """Read the journal from the store; a sweep without one begins an empty one.
-
-        Raises:
-            StoreError: the store cannot be read, or what stands there is no journal.
-        """
-        self._store, self._every_seconds = store, every_seconds
-        try:
-            self._lines = store.get(_JOURNAL).splitlines(keepends=True)
-        except ObjectMissingError:
-            self._lines = []
-        try:
-            self._entries: list[dict[str, Any]] = [json.loads(line) for line in self._lines]
-        except ValueError as error:
-            raise StoreError(f"{store.uri}/{_JOURNAL} is no journal of Optuna's: {error}") from error
-        self._stored = len(self._lines)
-        self._error: StoreError | None = None
-        self._changed = threading.Condition()
-        self._together = threading.RLock()
-        self._urgent = self._closing = False
-        self._thread = threading.Thread(target=self._mirror, name="study log", daemon=True)
-        self._thread.start()
-
-    def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
-        """Return the entries from a number on."""
-        return self._entries[log_number_from:]
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append entries; the copy in the store follows within seconds."""
-        lines = [(json.dumps(log, separators=(",", ":")) + "\n").encode() for log in logs]
-        with self._together, self._changed:
-            self._entries += (json.loads(line) for line in lines)
-            self._lines += lines
-            self._changed.notify_all()
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Within it, no copy is taken: what is appended arrives in the store as a whole."""
-        with self._together:
-            yield
-
-    def flush(self, seconds: float) -> bool:
-        """Return whether all that was appended before is in the store, waiting for it at most so long."""
-        with self._changed:
-            wanted = len(self._lines)
-            if self._stored < wanted:
-                self._urgent = True
-                self._changed.notify_all()
-            return self._changed.wait_for(lambda: self._stored >= wanted, seconds)
-
-    def close(self, seconds: float = _LAST_PATIENCE_SECONDS) -> None:
-        """Store what is left and end.
-
-        Raises:
-            StoreError: it could not be stored within `seconds`.
-        """
-        stored = self.flush(seconds)
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        self._thread.join()
-        if not stored:
-            raise self._error or StoreError(f"{self._store.uri}/{_JOURNAL} could not be stored")
-
-    def _mirror(self) -> None:
-        store = self._store.patient(0)  # patience is here: a flush must be able to say how things stand
-        last = -math.inf
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closing or self._stored < len(self._lines))
-                if self._closing:
-                    return
-                due = last + self._every_seconds - time.monotonic()
-                self._changed.wait_for(lambda: self._closing or self._urgent, max(due, 0))
-            with self._together:
-                self._urgent, lines = False, self._lines[:]
-            last = time.monotonic()
-            try:
-                store.put(_JOURNAL, b"".join(lines))
-            except StoreError as error:
-                if self._error is None:
-                    _LOG.warning("the study cannot be stored, trying on: %s", error)
-                with self._changed:
-                    self._error = error
-                    self._changed.wait_for(lambda: self._closing, _RETRY_SECONDS)
-                    if not self._closing:
-                        self._urgent = True
-                continue
-            with self._changed:
-                self._stored, self._error = len(lines), None
-                self._changed.notify_all()
-
-
 class SweepStudy:
     """The study of one sweep: what to run next, and what has come of it. For one thread."""
 
@@ -197,27 +77,28 @@ class SweepStudy:
     ) -> None:
         """Open the sweep in its store, or begin it there.
 
+        A damaged sweep.json or study.log is set aside with a line in the log; trials that the journal has
+        lost are gone on with from their own runs.
+
         Raises:
             ConfigError: there is a sweep of this name with another search, base config or data.
             StoreError: the store cannot be reached, or holds something else.
         """
-        record = check_same(store, name, search, base, data_sha256)
-        starts = [] if record is None else record["starts"]
-        starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "trials": search.trials})
-        record = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "name": name,
-            "search": search.values,
-            "config": config_to_dict(base),
-            "data_sha256": data_sha256,
-            "provenance": dict(provenance),
-            "starts": starts,
-        }
-        store.put(_RECORD, json.dumps(record, indent=2).encode() + b"\n")
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._search = search
-        self._log = StudyLog(store)
+        self._noted: dict[int, float] = {}
+        self._seconds_before: dict[int, float] = {}
+        self._waiting: Suggestion | None = None
+        # The record first: a sweep of another search must stay as it is.
+        starts = _starts_before(store, name, search, base, data_sha256)
+        starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "trials": search.trials})
+        record = encoded_record(
+            name, search, base, data_sha256=data_sha256, provenance=provenance, starts=starts
+        )
+        store.put(RECORD, record)
+        # Then the journal, and what it does not know.
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        entries, damage = good_entries(store, name, search)
+        self._log = StudyLog(store, entries)
         self._storage = JournalStorage(self._log)
         with self._log.together():
             self.study = optuna.create_study(
@@ -232,17 +113,16 @@ class SweepStudy:
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
                 if self.study.metric_names is None:  # what Optuna's own pages call the values
                     self.study.set_metric_names(metrics)
-        self._noted: dict[int, float] = {}
-        self._seconds_before: dict[int, float] = {}
-        self._interrupted = []
         self._failed_before = {trial.number for trial in self.trials if trial.state == TrialState.FAIL}
+        self._recover(store, damage)
+        # Then what was interrupted.
+        self._interrupted = []
         for trial in self.trials:
             if trial.state == TrialState.RUNNING:
                 if trial.user_attrs.get("status") == "pruned":  # decided, and the driver died
                     self.study.tell(trial.number, state=TrialState.PRUNED)
                 else:
                     self._interrupted.append(trial.number)
-        self._waiting: Suggestion | None = None
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -353,6 +233,29 @@ class SweepStudy:
         """How many trials are still to be suggested."""
         return max(0, self._search.trials - (len(self.trials) - len(self._failed_before)))
 
+    def _recover(self, store: Store, damage: str) -> None:
+        """Enter the trials that only their runs know of, as interrupted ones, and say what was damaged."""
+        lost = lost_trials(store, self._search, known=len(self.trials))
+        first = len(self.trials)
+        for number, parameters in enumerate(lost, start=first):
+            if parameters is None:
+                self._ask()
+                continue
+            trial = create_trial(
+                state=TrialState.RUNNING,
+                params=parameters,
+                distributions=self._search.space,
+                user_attrs={"run": run_name(number)},
+            )
+            with self._log.together():
+                self.study.add_trial(trial)
+        if lost:
+            names = f"{run_name(first)} to {run_name(first + len(lost) - 1)}"
+            unknown = f"it does not know the trials {names}, which resume from their own runs"
+            damage = f"{damage or f'{store.uri}/study.log'}; {unknown}"
+        if damage:
+            _LOG.warning("%s", damage)
+
     def _ask(self) -> Suggestion:
         number = len(self.trials)
         counted = [trial.params for trial in self.trials if trial.number not in self._failed_before]
@@ -370,59 +273,16 @@ class SweepStudy:
             self._storage.set_trial_user_attr(self._id(number), name, value)
 
 
-def read_record(store: Store) -> dict[str, Any] | None:
-    """Return what sweep.json says; None where there is none.
-
-    Raises:
-        StoreError: it is not a sweep's, or the store cannot be read.
-    """
-    try:
-        record = json.loads(store.get(_RECORD))
-    except ObjectMissingError:
-        return None
-    except ValueError as error:
-        raise StoreError(f"{store.uri}/{_RECORD} cannot be read: {error}") from error
-    if not isinstance(record, dict) or record.get("format") != _FORMAT or record.get("version") != _VERSION:
-        raise StoreError(f"{store.uri}/{_RECORD} is not the record of a sweep that this version reads")
-    return record
-
-
-def check_same(
-    store: Store, name: str, search: Search, base: Config, data_sha256: str
-) -> dict[str, Any] | None:
-    """Return the record of the sweep that this start goes on with; None for a new one.
-
-    Raises:
-        ConfigError: a sweep of this name has another search, base config or data.
-    """
-    record = read_record(store)
-    if record is None:
-        return None
-    then, now = record["search"], search.values
-    differences = [
-        _change(key, old, new)
-        for key in now
-        if key not in (*_FREE_SEARCH, "space") and (old := then.get(key)) != (new := now[key])
-    ]
-    pairs = [
-        (then["space"], now["space"]),
-        (dict(leaves(record["config"])), dict(leaves(config_to_dict(base)))),
-    ]
-    for old, new in pairs:
-        differences += [
-            _change(key, old.get(key), new.get(key))
-            for key in {**old, **new}
-            if old.get(key) != new.get(key) and not key.startswith(_FREE_CONFIG)
-        ]
-    if record["data_sha256"] != data_sha256:
-        differences.append("data.train has other content")
-    if differences:
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise ConfigError(
-            f"run.name: the sweep {name} was begun otherwise: {'; '.join(differences[:3])}{more}; "
-            "put that back to go on with it, or choose a new run.name"
-        )
-    return record
+def _starts_before(store: Store, name: str, search: Search, base: Config, data_sha256: str) -> list[Any]:
+    """Return the starts that sweep.json lists; sets a damaged one aside. Raises as `check_same`."""
+    found = check_same(store, name, search, base, data_sha256)
+    if not isinstance(found, DamagedRecordError):
+        return [] if found is None else list(found["starts"])
+    kept = set_aside(store, RECORD)
+    _LOG.warning(
+        "%s; it is kept as %s, and nothing can tell whether the sweep was begun otherwise", found, kept
+    )
+    return []
 
 
 def sampler_of(search: Search, number: int, before: Sequence[Mapping[str, Any]]) -> BaseSampler:
@@ -465,7 +325,3 @@ class _Point(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:  # noqa: ANN401  (the protocol's)
         return self._point[param_name]
-
-
-def _change(key: str, old: object, new: object) -> str:
-    return f"{key} was {json.dumps(old)}, is {json.dumps(new)}"

@@ -1,6 +1,7 @@
 """What a result was made with."""
 
 import hashlib
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -20,8 +21,8 @@ def provenance() -> dict[str, str]:
     """
     root = Path(jebm.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in sorted(path for path in root.rglob("*.py") if path.is_file()):  # editors leave broken links
+        digest.update(os.fsencode(path.relative_to(root).as_posix()) + b"\0" + path.read_bytes())
     facts = {
         "jebm": jebm.__version__,
         "source_sha256": digest.hexdigest(),
@@ -42,11 +43,10 @@ def _git_revision(folder: Path) -> str:
         done = subprocess.run(  # noqa: S603
             ["git", "-C", str(folder), *arguments],  # noqa: S607
             capture_output=True,
-            text=True,
             check=True,
             timeout=10,
         )
-        return done.stdout.strip()
+        return done.stdout.decode("ascii", "replace").strip()  # names of files need not be UTF-8
 
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")

@@ -1,0 +1,106 @@
+"""A sweep whose study.log is damaged or gone: its beginning stays, lost trials return from their runs."""
+
+import json
+import re
+from typing import Any
+
+from optuna.distributions import BaseDistribution, FloatDistribution
+
+from jebm.config import leaves
+from jebm.errors import CheckpointError, ConfigError
+from jebm.store.checkpoint import Checkpoints
+from jebm.store.records import DamagedRecordError, set_aside
+from jebm.store.storage import ObjectMissingError, Store
+from jebm.sweep.space import Search
+from jebm.sweep.study_log import LOG, first_problem, is_of_another, read_entries
+from jebm.untrusted import JsonObject
+
+__all__ = ["check_log", "good_entries", "lost_trials"]
+
+_RUN = re.compile(r"t(\d{4}|[1-9]\d{4,8})", re.ASCII)
+
+
+def check_log(store: Store, name: str, search: Search) -> None:
+    """Hold a search against study.log, where sweep.json cannot say what the sweep was begun with.
+
+    Raises:
+        ConfigError: the first trial is of another space, or the study has other objectives.
+        StoreError: the store cannot be reached.
+    """
+    try:
+        entries, _ = read_entries(store)
+    except (ObjectMissingError, DamagedRecordError):
+        return
+    if is_of_another(entries, search):
+        raise ConfigError(
+            f"run.name: the sweep {name} was begun with another search, as {store.uri}/{LOG} shows; "
+            "put that back to go on with it, or choose a new run.name"
+        )
+
+
+def good_entries(store: Store, name: str, search: Search) -> tuple[list[JsonObject], str]:
+    """Return the entries of study.log that can be believed, and a line about the others ("" for none).
+
+    A log that is damaged is set aside. Of a new sweep there are no entries.
+
+    Raises:
+        StoreError: the store cannot be reached, or a damaged log cannot be set aside.
+    """
+    entries: list[JsonObject] = []
+    try:
+        entries, unread = read_entries(store)
+    except ObjectMissingError:
+        return [], ""
+    except DamagedRecordError as error:
+        return [], f"{error}; it is kept as {set_aside(store, LOG)}"
+    count, wrong = first_problem(entries, name, search)
+    if not (wrong or unread):
+        return entries, ""
+    why = f"{store.uri}/{LOG}: is damaged ({' '.join((wrong or unread).split())[:300]})"
+    return entries[:count], f"{why}; it is kept as {set_aside(store, LOG)}, its first {count} lines stay"
+
+
+def lost_trials(store: Store, search: Search, known: int) -> list[dict[str, Any] | None]:
+    """Return the parameters of the trials, from number `known` on, whose runs stand in trials/.
+
+    None stands for a trial that has left no checkpoint, or one of another search.
+
+    Raises:
+        StoreError: the store cannot be reached.
+    """
+    runs = store.child("trials")
+    found = sorted(int(name[1:]) for name in runs.folders() if _RUN.fullmatch(name))
+    lost = [number for number in found if number >= known]
+    # A name with a huge number is nobody's trial, and must not ask for all those before it.
+    last = max((n for i, n in enumerate(lost) if n <= known + 2 * i + 8), default=known - 1)
+    names = {number: f"t{number:04d}" for number in lost}
+    return [
+        _parameters(runs, names[number], search) if number in names else None
+        for number in range(known, last + 1)
+    ]
+
+
+def _parameters(runs: Store, name: str, search: Search) -> dict[str, Any] | None:
+    try:
+        manifest = Checkpoints(runs, name).latest()
+    except CheckpointError:
+        return None
+    if manifest is None:
+        return None
+    values = dict(leaves(manifest.config))
+    try:
+        return {key: _parameter(values[key], axis) for key, axis in search.space.items()}
+    except (ArithmeticError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _parameter(value: object, axis: BaseDistribution) -> Any:  # noqa: ANN401  (a plain value)
+    """Return a config's value as Optuna has it; raises where it is none of what is searched."""
+    if isinstance(value, list):
+        value = json.dumps(value)  # as in `Search.space`
+    if isinstance(axis, FloatDistribution):
+        value = float(value)  # type: ignore[arg-type]
+    internal = axis.to_internal_repr(value)
+    if not axis._contains(internal):
+        raise ValueError("outside of what is searched")
+    return axis.to_external_repr(internal)

@@ -1,0 +1,270 @@
+"""study.log: Optuna's journal of a sweep, in memory with a copy in a store; what of a damaged one is good."""
+
+import json
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from optuna.storages import JournalStorage
+from optuna.storages.journal import BaseJournalBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from jebm.errors import StoreError
+from jebm.store.records import read_bytes
+from jebm.store.storage import Store
+from jebm.sweep.space import Search
+from jebm.untrusted import JsonObject, parsed_object
+
+__all__ = ["LOG", "Entries", "StudyLog", "first_problem", "is_of_another", "read_entries"]
+
+LOG = "study.log"
+
+_LOGGER = logging.getLogger("jebm.sweep")
+_LOG_BYTES = 2**30
+_LINE_BYTES = 16 * 2**20
+_MIRROR_EVERY_SECONDS = 3.0
+_RETRY_SECONDS = 2.0
+_LAST_PATIENCE_SECONDS = 600.0
+_STATUSES = ("finished", "pruned", "diverged", "failed")
+
+
+class Entries(BaseJournalBackend):
+    """A journal of Optuna's that is in memory."""
+
+    def __init__(self, entries: Sequence[JsonObject] = ()) -> None:
+        self._entries = list(entries)
+
+    def read_logs(self, log_number_from: int) -> Iterable[JsonObject]:
+        """Return the entries from a number on."""
+        return self._entries[log_number_from:]
+
+    def append_logs(self, logs: list[JsonObject]) -> None:
+        """Append entries."""
+        self._entries += logs
+
+
+def read_entries(store: Store) -> tuple[list[JsonObject], str]:
+    """Return the entries of study.log up to the first line that is no JSON object, and what is wrong there.
+
+    Half a line at the end is nothing wrong: Optuna's own journal files end so after a crash.
+
+    Raises:
+        ObjectMissingError: there is no study.log.
+        DamagedRecordError: it is too long, or cannot be read at all.
+        StoreError: the store refuses, or cannot be reached.
+    """
+    entries = []
+    for number, line in enumerate(read_bytes(store, LOG, _LOG_BYTES).splitlines(keepends=True), start=1):
+        try:
+            entries.append(parsed_object(line, _LINE_BYTES))
+        except ValueError as error:
+            half = line.startswith(b"{") and not line.endswith(b"\n")
+            return entries, "" if half else f"line {number}: {error}"
+    return entries, ""
+
+
+def first_problem(entries: Sequence[JsonObject], name: str, search: Search) -> tuple[int, str]:
+    """Return how many entries at the beginning make a sound study of this search, and what ends them.
+
+    A journal is a list of changes, each made to what those before have left: after one that is wrong, none
+    means what it meant.
+    """
+    good, bad = 0, len(entries)
+    why = _problem(entries, name, search)
+    if not why:
+        good = bad
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        found = _problem(entries[:middle], name, search)
+        if found:
+            bad, why = middle, found
+        else:
+            good = middle
+    complete = good
+    while complete and _last_is_half(entries[:complete], search):
+        complete -= 1
+    if not why and complete < good:
+        why = "it ends within a trial"
+    return complete, f"line {complete + 1}: {why}" if why else ""
+
+
+def is_of_another(entries: Sequence[JsonObject], search: Search) -> bool:
+    """Whether a journal has other objectives, or its first trial comes from another space."""
+    goals = [goal.metric for goal in search.objectives]
+    try:
+        storage = JournalStorage(Entries(entries))
+        for study in storage.get_all_studies():
+            trials = storage.get_all_trials(study._study_id, deepcopy=False)
+            drawn = trials[0].distributions if trials else {}
+            if study.user_attrs.get("objectives", goals) != goals or any(
+                search.space.get(key) != distribution for key, distribution in drawn.items()
+            ):
+                return True
+    except Exception:  # damaged: then it tells nothing
+        return False
+    return False
+
+
+def _problem(entries: Sequence[JsonObject], name: str, search: Search) -> str:
+    """Return what is wrong with a journal, such as a trial outside of the search; "" for nothing."""
+    directions = [StudyDirection[goal.direction.upper()] for goal in search.objectives]
+    try:
+        storage = JournalStorage(Entries(entries))
+        for study in storage.get_all_studies():
+            if study.study_name != name or study.directions != directions:
+                raise ValueError(f"it is of the study {study.study_name}, or has other objectives")
+            trials = storage.get_all_trials(study._study_id, deepcopy=False)
+            for trial in trials:
+                half = trial is trials[-1] and trial.state == TrialState.RUNNING
+                _check_trial(trial, search, half=half)
+    except Exception as error:  # whatever the replay of a damaged journal stumbles over
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _last_is_half(entries: Sequence[JsonObject], search: Search) -> bool:
+    """Whether a sound journal ends before all parameters of its last trial are there."""
+    storage = JournalStorage(Entries(entries))
+    trials = [
+        trial
+        for study in storage.get_all_studies()
+        for trial in storage.get_all_trials(study._study_id, deepcopy=False)
+    ]
+    return bool(trials) and trials[-1].params.keys() != search.space.keys()
+
+
+def _check_trial(trial: FrozenTrial, search: Search, *, half: bool) -> None:
+    """Raise ValueError for a trial that is not of this search; with `half`, parameters may be missing."""
+    if trial.state == TrialState.WAITING:
+        return
+    if not half and trial.params.keys() != search.space.keys():
+        raise ValueError(f"trial {trial.number} has other parameters than the search")
+    for key, value in trial.params.items():
+        distribution = search.space.get(key)
+        if trial.distributions[key] != distribution or not distribution._contains(
+            distribution.to_internal_repr(value)
+        ):
+            raise ValueError(f"trial {trial.number} has {key} {value}, which is not what is searched")
+    attributes = trial.user_attrs
+    amounts = [attributes.get(name, 0) for name in ("seconds", "images", "step", "attempts")]
+    counts = [*amounts[1:], *trial.intermediate_values]
+    measured = [*trial.intermediate_values.values(), *(trial.values or ())]
+    if (
+        not all(_is_number(amount) and amount >= 0 for amount in amounts)
+        or not all(isinstance(count, int) and count >= 0 for count in counts)
+        or not all(map(_is_number, measured))
+    ):
+        raise ValueError(f"trial {trial.number} has a number that is none")
+    ended = trial.state.is_finished()
+    if attributes.get("status", None if ended else "pruned") not in _STATUSES:
+        raise ValueError(f"trial {trial.number} has no status of ours")
+    if trial.state == TrialState.COMPLETE and len(trial.values) != len(search.objectives):
+        raise ValueError(f"trial {trial.number} has not one value of each objective")
+
+
+def _is_number(value: object) -> bool:
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    return good and abs(value) <= 1.7e308  # type: ignore[arg-type]  # an int may be any size; NaN is not <=
+
+
+class StudyLog(BaseJournalBackend):
+    """Optuna's journal in memory; a thread keeps a copy of it in a store, as JournalFileBackend writes it.
+
+    While the store cannot be reached the sweep goes on, and the copy follows.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        entries: Sequence[JsonObject] = (),
+        *,
+        every_seconds: float = _MIRROR_EVERY_SECONDS,
+    ) -> None:
+        """Begin with these entries, which the store is believed to have."""
+        self._store, self._every_seconds = store, every_seconds
+        self._entries = list(entries)
+        self._lines = [_line(entry) for entry in entries]
+        self._stored = len(self._lines)
+        self._error: Exception | None = None
+        self._changed = threading.Condition()
+        self._together = threading.RLock()
+        self._urgent = self._closing = False
+        self._thread = threading.Thread(target=self._mirror, name="study log", daemon=True)
+        self._thread.start()
+
+    def read_logs(self, log_number_from: int) -> Iterable[JsonObject]:
+        """Return the entries from a number on."""
+        return self._entries[log_number_from:]
+
+    def append_logs(self, logs: list[JsonObject]) -> None:
+        """Append entries; the copy in the store follows within seconds."""
+        lines = [_line(log) for log in logs]
+        with self._together, self._changed:
+            self._entries += (json.loads(line) for line in lines)
+            self._lines += lines
+            self._changed.notify_all()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Within it, no copy is taken: what is appended arrives in the store as a whole."""
+        with self._together:
+            yield
+
+    def flush(self, seconds: float) -> bool:
+        """Return whether all that was appended before is in the store, waiting for it at most so long."""
+        with self._changed:
+            wanted = len(self._lines)
+            if self._stored < wanted:
+                self._urgent = True
+                self._changed.notify_all()
+            return self._changed.wait_for(lambda: self._stored >= wanted, seconds)
+
+    def close(self, seconds: float = _LAST_PATIENCE_SECONDS) -> None:
+        """Store what is left and end.
+
+        Raises:
+            StoreError: it could not be stored within `seconds`.
+        """
+        stored = self.flush(seconds)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+        if not stored:
+            raise StoreError(f"{self._store.uri}/{LOG}: could not be stored: {self._error}")
+
+    def _mirror(self) -> None:
+        store = self._store.patient(0)  # patience is here: a flush must be able to say how things stand
+        last = -math.inf
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or self._stored < len(self._lines))
+                if self._closing:
+                    return
+                due = last + self._every_seconds - time.monotonic()
+                self._changed.wait_for(lambda: self._closing or self._urgent, max(due, 0))
+            with self._together:
+                self._urgent, lines = False, self._lines[:]
+            last = time.monotonic()
+            try:
+                store.put(LOG, b"".join(lines))
+            except Exception as error:  # whatever it is: a thread that ended would stop the sweep in silence
+                if self._error is None:
+                    _LOGGER.warning("the study cannot be stored, retrying: %s", error)
+                with self._changed:
+                    self._error = error
+                    self._changed.wait_for(lambda: self._closing, _RETRY_SECONDS)
+                    if not self._closing:
+                        self._urgent = True
+                continue
+            with self._changed:
+                self._stored, self._error = len(lines), None
+                self._changed.notify_all()
+
+
+def _line(entry: JsonObject) -> bytes:
+    return (json.dumps(entry, separators=(",", ":")) + "\n").encode()

@@ -1,0 +1,73 @@
+"""TensorBoard's events as bytes: what torch's SummaryWriter would write, without its files and its thread.
+
+The writer of the tensorboard package raises out of a background thread where a disk is full, and never
+recovers. Here nothing is written: the caller stores the records as it stores everything else.
+"""
+
+import io
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]
+    Event,
+    SessionLog,
+    SourceMetadata,
+)
+from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+from torch import Tensor
+from torch.utils.tensorboard import summary
+
+__all__ = ["Board"]
+
+
+class Board:
+    """Makes the records of one event file. Each method returns bytes to be appended to it."""
+
+    def __init__(self) -> None:
+        """Name the file; a later one has a greater name."""
+        seconds, rest = divmod(time.time_ns(), 10**9)
+        self.file = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{rest:09d}"
+        """Its name, by which TensorBoard finds it and orders it among others."""
+
+    def beginning(self, purge_step: int | None = None) -> bytes:
+        """Return the head of the file; events of earlier files from `purge_step` on are not shown."""
+        source = SourceMetadata(writer="tensorboard.summary.writer.event_file_writer")
+        head = _record(Event(file_version="brain.Event:2", source_metadata=source))
+        if purge_step is None:
+            return head
+        begun = SessionLog(status=SessionLog.START)
+        return head + b"".join(
+            (
+                _record(Event(step=purge_step, file_version="brain.Event:2")),
+                _record(Event(step=purge_step, session_log=begun)),
+            )
+        )
+
+    def scalars(self, values: Mapping[str, float], step: int) -> bytes:
+        """Return one scalar of each name."""
+        parts = (summary.scalar(*item) for item in values.items())  # type: ignore[no-untyped-call]
+        return b"".join(_record(Event(step=step, summary=part)) for part in parts)
+
+    def pictures(self, grids: Mapping[str, Tensor], step: int) -> bytes:
+        """Return one picture (C, height, width) in [0, 1] of each name."""
+        parts = (
+            summary.image(name, picture, dataformats="CHW")  # type: ignore[no-untyped-call]
+            for name, picture in grids.items()
+        )
+        return b"".join(_record(Event(step=step, summary=part)) for part in parts)
+
+    def hyperparameters(
+        self, values: Mapping[str, bool | float | str], metrics: Mapping[str, float]
+    ) -> bytes:
+        """Return what TensorBoard's HPARAMS page shows: settings beside final metrics."""
+        parts = summary.hparams(dict(values), dict(metrics), None)  # type: ignore[no-untyped-call]
+        return b"".join(_record(Event(summary=part)) for part in parts) + self.scalars(metrics, 0)
+
+
+def _record(event: Event) -> bytes:
+    event.wall_time = time.time()
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(event.SerializeToString())
+    return buffer.getvalue()

@@ -1,0 +1,106 @@
+"""What earlier attempts at a run have left in its journal, read strictly: anybody may have changed it."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jebm.store.records import DamagedRecordError, read_object, read_pieces, set_aside, understood
+from jebm.store.storage import ObjectMissingError, Store
+from jebm.untrusted import JsonObject, parsed_object, typed, whole_number
+
+__all__ = ["METRICS", "RUN", "Rows", "attempts_before", "rows_before"]
+
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+
+_LOG = logging.getLogger("jebm.train")
+_LAST_STEP = 2**53
+_METRICS_BYTES = 2**30
+_ROW_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The lines of metrics.jsonl that stay, and whether the store has exactly them."""
+
+    content: bytes
+    stored: bool
+
+
+def attempts_before(run: Store) -> list[JsonObject]:
+    """Return the attempts that run.json lists; a damaged one is set aside with a line in the log.
+
+    Raises:
+        StoreError: the store cannot be reached, or what is damaged cannot be set aside.
+    """
+    try:
+        record = read_object(run, RUN)
+        with understood(run, RUN):
+            return [_checked_attempt(attempt) for attempt in typed(record, "attempts", list)]
+    except ObjectMissingError:
+        return []
+    except DamagedRecordError as error:
+        name = set_aside(run, RUN)
+        _LOG.warning("%s; it is kept as %s, and a new one lists the attempts from this one on", error, name)
+        return []
+
+
+def rows_before(run: Store, step: int) -> Rows:
+    """Return the rows of metrics.jsonl up to a step; those after it, left by a crash, are dropped.
+
+    Half a row at the end is what a crash leaves, too. With any other damage the good rows stay, and the
+    file is set aside with a line in the log.
+
+    Raises:
+        StoreError: the store cannot be reached, or what is damaged cannot be set aside.
+    """
+    kept, size = bytearray(), 0
+    bad: list[str] = []
+    try:
+        for number, line in enumerate(_lines(run), start=1):
+            size += len(line)
+            try:
+                if line.strip() and _step_of(line) <= step:
+                    kept += line.removesuffix(b"\n") + b"\n"
+            except ValueError as error:
+                half = not line.endswith(b"\n") and line.startswith(b"{") and len(line) <= _ROW_BYTES
+                if not half:
+                    bad.append(f"line {number}: {error}")
+        with understood(run, METRICS):
+            if bad:
+                raise ValueError(bad[0] + (f"; and {len(bad) - 1:,} more lines" if bad[1:] else ""))
+    except ObjectMissingError:
+        return Rows(b"", stored=False)
+    except DamagedRecordError as error:
+        name = set_aside(run, METRICS)
+        _LOG.warning("%s; it is kept as %s, and its %d good rows stay", error, name, kept.count(b"\n"))
+        return Rows(bytes(kept), stored=False)
+    return Rows(bytes(kept), stored=len(kept) == size)
+
+
+def _checked_attempt(attempt: object) -> JsonObject:
+    if not isinstance(attempt, dict):
+        raise ValueError("an attempt is no JSON object")
+    typed(attempt, "started", str)
+    whole_number(attempt, "from_step", 0, _LAST_STEP)
+    return attempt
+
+
+def _step_of(line: bytes) -> int:
+    """Return the step of a row; raises ValueError for a line that is none of ours."""
+    row = parsed_object(line, _ROW_BYTES)
+    for name, value in row.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{name[:40]} is no number")
+    return whole_number(row, "step", 0, _LAST_STEP)
+
+
+def _lines(run: Store) -> Iterator[bytes]:
+    """Yield the lines of metrics.jsonl; of one that is far too long for a row, only its beginning."""
+    rest = b""
+    for piece in read_pieces(run, METRICS, _METRICS_BYTES):
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+        rest = rest[: _ROW_BYTES + 1]
+    if rest:
+        yield rest

@@ -1,0 +1,188 @@
+"""Files on their way into a store: kept in memory, and written by a thread that training never waits for.
+
+A storage that is full, read-only, or away must not end a run for the sake of its log. So what cannot be
+written stays here and is tried again; that is said once when it begins and once when it is over.
+"""
+
+import logging
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from jebm.errors import StoreError
+from jebm.store.protocol import EndpointError
+from jebm.store.storage import LocalStore, Store
+
+__all__ = ["Outbox"]
+
+_LOG = logging.getLogger("jebm.train")
+_REMOTE_EVERY_SECONDS = 15.0
+_RETRY_SECONDS = 5.0  # in a local folder, where what succeeds is written at once
+_LAST_PATIENCE_SECONDS = 60.0  # of the last attempt: after it, what is still here is lost
+_MOST_WAITING_BYTES = 256 * 2**20
+_MOST_WAITING_EXTRAS_BYTES = 64 * 2**20  # beyond it, no more pictures are kept, so that reports have room
+
+
+@dataclass
+class _File:
+    content: bytearray
+    grows: bool
+    stored: int | None = None
+    """How many bytes at the beginning of `content` are all that the store has; None: not known."""
+
+    @property
+    def waiting(self) -> int:
+        return len(self.content) - (self.stored or 0)
+
+
+class Outbox:
+    """Files that are written whole, and files that grow. Used by one thread."""
+
+    def __init__(self, store: Store) -> None:
+        """Begin the thread that writes into `store`: at once in a folder, every 15 s elsewhere."""
+        self._store = store
+        local = isinstance(store, LocalStore)
+        self._every_seconds = 0.0 if local else _REMOTE_EVERY_SECONDS
+        self._retry_seconds = _RETRY_SECONDS if local else _REMOTE_EVERY_SECONDS
+        # Both are guarded by the lock.
+        self._files: OrderedDict[str, _File] = OrderedDict()
+        self._refused = 0
+        self._lock = threading.Lock()
+        self._news, self._end = threading.Event(), threading.Event()
+        self._failing = False
+        self._taken_away = False  # whether a file that was written is gone: then others may be, too
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    def put(self, key: str, content: bytes, *, extra: bool = False) -> None:
+        """Write a whole file; `extra` ones are the first that are not kept where too much waits."""
+        with self._lock:
+            if self._has_room(len(content), extra=extra):
+                self._files[key] = _File(bytearray(content), grows=False)
+        self._news.set()
+
+    def open(self, key: str, content: bytes, *, stored: bool) -> None:
+        """Begin a file that grows; `stored` says that the store has exactly this content."""
+        with self._lock:
+            self._files[key] = _File(bytearray(content), grows=True, stored=len(content) if stored else None)
+        self._news.set()
+
+    def append(self, key: str, content: bytes, *, extra: bool = False) -> None:
+        """Add to the end of a file that was opened."""
+        with self._lock:
+            if self._has_room(len(content), extra=extra):
+                self._files[key].content += content
+        self._news.set()
+
+    def finish(self, key: str) -> None:
+        """Say that a file does not grow any more: its memory is free once it is stored."""
+        with self._lock:
+            self._files[key].grows = False
+        self._news.set()
+
+    def close(self) -> None:
+        """Write what is left, and end; what cannot be written is named in the log."""
+        self._end.set()
+        self._news.set()
+        self._thread.join()
+
+    def _has_room(self, more: int, *, extra: bool) -> bool:
+        waiting = sum(file.waiting for file in self._files.values())
+        fits = waiting + more <= (_MOST_WAITING_EXTRAS_BYTES if extra else _MOST_WAITING_BYTES)
+        if not fits and not self._refused:
+            _LOG.warning(
+                "%d MB of the journal wait to be written; some of what follows is lost", waiting >> 20
+            )
+        self._refused += not fits
+        return fits
+
+    # ── In the thread ───────────────────────────────────────────────────────────────────────────────────
+
+    def _run(self) -> None:
+        pause = self._every_seconds
+        while not self._end.wait(pause):
+            self._news.wait()
+            self._news.clear()
+            if self._end.is_set():
+                break
+            failed = not self._deliver()
+            pause = self._retry_seconds if failed else self._every_seconds
+            if failed:
+                self._news.set()
+        self._store = self._store.patient(_LAST_PATIENCE_SECONDS)
+        if not self._deliver():
+            with self._lock:
+                left = [key for key, file in self._files.items() if file.stored is None or file.waiting]
+            _LOG.warning("%s: not or not wholly written: %s", self._store.uri, ", ".join(left))
+
+    def _deliver(self) -> bool:
+        """Write all that waits, as far as possible; return whether nothing waits any more."""
+        failure = self._pass()
+        if failure is None and self._taken_away:
+            with self._lock:
+                for file in self._files.values():
+                    file.stored = None
+            failure = self._pass()
+            self._taken_away = False
+        if failure is not None and not self._failing:
+            _LOG.warning("the journal cannot be written; training continues, retrying: %s", failure)
+        if failure is None and self._failing:
+            with self._lock:
+                refused, self._refused = self._refused, 0
+            missing = f"{refused:,} entries that there was no room for are" if refused else "nothing is"
+            _LOG.warning("the journal is written again; %s missing", missing)
+        self._failing = failure is not None
+        return failure is None
+
+    def _pass(self) -> Exception | None:
+        """Write every file that waits, and return the first failure."""
+        failure: Exception | None = None
+        with self._lock:
+            keys = list(self._files)
+        for key in keys:
+            try:
+                self._deliver_file(key)
+            except Exception as error:  # whatever it is: the log is not worth a run
+                failure = failure or error
+                if isinstance(error, EndpointError):  # nobody would answer for the other files either
+                    break
+        return failure
+
+    def _deliver_file(self, key: str) -> None:
+        with self._lock:
+            file = self._files[key]
+            start, end = file.stored, len(file.content)
+            if start == end and file.grows:
+                return
+            rest = bytes(file.content[start or 0 :])
+        if start != end and not self._appended(key, start, rest):
+            with self._lock:
+                content = bytes(file.content[:end])
+            self._store.put(key, content)
+        with self._lock:
+            file.stored = end
+            done = not file.grows and not file.waiting
+            if done and self._files.get(key) is file:  # it may have been put again since
+                del self._files[key]
+
+    def _appended(self, key: str, start: int | None, rest: bytes) -> bool:
+        """Write to the end of a file, in place, for those who follow it; return whether that is possible.
+
+        It is in a folder, where the file has the `start` bytes that were written before.
+        """
+        store = self._store
+        if start is None or not isinstance(store, LocalStore):
+            return False
+        try:
+            with (store.folder / key).open("r+b") as file:
+                self._taken_away |= file.seek(0, os.SEEK_END) < start
+                if not self._taken_away:
+                    file.truncate(start)  # what a failed attempt left there
+                    file.seek(start)
+                    file.write(rest)
+        except FileNotFoundError:
+            self._taken_away = True
+        except OSError as error:
+            raise StoreError(f"{store.uri}/{key}: cannot write: {error.strerror or error}") from error
+        return not self._taken_away
