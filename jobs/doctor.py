@@ -1,4 +1,4 @@
-"""Try out whether a place can hold runs: who we are there, what it allows, what it does with objects.
+"""Try out this machine and a place for runs: who we are there, what it allows, what it does with objects.
 
   python jobs/doctor.py s3://bucket/prefix
   AWS_PROFILE=training python jobs/doctor.py s3://bucket/prefix --json
@@ -9,14 +9,31 @@ Exit code 0: no FAIL; 1: some; 2: wrong use, or nobody answers.
 
 import logging
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from jebm.cli import log_lines, run, tell, tell_json
+from jebm.core.chain import cpu_kernel
 from jebm.parser import job_parser, parse
-from jebm.store.diagnose import examine
+from jebm.store.diagnose import Check, examine
+
+
+def kernel_check() -> Check:
+    """Say what computes Langevin chains on this machine's CPU."""
+    compiled, description = cpu_kernel()
+    if compiled:
+        return Check("chain kernel", "ok", description)
+    remedy = "install a C compiler (gcc, or: pip install ziglang); it computes chains up to 3 times faster"
+    return Check("chain kernel", "warn", description, remedy)
+
+
+def all_checks(place: str) -> Iterator[Check]:
+    """Yield the findings on this machine, then those on the place as they come."""
+    yield kernel_check()
+    yield from examine(place)
 
 
 def main() -> int:
@@ -27,7 +44,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     arguments = parse(parser)
     checks = []
-    for check in examine(arguments.place):
+    for check in all_checks(arguments.place):
         checks.append(check)
         if not arguments.json:
             level = check.level.upper() if check.level == "fail" else check.level

@@ -293,7 +293,7 @@ def test_the_doctor_says_it_by_line_document_and_exit_code(
 ) -> None:
     ended = job("doctor", s3_uri)
     assert ended.code == 0
-    assert len(ended.out.splitlines()) == 12
+    assert len(ended.out.splitlines()) == 13
     assert all(line.startswith("ok    ") for line in ended.out.splitlines())
     assert job("doctor", "ftp://host").code == 2
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")

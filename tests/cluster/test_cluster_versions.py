@@ -27,7 +27,8 @@ def pins() -> dict[str, Requirement]:
 def ranges() -> dict[str, Requirement]:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
-    text = parser["options"]["install_requires"] + "\n" + parser["options.extras_require"]["ray"]
+    extras = parser["options.extras_require"]
+    text = "\n".join([parser["options"]["install_requires"], extras["ray"], extras["native"]])
     return {requirement.name.lower(): requirement for requirement in map(Requirement, lines(text))}
 
 

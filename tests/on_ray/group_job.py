@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "platform"))
 
 from jebm.cli import tell
 from jebm.on_ray import trainer
-from jebm.on_ray.group import GroupConfig
+from jebm.on_ray.meeting import GroupConfig
 from jebm.parser import argument_parser, parse_arguments
 
 

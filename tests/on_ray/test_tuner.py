@@ -15,8 +15,9 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
 from jebm.errors import ConfigError
+from jebm.on_ray.searcher import StudyPruner, StudySearcher
 from jebm.on_ray.trial import METRICS
-from jebm.on_ray.tuner import StudyPruner, StudySearcher, SweepPlan, plan_sweep
+from jebm.on_ray.tuner import SweepPlan, plan_sweep
 from jebm.parser import config_from_dict, load_config
 from jebm.store.storage import open_store
 from jebm.sweep.space import Halving, search_from_dict

@@ -19,13 +19,18 @@ from jebm.native import chain as native
 from jebm.native import triton_chain
 from jebm.rng import Normal
 
-__all__ = ["closed_form_langevin"]
+__all__ = ["closed_form_langevin", "cpu_kernel"]
 
 _SMALL = 20_000
 """Chains times width of the hidden layers up to which torch is faster with one thread than with several."""
 
 _NOISE_NUMBERS = 1_000_000
 """Draws that are kept at a time for a kernel."""
+
+
+def cpu_kernel() -> tuple[bool, str]:
+    """Return whether the C kernel computes chains on this machine's CPU, and in a few words what does."""
+    return native.usable(torch.zeros(1)), native.describe()
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
 """Joining a Ray cluster, or starting a local one, so that its workers can import this package."""
 
 import contextlib
+import ipaddress
 import json
+import logging
 import os
 import socket
 import tempfile
@@ -9,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import auto_init_hook, ray_constants
 from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
 import jebm
 from jebm.config import Config
 from jebm.errors import ConfigError
+from jebm.on_ray.reservations import free_abandoned_groups, mark_job
 
 __all__ = [
     "check_capacity",
@@ -21,12 +25,14 @@ __all__ = [
     "connect",
     "job_environment",
     "join",
+    "needs",
     "places",
     "runs_here",
     "submission_id",
 ]
 
 _SOURCE_ROOT = Path(jebm.__file__).parents[1]
+_ANSWER_SECONDS = 10.0
 
 
 def _job() -> dict[str, Any] | None:
@@ -48,11 +54,13 @@ def submission_id() -> str | None:
 
 
 def connect() -> None:
-    """Join the cluster of RAY_ADDRESS (a job has it); start a local Ray where it is not set.
+    """Join the cluster of RAY_ADDRESS (a job has it); start a local Ray if it is not set.
 
-    Workers find the package by PYTHONPATH: relative to the uploaded working directory in a job (the driver's
-    path is not theirs), absolute otherwise. A variable that the job has set already is left to it, since Ray
-    refuses the same variable twice. Where this process has joined already, it stays.
+    Frees what dead jobs of ours have reserved. Where this process has joined already, it stays.
+
+    Raises:
+        ConfigError: RAY_ADDRESS is no address to join, or nobody answers there; or a node of the cluster has
+            joined it under a loopback address.
     """
     if ray.is_initialized():  # a comparison trains many runs from one process
         return
@@ -60,31 +68,90 @@ def connect() -> None:
     # Each look of the controller at its workers takes one report from each; Ray's own 2 s make a sweep wait.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the working directory of the job
+    _leave_process_alone()
     address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
+        _start_local()
+    else:
+        _join(address)
+        _check_addresses()
+    mark_job()
+    free_abandoned_groups()
+
+
+def _leave_process_alone() -> None:
+    """Keep Ray from what it does to a driver by itself."""
+    # On SIGTERM: a dump, and an abort.
+    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+    logging.getLogger("ray._private.worker").addFilter(
+        lambda record: "SIGTERM handler" not in str(record.msg)
+    )
+    # Joining again, when a thread that was left behind at the end of the process calls Ray.
+    auto_init_hook.enable_auto_connect = False
+
+
+def _start_local() -> None:
+    """Start a Ray of this machine alone, which only this machine can reach."""
+    _forget_dead_cluster()
+    # Read by the processes that are started now; a cluster's nodes have their own.
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else workers run at nice 15
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Those that Ray would start in advance are never used: its trainer gives each a variable of its own.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    # Else every server of Ray listens on all interfaces. Ray makes this choice by itself only on Windows and
+    # macOS, and has read the variable when it was imported here.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(_SOURCE_ROOT), os.environ.get("PYTHONPATH")])
+    )
+    ray.init(address="local")
+
+
+def _join(address: str) -> None:
+    """Join a cluster; its workers find this package by PYTHONPATH.
+
+    Relative to the uploaded working directory in a job (the driver's path is not theirs), absolute otherwise.
+    A variable that the job has set already is left to it, since Ray refuses the same variable twice.
+    """
     if address.startswith("http"):
         raise ConfigError(
             f"RAY_ADDRESS: {address} is a job server's address, which only `ray job submit` can use; "
             "unset it to train on this machine, or set it to HOST:6379 to join the cluster"
         )
-    if address == "local":
-        _forget_dead_cluster()
-        # Read by the processes that are started now; a cluster's nodes have their own.
-        os.environ.setdefault("RAY_worker_niceness", "0")  # else workers run at nice 15
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Those that Ray would start in advance are never used: its trainer gives each a variable of its own.
-        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [str(_SOURCE_ROOT), os.environ.get("PYTHONPATH")])
-        )
-        ray.init(address="local")
-        return
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:  # Ray itself tries for a minute, and cannot be interrupted
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"RAY_ADDRESS: nobody answers at {address} ({error}); start the cluster, correct the "
+                "address, or unset it to train on this machine"
+            ) from None
     job = job_environment()
     uploaded = job is not None and _SOURCE_ROOT.is_relative_to(Path.cwd())
-    variables = {"PYTHONPATH": str(_SOURCE_ROOT.relative_to(Path.cwd()) if uploaded else _SOURCE_ROOT)}
+    variables = {
+        "PYTHONPATH": str(_SOURCE_ROOT.relative_to(Path.cwd()) if uploaded else _SOURCE_ROOT),
+        "RAY_ADDRESS": address,  # some of Ray's own processes look for a cluster on their machine otherwise
+    }
     given = (job or {}).get("env_vars", {})
     runtime_env = {"env_vars": {name: value for name, value in variables.items() if name not in given}}
     # Not "auto": that takes any Ray of this machine, and waits for minutes for one that is gone.
     ray.init(address=address, runtime_env=runtime_env)
+
+
+def _check_addresses() -> None:
+    """Raise `ConfigError` if one of several hosts has joined under an address that is not the others'."""
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    if len({node["NodeManagerHostname"] for node in alive}) < 2:
+        return
+    for node in alive:
+        if ipaddress.ip_address(node["NodeManagerAddress"]).is_loopback:
+            raise ConfigError(
+                f"RAY_ADDRESS: host {node['NodeManagerHostname']} has joined the cluster as "
+                f"{node['NodeManagerAddress']}, which other hosts cannot reach; start Ray there again with "
+                "--node-ip-address and the address of its interface"
+            )
 
 
 def _forget_dead_cluster() -> None:
@@ -129,6 +196,15 @@ def check_room(config: Config) -> None:
         join(config)
     finally:
         ray.shutdown()
+
+
+def needs(config: Config) -> str:
+    """Return in words what the workers of a run take, such as 2 workers x 1 CPU."""
+    cluster = config.cluster
+    workers, cpus = cluster.workers, cluster.cpus_per_worker
+    return f"{workers} worker{'s' if workers > 1 else ''} x {cpus} CPU{'s' if cpus > 1 else ''}" + (
+        " and 1 GPU" if cluster.gpu else ""
+    )
 
 
 def check_capacity(config: Config) -> None:

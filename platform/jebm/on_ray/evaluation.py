@@ -1,7 +1,7 @@
 """An evaluation whose batches are spread over workers of a Ray cluster."""
 
 import logging
-import socket
+import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,12 +20,17 @@ from jebm.evaluate.findings import Findings
 from jebm.evaluate.samples import group_share
 from jebm.evaluate.suite import Request, check, evaluate_request
 from jebm.on_ray.cluster import check_capacity, connect, job_environment
+from jebm.on_ray.meeting import meet, open_meeting_place, use_node_interface
+from jebm.on_ray.reservations import free_abandoned_groups
+from jebm.on_ray.stopping import StoppedError, attend
+from jebm.on_ray.waiting import Waiting, free_room
 from jebm.train.group import process_group
 
 __all__ = ["check_output", "evaluate_on_ray", "resolve_request"]
 
 _PATIENCE = timedelta(hours=2)
 """How long a worker waits for another that trains a feature net, or has more batches."""
+_LOOK_SECONDS = 2.0
 
 
 def check_output(uri: str) -> None:
@@ -60,17 +65,43 @@ def resolve_request(request: Request) -> Request:
 def evaluate_on_ray(request: Request, *, workers: int, gpu: bool, provenance: Mapping[str, str]) -> Findings:
     """Run `evaluate_request` in so many workers, each with one CPU (and GPU), and return what they find.
 
-    Joins the cluster of RAY_ADDRESS, or starts a local Ray. Raises what a worker raised, which ends the
-    others, and ConfigError where the cluster cannot hold the workers.
+    Joins the cluster of RAY_ADDRESS, or starts a local Ray. For the main thread: SIGTERM and SIGINT end it
+    at once.
+
+    Raises:
+        ConfigError: the cluster cannot hold the workers.
+        JebmError: what a worker raised, which ends the others.
+        KeyboardInterrupt: on SIGINT.
+        SystemExit: on SIGTERM, with the code that a shell gives to it, 143.
     """
     request = resolve_request(request)
-    connect()
-    cluster = Cluster(workers=workers, gpu=gpu, cpus_per_worker=1)
-    check_capacity(Config(train=Train(batch_size=workers), cluster=cluster))
+
+    def start() -> Findings:
+        connect()
+        cluster = Cluster(workers=workers, gpu=gpu, cpus_per_worker=1)
+        check_capacity(Config(train=Train(batch_size=workers), cluster=cluster))
+        try:
+            return _evaluate(request, workers=workers, gpu=gpu, provenance=provenance)
+        finally:
+            free_abandoned_groups()
+
+    try:
+        return attend(start, stop=lambda: False)
+    except StoppedError as stopped:
+        if stopped.signal_number == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(128 + stopped.signal_number) from None
+
+
+def _evaluate(request: Request, *, workers: int, gpu: bool, provenance: Mapping[str, str]) -> Findings:
     remote = ray.remote(num_cpus=1, num_gpus=int(gpu))(_Worker)
     actors: list[Any] = [remote.remote() for _ in range(workers)]  # no type knows their methods
     try:
-        address = ray.get(actors[0].address.remote())
+        meeting = [actor.open_meeting_place.remote() for actor in actors[:1]]
+        waiting = Waiting(f"{workers} workers x 1 CPU" + (" and 1 GPU" if gpu else ""), free_room)
+        while not ray.wait(meeting, timeout=_LOOK_SECONDS)[0]:
+            waiting.look(waits=True)
+        (address,) = ray.get(meeting)
         pending = {
             actor.run.remote(rank, workers, address, request, dict(provenance), gpu): rank
             for rank, actor in enumerate(actors)
@@ -94,13 +125,9 @@ def evaluate_on_ray(request: Request, *, workers: int, gpu: bool, provenance: Ma
 class _Worker:
     """One process of the group."""
 
-    def address(self) -> str:
-        """Return where the group can meet: this node, and a port that is free."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = probe.getsockname()[1]
-        node: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        return f"tcp://{node}:{port}"
+    def open_meeting_place(self) -> str:
+        """Return where the group can meet, on the node of this worker, rank 0."""
+        return open_meeting_place()
 
     def run(
         self,
@@ -117,7 +144,9 @@ class _Worker:
         device = torch.device("cuda" if gpu else "cpu")
         with ExitStack() as stack:
             if workers > 1:
-                place = {"init_method": address, "rank": rank, "world_size": workers, "timeout": _PATIENCE}
+                use_node_interface()
+                store = meet(address, rank=rank, workers=workers, timeout=_PATIENCE)
+                place = {"store": store, "rank": rank, "world_size": workers, "timeout": _PATIENCE}
                 stack.enter_context(process_group("gloo", **place))
             try:
                 return evaluate_request(request, device=device, share=group_share(), provenance=provenance)

@@ -6,22 +6,27 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.callback import UserCallback
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from jebm import errors
 from jebm.config import PLACES, Config, config_to_dict
+from jebm.data.manifest import read_manifest
 from jebm.errors import ConfigError, JebmError, StoreError
-from jebm.on_ray.cluster import job_environment, join, submission_id
+from jebm.on_ray.cluster import job_environment, join, needs, submission_id
 from jebm.on_ray.filesystem import ray_filesystem
-from jebm.on_ray.group import GroupConfig
-from jebm.on_ray.stopping import StopRequest, stop_on_signals
+from jebm.on_ray.guard import Guard
+from jebm.on_ray.meeting import GroupConfig
+from jebm.on_ray.reservations import free_abandoned_groups
+from jebm.on_ray.stopping import StoppedError, StopRequest, attend
 from jebm.on_ray.worker import SNAPSHOT, work
+from jebm.store.checkpoint import Checkpoints
 from jebm.store.storage import arrow_uri, normalised_uri, open_store
 from jebm.train.lease import Lease
-from jebm.train.loop import Result
+from jebm.train.loop import Result, total_steps_of
 
 __all__ = ["resolve_paths", "train", "train_workers"]
 
@@ -76,20 +81,43 @@ def _everywhere(key: str, place: str) -> str:
 def train(config: Config, provenance: Mapping[str, str]) -> Result:
     """Run `fit` in `cluster.workers` Ray Train workers and return rank 0's result.
 
+    For the main thread: SIGTERM and SIGINT stop the run, at once while no worker trains.
+
     Raises:
         ConfigError: another job trains this run, the cluster is too small, or the run's checkpoint has
             another config.
         JebmError: what the workers raised, where need be once `cluster.max_failures` restarts are used up.
     """
-    with Lease(open_store(config.run.storage).child(config.run.name), ray_job=submission_id()):
-        return _train(config, provenance)
-
-
-def _train(config: Config, provenance: Mapping[str, str]) -> Result:
-    join(config)
     request = StopRequest()
-    with stop_on_signals(request):
-        return train_workers(config, provenance, request)
+
+    def start() -> Result:
+        join(config)
+        try:
+            return train_workers(config, provenance, request)
+        finally:
+            free_abandoned_groups()
+
+    def stop() -> bool:
+        if not ray.is_initialized():
+            return False
+        request.ask()
+        return request.heeded(config.run.name)
+
+    with Lease(open_store(config.run.storage).child(config.run.name), ray_job=submission_id()):
+        try:
+            return attend(start, stop=stop)
+        except StoppedError:
+            return _as_it_stands(config)
+
+
+def _as_it_stands(config: Config) -> Result:
+    """Return the result of a run that was stopped before it could go on."""
+    store = open_store(config.run.storage)
+    newest = Checkpoints(store, config.run.name).latest()
+    images = read_manifest(open_store(config.data.train)).images
+    total_steps = total_steps_of(config, images // config.train.batch_size)
+    step, metrics = (0, {}) if newest is None else (newest.step, dict(newest.metrics))
+    return Result("stopped", step, total_steps, metrics, store.child(config.run.name).uri)
 
 
 def train_workers(
@@ -104,6 +132,10 @@ def train_workers(
     The workers stop when `request` has been asked. `callbacks` run in Ray's controller; with them it gets
     every report, without them those of checkpoints. Of this package's log, the workers print what is at least
     `log_level`.
+
+    Raises:
+        StoppedError: asked to stop while no worker was training.
+        JebmError: as `train`.
     """
     cluster = config.cluster
     # Ray would refuse to start where its list names a checkpoint that has been pruned. Nothing here reads
@@ -137,13 +169,18 @@ def train_workers(
             storage_filesystem=ray_filesystem(config.run.storage),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=list(callbacks),  # type: ignore[arg-type]  # mypy sees the RunConfig of Train V1
+            # mypy sees the RunConfig of Train V1.
+            callbacks=[*callbacks, Guard(request, config.run.name, needs(config))],  # type: ignore[list-item]
         ),
     )
     try:
         value = trainer.fit().return_value  # type: ignore[attr-defined]
     except WorkerGroupError as error:
         raise _known_cause(error) from error
+    except ControllerError as error:
+        if isinstance(error.controller_failure, StoppedError):
+            raise StoppedError from None
+        raise
     if "error" in value:
         raise getattr(errors, value["error"])(value["message"])
     return Result(**value)

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from typing import Any
 
 import ray
@@ -20,7 +20,8 @@ from jebm.cli import log_lines
 from jebm.config import Config
 from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError, JebmError
 from jebm.evaluate.quick import quick_look
-from jebm.on_ray.stopping import StopRequest, follow_stop_request
+from jebm.on_ray.reservations import free_abandoned_groups
+from jebm.on_ray.stopping import StoppedError, StopRequest, follow_stop_request, in_background
 from jebm.on_ray.trainer import train_workers
 from jebm.parser import config_from_dict
 from jebm.train.loop import Report, Result, fit
@@ -64,13 +65,13 @@ def run_trial(
         if config.cluster.workers == 1:
             result = _train_here(config, provenance, stop, reports)
         else:
-            result = _train_workers(config, provenance, request, reports)
+            result = _train_workers(config, provenance, request, stop, reports)
     except DivergedError as error:
         reports.end("diverged", error)
     except (ConfigError, DataError, CheckpointError) as error:  # another attempt would meet it again
         reports.end("failed", error)
     except Exception as error:
-        if stop.is_set():
+        if stop.is_set() or isinstance(error, StoppedError):
             reports.end("stopped", error)
             return
         if not isinstance(error, JebmError):
@@ -138,6 +139,7 @@ def _train_workers(
     config: Config,
     provenance: Mapping[str, str],
     request: StopRequest,
+    stop: threading.Event,
     reports: _Reports,
 ) -> Result:
     """Train in a group of workers, and hand their reports on.
@@ -145,24 +147,29 @@ def _train_workers(
     Not by Ray's TuneReportCallback: there two threads report, this one and one of Tune's, and where Tune's
     driver is late, each waits for the other for ever.
     """
+    free_abandoned_groups()  # of this sweep's dead trials, among others
     queue = Queue(actor_options={"num_cpus": 0})
-    with ThreadPoolExecutor(1) as pool:
-        training = pool.submit(
-            train_workers,
+    training = in_background(
+        lambda: train_workers(
             config,
             provenance,
             request,
             callbacks=[_Forward(queue)],
             log_level=_LOG_LEVEL,
         )
-        finished = False
+    )
+    finished = False
+    try:
         while not finished:
             finished = bool(wait([training], timeout=_POLL_SECONDS).done)
             for metrics in queue.get_nowait_batch(queue.qsize()):
                 if metrics["step"] > reports.step:
                     reports("running", metrics.pop("step"), metrics)
+            if stop.is_set() and not request.heeded(config.run.name):  # its controller is not there yet
+                raise StoppedError
+    finally:
         queue.shutdown()
-        return training.result()
+    return training.result()
 
 
 class _Forward(UserCallback):

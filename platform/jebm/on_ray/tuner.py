@@ -4,45 +4,37 @@ Ray Tune places the trials, starts them again where one crashes, and its ASHA sa
 be remembered is in the sweep's own folder: Tune's files are scratch, and nothing of them is read back.
 """
 
-import json
 import logging
 import os
-import signal
 import tempfile
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray.tune
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.execution import class_cache
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
-from ray.tune.search import Searcher
 
-from jebm.config import Config, config_to_dict
+from jebm.config import Config
 from jebm.errors import ConfigError
-from jebm.on_ray.cluster import join, places, submission_id
-from jebm.on_ray.stopping import StopRequest
-from jebm.on_ray.trial import METRICS, run_trial
+from jebm.on_ray.cluster import join, needs, places, submission_id
+from jebm.on_ray.reservations import free_abandoned_groups
+from jebm.on_ray.searcher import StudyPruner, StudySearcher, whole_images
+from jebm.on_ray.stopping import StoppedError, StopRequest, attend
+from jebm.on_ray.trial import run_trial
+from jebm.on_ray.waiting import Waiting, free_room
 from jebm.store.storage import open_store
 from jebm.sweep.record import check_same
-from jebm.sweep.space import Halving, Objective, Search, with_parameters
-from jebm.sweep.study import Status, SweepStudy, run_name
+from jebm.sweep.space import Search
+from jebm.sweep.study import SweepStudy, run_name
 from jebm.train.lease import Lease
-from jebm.train.loop import total_steps_of
 from jebm.train.plan import Plan
-from jebm.train.runtime import first_signal
 
-__all__ = ["Ending", "StudyPruner", "StudySearcher", "SweepPlan", "plan_sweep", "tune"]
+__all__ = ["Ending", "SweepPlan", "plan_sweep", "tune"]
 
 _LOG = logging.getLogger("jebm.on_ray")
-_STORE_SECONDS = 2.0  # that Tune's loop waits for the store; then it looks after the running trials first
-_FAILURES = 3  # of the first trials: then the fault is not one of their values
-_LINE_SECONDS = 15.0  # between two lines of progress of one trial
 _TUNE_LOGS = {
     "ray.tune": logging.WARNING,
     "ray.tune.tune": logging.CRITICAL,  # trials that have failed: we have said so
@@ -77,7 +69,7 @@ class SweepPlan:
             [
                 f"sweep    {run.name} in {run.storage} ({'goes on' if self.begun else 'new'})",
                 *self.search.describe(),
-                f"each     {self.images:,} images of {self.base.data.train}, {_needs(self.base)}",
+                f"each     {self.images:,} images of {self.base.data.train}, {needs(self.base)}",
             ]
         )
 
@@ -108,7 +100,7 @@ def plan_sweep(search: Search, plan: Plan) -> SweepPlan:
         raise ConfigError("max_concurrent: is missing; a cluster that grows on demand sets no limit")
     if plan.resumes_at is not None:
         raise ConfigError(f"run.name: {config.run.name} is a run with checkpoints; choose another name")
-    images = _whole(config, plan.data.images)
+    images = whole_images(config, plan.data.images)
     if search.scheduler is not None:
         first = search.scheduler.grace_images
         if search.objectives[0].metric.startswith("evaluation/"):
@@ -126,6 +118,8 @@ def plan_sweep(search: Search, plan: Plan) -> SweepPlan:
 def tune(plan: SweepPlan, provenance: Mapping[str, str]) -> Ending:
     """Run what is left of a sweep; the same sweep goes on when called again.
 
+    For the main thread: SIGTERM and SIGINT stop the sweep, at once while no trial trains.
+
     Raises:
         ConfigError: the cluster cannot hold a trial, another job runs this sweep, or an objective is not
             among the metrics.
@@ -138,7 +132,7 @@ def tune(plan: SweepPlan, provenance: Mapping[str, str]) -> Ending:
             store, base.run.name, plan.search, base, data_sha256=plan.data_sha256, provenance=provenance
         )
         try:
-            stopped = study.left > 0 and _run(plan, study, provenance)
+            stopped = study.left > 0 and _attended(plan, study, provenance)
         finally:
             study.close()
     trials = Counter(
@@ -148,31 +142,67 @@ def tune(plan: SweepPlan, provenance: Mapping[str, str]) -> Ending:
     return Ending("stopped" if stopped else "finished", trials, study.best, store.uri)
 
 
-def _run(plan: SweepPlan, study: SweepStudy, provenance: Mapping[str, str]) -> bool:
+def _attended(plan: SweepPlan, study: SweepStudy, provenance: Mapping[str, str]) -> bool:
     """Run the trials that are left; return whether somebody asked to stop."""
-    cluster = plan.base.cluster
+    request = StopRequest()
+    stopping, running = threading.Event(), threading.Event()
+
+    def stop() -> None:
+        stopping.set()
+        request.ask()
+
+    def start() -> None:
+        _prepare_tune()
+        join(plan.base)
+        running.set()
+        try:
+            _run(plan, study, provenance, request=request, stopping=stopping, stop=stop)
+        finally:
+            free_abandoned_groups()
+
+    def on_signal() -> bool:
+        if not running.is_set():
+            return False
+        stop()
+        return True
+
+    try:
+        attend(start, stop=on_signal)
+    except StoppedError:
+        return True
+    return stopping.is_set()
+
+
+def _prepare_tune() -> None:
+    """Quiet Tune, and keep it from what it would do by itself."""
     os.environ.update(_TUNE_SETTINGS)
     for logger, level in _TUNE_LOGS.items():
         logging.getLogger(logger).setLevel(level)
     # Else Tune puts the driver's keys into the runtime environment of its trials, which Ray stores and shows.
     propagated = class_cache.ENV_VARS_TO_PROPAGATE
     propagated.difference_update({name for name in propagated if name.startswith("AWS_")})
-    join(plan.base)
+
+
+def _run(
+    plan: SweepPlan,
+    study: SweepStudy,
+    provenance: Mapping[str, str],
+    *,
+    request: StopRequest,
+    stopping: threading.Event,
+    stop: Callable[[], None],
+) -> None:
+    """Run the trials that are left, until the study has no more or `stopping` is set.
+
+    Raises:
+        ConfigError: it is useless to go on; all trials have been stopped by `stop`.
+    """
+    cluster = plan.base.cluster
     at_once = plan.search.max_concurrent or study.left
     if not cluster.autoscales:
         at_once = min(at_once, max(1, places(plan.base) // cluster.workers))
     at_once = min(at_once, study.left)
-    _LOG.info("%d trials to run, %d at a time of %s", study.left, at_once, _needs(plan.base))
-    request = StopRequest()
-    stopping = threading.Event()
-
-    def stop() -> None:
-        stopping.set()
-        request.ask()
-
-    def on_signal(received: signal.Signals) -> None:
-        _LOG.info("%s: stopping; every trial saves a last checkpoint", received.name)
-        stop()
+    _LOG.info("%d trials to run, %d at a time of %s", study.left, at_once, needs(plan.base))
 
     trials = StudySearcher(plan, study, stopping, stop)
     scheduler = None
@@ -188,7 +218,7 @@ def _run(plan: SweepPlan, study: SweepStudy, provenance: Mapping[str, str]) -> b
     if cluster.workers > 1:
         resources = {"memory": 1}  # the workers take what they need; a trial without any resource cannot be
     trainable = ray.tune.with_parameters(run_trial, provenance=dict(provenance), request=request)
-    with tempfile.TemporaryDirectory(prefix="jebm-tune-") as scratch, first_signal(on_signal):
+    with tempfile.TemporaryDirectory(prefix="jebm-tune-") as scratch:
         ray.tune.Tuner(
             ray.tune.with_resources(trainable, resources),
             tune_config=ray.tune.TuneConfig(
@@ -204,242 +234,34 @@ def _run(plan: SweepPlan, study: SweepStudy, provenance: Mapping[str, str]) -> b
                 name="tune",
                 storage_path=scratch,
                 failure_config=ray.tune.FailureConfig(max_failures=cluster.max_failures),
+                stop=_StopWaiting(trials, stopping, needs(plan.base)),
                 verbose=0,
             ),
         ).fit()
     if trials.failure is not None:
         raise trials.failure
-    return stopping.is_set()
 
 
-def _whole(config: Config, data_images: int) -> int:
-    """Return the images that a whole trial with this config sees."""
-    batch = config.train.batch_size
-    return total_steps_of(config, data_images // batch) * batch
+class _StopWaiting(ray.tune.Stopper):
+    """Ends Tune's waiting for room for its next trial, once somebody has asked to stop."""
 
-
-def _name(trial: Any) -> str:  # noqa: ANN401  (Tune's)
-    return run_name(trial.config["number"])
-
-
-@dataclass
-class _Live:
-    """A trial that Tune knows."""
-
-    number: int
-    images: int
-    """Of its whole length."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    error: str = "its process died: killed, out of memory, or its node is gone"
-    attempts: int = 0
-    """That this start of the sweep has made."""
-    said: float = 0.0
-
-    @property
-    def name(self) -> str:
-        return run_name(self.number)
-
-
-class StudySearcher(Searcher):
-    """Tune's way to the study: which trial comes next, and what has come of each.
-
-    Ray's own OptunaSearch keeps its study in a pickle, forgets trials that run when the driver dies, and
-    takes the last value of a pruned trial for its result.
-    """
-
-    def __init__(
-        self, plan: SweepPlan, study: SweepStudy, stopping: threading.Event, stop: Callable[[], None]
-    ) -> None:
-        super().__init__()
-        self._plan, self._study, self._stopping, self._stop = plan, study, stopping, stop
-        self._goals = plan.search.objectives
-        self._attempts = plan.base.cluster.max_failures + 1
-        self._live: dict[str, _Live] = {}
-        self._ended: Counter[Status] = Counter()
-        self.failure: ConfigError | None = None
-        """What makes going on useless."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune writes its settings to the scratch folder, where nobody reads them
-
-    def suggest(self, trial_id: str) -> Any:  # noqa: ANN401  (a sample, FINISHED or None)
-        """Return the next trial as Tune's flat sample; None for not yet."""
-        if self._stopping.is_set() or not self._study.left:
-            return self.FINISHED
-        suggestion = self._study.suggest(_STORE_SECONDS)
-        if suggestion is None:
-            return None
-        run = self._plan.base.run
-        trial = _Live(suggestion.number, self._plan.images)
-        shown = "  ".join(f"{key} {_brief(value)}" for key, value in suggestion.parameters.items())
-        try:
-            config = with_parameters(
-                self._plan.base,
-                suggestion.parameters,
-                storage=f"{run.storage.rstrip('/')}/{run.name}/trials",
-                name=trial.name,
-            )
-        except ConfigError as error:  # values that are fine alone, and not together
-            _LOG.info("%s  %s", trial.name, shown)
-            self._end(trial, "failed", str(error))
-            return None
-        trial.images = _whole(config, self._plan.data_images)
-        self._live[trial_id] = trial
-        _LOG.info("%s  %s%s", trial.name, shown, "  (goes on)" if suggestion.interrupted else "")
-        values = json.dumps(config_to_dict(config))
-        return {"number": trial.number, "images": trial.images, "config": values}
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Note a report that is not the last one."""
-        trial = self._live[trial_id]
-        if result["status"] == "begun":
-            self._study.begin(trial.number)
-            trial.attempts += 1
-            if trial.attempts > 1:
-                _LOG.info("%s  begins attempt %d of %d", trial.name, trial.attempts, self._attempts)
-        elif result["status"] == "error":
-            trial.error = result["error"]
-            _LOG.info("%s  this attempt failed: %s", trial.name, trial.error)
-        else:
-            self._note(trial, result)
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Note how a trial has ended; with `error` it has used up its attempts."""
-        trial = self._live.pop(trial_id)
-        if error or result is None:
-            self._end(trial, "failed", trial.error)
-            return
-        self._note(trial, result)
-        if result["status"] != "stopped":
-            self._end(trial, result["status"], result.get("error", ""))
-        elif self._study.is_pruned(trial.number):
-            self._end(trial, "pruned", "")
-        else:
-            _LOG.info(
-                "%s  stopped at %s of %s images", trial.name, f"{result['images']:,}", f"{trial.images:,}"
-            )
-
-    def save(self, checkpoint_path: str) -> None:
-        """Save nothing: the study is in the store."""
-
-    def _note(self, trial: _Live, result: Mapping[str, Any]) -> None:
-        metrics = {k.removeprefix(METRICS): float(v) for k, v in result.items() if k.startswith(METRICS)}
-        trial.metrics = metrics or trial.metrics
-        running = result["status"] == "running"
-        value = self._study.report(
-            trial.number,
-            metrics,
-            images=result["images"],
-            step=result["step"],
-            seconds=result["seconds"],
-            last=not running,
-        )
-        now = time.monotonic()
-        if running and value is not None and now - trial.said > _LINE_SECONDS:
-            trial.said = now
-            far = f"{result['images']:,} of {trial.images:,} images"
-            _LOG.info("%s  %s  %s", trial.name, far, self._shown([value]))
-        evaluated = any(name.startswith("evaluation/") for name in metrics)  # they come all at once
-        for goal in self._goals:
-            due = evaluated or (metrics and not goal.metric.startswith("evaluation/"))
-            if due and goal.metric not in metrics:
-                self._give_up(
-                    f"objective: there is no metric {goal.metric}; there are {', '.join(sorted(metrics))}; "
-                    "correct it, and choose a new run.name"
-                )
-
-    def _give_up(self, why: str) -> None:
-        self.failure = self.failure or ConfigError(why)
-        self._stop()
-
-    def _end(self, trial: _Live, status: Status, error: str) -> None:
-        status, error = self._study.end(trial.number, status, trial.metrics, error=error)
-        self._ended[status] += 1
-        if self._ended["failed"] == self._ended.total() == _FAILURES:
-            self._give_up(
-                f"search: the first {_FAILURES} trials have failed, the last one by {error}; "
-                "put that right, and the same command tries again"
-            )
-        ended = self._study.trials[trial.number]
-        values = ended.values if status == "finished" else list(ended.intermediate_values.values())[-1:]
-        parts = [trial.name, status, self._shown(values)]
-        if "images" in ended.user_attrs:
-            parts.append(f"({ended.user_attrs['images']:,} images, {ended.user_attrs['seconds']:.0f} s)")
-        best = self._study.best
-        if best and len(self._goals) == 1:
-            parts.append(f"best so far {run_name(best[0].number)} {self._shown(best[0].values)}")
-        _LOG.info("%s%s", "  ".join(filter(None, parts)), error and f": {error}")
-
-    def _shown(self, values: Sequence[float]) -> str:
-        return "  ".join(
-            f"{goal.metric} {value:.5g}" for goal, value in zip(self._goals, values, strict=False)
-        )
-
-
-class StudyPruner(ASHAScheduler):
-    """Ray's ASHA, with the memory of earlier starts, and asking trials to stop instead of ending them.
-
-    So a pruned trial saves a last checkpoint and its log, and its process can take the next trial.
-    """
-
-    def __init__(
-        self,
-        halving: Halving,
-        objective: Objective,
-        study: SweepStudy,
-        *,
-        images: int,
-        prune: Callable[[int], object],
-    ) -> None:
-        super().__init__(
-            time_attr="images",
-            metric=METRICS + objective.metric,
-            mode="min" if objective.direction == "minimize" else "max",
-            max_t=images,
-            grace_period=halving.grace_images,
-            reduction_factor=halving.reduction,
-            stop_last_trials=False,
-        )
-        self._study, self._prune = study, prune
-        for trial in study.trials:
-            if trial.state != TrialState.RUNNING:  # those come by Tune, when they go on
-                past = SimpleNamespace(trial_id=run_name(trial.number), config={"number": trial.number})
-                self.on_trial_add(None, past)
+    def __init__(self, trials: StudySearcher, stopping: threading.Event, needs: str) -> None:
+        self._trials, self._stopping = trials, stopping
+        self._waiting = Waiting(f"{needs} of the next trial", free_room)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as that of StudySearcher
 
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:  # noqa: ANN401  # Tune's
-        """Put a trial on its rungs, with what it has shown in earlier attempts."""
-        super().on_trial_add(tune_controller, trial)
-        past = self._study.trials[trial.config["number"]].intermediate_values
-        for images, value in sorted(past.items()):
-            super().on_trial_result(tune_controller, trial, {"images": images, self._metric: value})
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stop no trial that runs: it has been asked."""
+        return False
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ANN401
-        """Let the trial go on; where it is not good enough, and not at its end, ask it to stop."""
-        decision = super().on_trial_result(tune_controller, trial, result)
-        number = trial.config["number"]
-        if (
-            decision == TrialScheduler.STOP
-            and result["images"] < trial.config["images"]
-            and not self._study.is_pruned(number)
-        ):
-            self._study.prune(number)
-            self._prune(number)
-        return str(TrialScheduler.CONTINUE)
+    def stop_all(self) -> bool:
+        """Return whether to give up what waits; Tune asks in each turn of its loop."""
+        idle = self._trials.is_idle()
+        self._waiting.look(waits=idle)
+        return self._stopping.is_set() and idle
 
 
-def _needs(config: Config) -> str:
-    """Return what a trial takes, such as 2 workers x 1 CPU."""
-    cluster = config.cluster
-    workers, cpus = cluster.workers, cluster.cpus_per_worker
-    return f"{workers} worker{'s' if workers > 1 else ''} x {cpus} CPU{'s' if cpus > 1 else ''}" + (
-        " and 1 GPU" if cluster.gpu else ""
-    )
-
-
-def _brief(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _name(trial: Any) -> str:  # noqa: ANN401  (Tune's)
+    return run_name(trial.config["number"])

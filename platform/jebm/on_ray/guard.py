@@ -1,0 +1,77 @@
+"""What watches over a run in Ray's controller: nobody waits for workers in vain.
+
+Ray's controller waits for room for its workers, and for them to start, without looking up: not at a request
+to stop, and not at the end of its own job. It waits for a placement group; when that is gone, it looks up.
+"""
+
+import logging
+import threading
+
+import ray
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.context import TrainRunContext
+from ray.train.v2._internal.execution.controller.state import (
+    PreemptingState,
+    RunningState,
+    ShuttingDownState,
+    TrainControllerState,
+)
+
+from jebm.on_ray.reservations import free_groups_of_this_actor, has_room, job_is_dead
+from jebm.on_ray.stopping import StoppedError, StopRequest
+from jebm.on_ray.waiting import Waiting, free_room
+
+__all__ = ["Guard"]
+
+_LOOK_SECONDS = 0.5
+# Its tracebacks of an end that was asked for.
+_NOISY = "ray.train.v2._internal.execution"
+
+
+class Guard(ControllerCallback):
+    """Ends the wait for workers when the run is asked to stop; frees what the controller has reserved.
+
+    `needs` are the words for what the workers take.
+    """
+
+    def __init__(self, request: StopRequest, run: str, needs: str) -> None:
+        self._request, self._run, self._needs = request, run, needs
+
+    def after_controller_start(self, train_run_context: TrainRunContext) -> None:
+        """Begin to watch."""
+        self._ended, self._working = threading.Event(), False
+        threading.Thread(target=self._watch, name="guard", daemon=True).start()
+        self._request.promise(self._run)
+
+    def after_controller_state_update(
+        self, previous_state: TrainControllerState, current_state: TrainControllerState
+    ) -> None:
+        """Note what the controller does; raise if it is to wait for workers that nobody wants any more."""
+        works = isinstance(current_state, (RunningState, PreemptingState, ShuttingDownState))
+        self._working = works or current_state.is_terminal()
+        if not self._working and (self._request.asked(self._run) or job_is_dead()):
+            logging.getLogger(_NOISY).setLevel(logging.CRITICAL + 1)
+            raise StoppedError
+
+    async def before_controller_shutdown(self) -> None:
+        """Free what is left, whatever has happened."""
+        self._ended.set()
+        free_groups_of_this_actor()
+
+    def before_controller_abort(self) -> None:
+        """Free what is left."""
+        self._ended.set()
+        free_groups_of_this_actor()
+
+    def _watch(self) -> None:
+        waiting = Waiting(
+            f"{self._needs} of {self._run}", lambda: "they are starting" if has_room() else free_room()
+        )
+        while not self._ended.wait(_LOOK_SECONDS):
+            try:
+                if not self._working and self._request.asked(self._run):
+                    logging.getLogger(_NOISY).setLevel(logging.CRITICAL + 1)
+                    free_groups_of_this_actor()
+                waiting.look(waits=not self._working)
+            except ray.exceptions.RayError:  # the head is out of reach for a moment
+                continue
