@@ -4,13 +4,12 @@ Each host is one `unshare`d process and what runs below it; when that process is
 its interface as well.
 """
 
-import contextlib
 import ctypes
 import os
 import shlex
 import socket
 import subprocess
-import threading
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -109,8 +108,18 @@ def lan(folder: Path, addresses: dict[str, str]) -> Iterator[dict[str, Host]]:
 def forwarded(host: Host, port: int) -> Iterator[int]:
     """Let a host listen on a port for a server on 127.0.0.1 of this machine; give that port."""
     with _server_in(host) as server:
-        threading.Thread(target=_accept, args=(server, port), daemon=True).start()
-        yield server.getsockname()[1]
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name("forward.py")),
+            str(server.fileno()),
+            str(port),
+        ]
+        forwarder = subprocess.Popen(command, pass_fds=[server.fileno()])
+        try:
+            yield server.getsockname()[1]
+        finally:
+            forwarder.kill()
+            forwarder.wait()
 
 
 @contextmanager
@@ -151,21 +160,3 @@ def _server_in(host: Host) -> socket.socket:
             return socket.create_server((host.address, 0))
         finally:
             assert libc.setns(here.fileno(), _CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-
-
-def _accept(server: socket.socket, port: int) -> None:
-    while True:
-        try:
-            client, _ = server.accept()
-        except OSError:  # closed
-            return
-        upstream = socket.create_connection(("127.0.0.1", port))
-        for pair in ((client, upstream), (upstream, client)):
-            threading.Thread(target=_copy, args=pair, daemon=True).start()
-
-
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-        target.shutdown(socket.SHUT_WR)

@@ -3,12 +3,14 @@
 import logging
 import os
 import re
+import threading
 
 import pytest
 
-from jebm.errors import StoreError
+from jebm.errors import ConfigError, StoreError
 from jebm.store.diagnose import examine
 from jebm.store.storage import AccessDeniedError, ObjectExistsError, open_store
+from jebm.train.lease import Lease
 
 MIB = 1 << 20
 NOT_IMPLEMENTED = (501, "NotImplemented", "The requested operation is not implemented.")
@@ -294,3 +296,37 @@ def test_addressing_by_host_name_can_be_asked_for(s3_uri, monkeypatch):
         StoreError, match="AWS_S3_ADDRESSING_STYLE: 'house' is not one of path, virtual, auto"
     ):
         open_store("s3://bucket/x")
+
+
+def test_without_conditions_two_that_start_in_one_moment_see_each_other(proxy, s3_uri):
+    """Both look, both see nothing, both write: the one whose object was replaced steps back."""
+    first_writes, over = threading.Barrier(2, timeout=20), threading.Barrier(2, timeout=20)
+    met = threading.Event()
+
+    def habit(method, path, headers):
+        refusal = without_conditions(method, path, headers)
+        if refusal is None and method == "PUT" and "/lease/" in path and not met.is_set():
+            first_writes.wait()
+            met.set()
+        return refusal
+
+    proxy.habit = habit
+    ended = []
+
+    def hold(store):
+        try:
+            with Lease(store, beat_seconds=1):
+                ended.append("holds")
+                over.wait()
+        except ConfigError as error:
+            ended.append(str(error))
+            over.wait()
+
+    threads = [threading.Thread(target=hold, args=(open_store(s3_uri),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ended.sort()
+    assert ended[0] == "holds"
+    assert "is in training by" in ended[1]

@@ -2,8 +2,10 @@
 
 import os
 import pwd
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,15 @@ except JebmError as error:
 """
 
 
+@pytest.fixture
+def common():
+    """A folder that every user can write to; tmp_path lies in one that nobody else may enter."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    yield folder
+    shutil.rmtree(folder)
+
+
 def ask(asked: str, **environment: str) -> str:
     """Return what a process of a user whom nobody knows prints."""
     if os.getuid() != 0:
@@ -128,18 +139,16 @@ def ask(asked: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-def test_who_has_no_home_caches_in_a_private_folder_of_the_temporary_one(tmp_path):
-    open_to_all(tmp_path)
-    tmp_path.chmod(0o777)
+def test_who_has_no_home_caches_in_a_private_folder_of_the_temporary_one(common):
     cache = "default_cache_directory()"
-    ours = tmp_path / f"jebm-{NOBODY}"
-    assert ask(cache, TMPDIR=str(tmp_path)) == f"{ours}/data"
+    ours = common / f"jebm-{NOBODY}"
+    assert ask(cache, TMPDIR=str(common)) == f"{ours}/data"
     assert (ours.stat().st_uid, ours.stat().st_mode & 0o777) == (NOBODY, 0o700)
-    assert ask(cache, TMPDIR=str(tmp_path), HOME="/") == f"{ours}/data"
-    assert ask(cache, TMPDIR=str(tmp_path), JEBM_CACHE="/elsewhere") == "/elsewhere"
+    assert ask(cache, TMPDIR=str(common), HOME="/") == f"{ours}/data"
+    assert ask(cache, TMPDIR=str(common), JEBM_CACHE="/elsewhere") == "/elsewhere"
     ours.rmdir()
     ours.symlink_to("/tmp")  # somebody else was here first
-    refusal = ask(cache, TMPDIR=str(tmp_path))
+    refusal = ask(cache, TMPDIR=str(common))
     assert refusal.startswith("DataError no folder for a cache")
     assert f"{ours}: belongs to another user" in refusal
     assert refusal.endswith("set JEBM_CACHE to a folder that can be written")
@@ -153,19 +162,12 @@ def test_who_has_no_home_is_told_so_when_a_path_names_it():
     assert ask("default_cache_directory()", JEBM_CACHE="~/x").startswith("DataError JEBM_CACHE: ~/x: user id")
 
 
-def test_what_may_not_be_looked_into_is_not_empty(tmp_path):
+def test_what_may_not_be_looked_into_is_not_empty(common):
     """An empty listing would begin a run anew."""
-    store = open_store(str(tmp_path))
+    store = open_store(str(common))
     store.put("a/b", b"1")
-    open_to_all(tmp_path)
-    assert ask(f"list(open_store({str(tmp_path)!r}).list())").startswith("[ObjectInfo")
-    (tmp_path / "a").chmod(0o700)
+    assert ask(f"list(open_store({str(common)!r}).list())").startswith("[ObjectInfo")
+    (common / "a").chmod(0o700)
     for what in ("list", "folders"):
-        answer = ask(f"list(open_store({str(tmp_path)!r}).{what}())")
+        answer = ask(f"list(open_store({str(common)!r}).{what}())")
         assert answer.startswith(f"AccessDeniedError {store.uri}: this user may not list here")
-
-
-def open_to_all(folder: Path) -> None:
-    """Let another user come as far as this folder, and into what lies in it."""
-    for parent in [folder, *folder.parents][:-1]:
-        parent.chmod(parent.stat().st_mode | 0o055)

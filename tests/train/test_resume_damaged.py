@@ -13,8 +13,8 @@ import torch
 from helpers import tiny_config
 
 from jebm.config import Config
-from jebm.data.shards import read_manifest
-from jebm.errors import CheckpointError
+from jebm.data.manifest import read_manifest
+from jebm.errors import CheckpointError, ConfigError
 from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.layout import StoredObject
 from jebm.store.storage import Store, open_store
@@ -145,3 +145,15 @@ def test_what_a_killed_save_left_does_not_keep_a_run_from_its_beginning(config: 
     store.delete([f"{name}/MANIFEST.json" for name in (OLDER, NEWEST)])
     assert make_plan(config).resumes_at is None
     assert resumed(config)[0] is None
+
+
+def test_a_whole_checkpoint_of_something_else_is_named_in_a_short_line(config: Config) -> None:
+    store, _ = place(config)
+    manifest = Manifest.decode(store.get(f"{NEWEST}/MANIFEST.json"))
+    foreign = replace(manifest, state={}, config={f"key{number}": number for number in range(10_000)})
+    store.put(f"{NEWEST}/MANIFEST.json", foreign.encode())
+    with pytest.raises(
+        ConfigError, match=r"has a checkpoint \(step 10\) made with another .* and \d+ more; "
+    ) as caught:
+        resumed(config)
+    assert len(str(caught.value)) < 2000

@@ -20,7 +20,7 @@ from jebm.evaluate.findings import Findings
 from jebm.evaluate.samples import group_share
 from jebm.evaluate.suite import Request, check, evaluate_request
 from jebm.on_ray.cluster import check_capacity, connect, job_environment
-from jebm.on_ray.meeting import meet, open_meeting_place, use_node_interface
+from jebm.on_ray.meeting import meet, node_address, open_meeting_place, use_interface_of
 from jebm.on_ray.reservations import free_abandoned_groups
 from jebm.on_ray.stopping import StoppedError, attend
 from jebm.on_ray.waiting import Waiting, free_room
@@ -144,7 +144,7 @@ class _Worker:
         device = torch.device("cuda" if gpu else "cpu")
         with ExitStack() as stack:
             if workers > 1:
-                use_node_interface()
+                use_interface_of(node_address())
                 store = meet(address, rank=rank, workers=workers, timeout=_PATIENCE)
                 place = {"store": store, "rank": rank, "world_size": workers, "timeout": _PATIENCE}
                 stack.enter_context(process_group("gloo", **place))

@@ -20,7 +20,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in i
 
 import jebm.train.group  # noqa: F401  (before a group is made, so that the group can end: it says why)
 
-__all__ = ["GroupConfig", "interface_of", "meet", "open_meeting_place", "use_node_interface"]
+__all__ = ["GroupConfig", "interface_of", "meet", "node_address", "open_meeting_place", "use_interface_of"]
 
 _listening: socket.socket | None = None  # where this process, rank 0, awaits the others
 
@@ -46,13 +46,13 @@ def interface_of(address: str) -> str | None:
     return loopback if wanted.is_loopback else None
 
 
-def use_node_interface() -> None:
-    """Make gloo and NCCL, in this Ray worker, use the interface of the node's address.
+def use_interface_of(address: str) -> None:
+    """Make gloo and NCCL in this process use the interface that carries the address.
 
     What the environment says already (`GLOO_SOCKET_IFNAME`, `NCCL_SOCKET_IFNAME`) stays. If no interface
     carries the address, as behind a NAT, nothing is set.
     """
-    name = interface_of(_node_address())
+    name = interface_of(address)
     if name is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # "=": this one, not each that begins so
@@ -61,7 +61,7 @@ def use_node_interface() -> None:
 def open_meeting_place() -> str:
     """Listen, as rank 0, on a free port of this node's address; return HOST:PORT for `meet`."""
     global _listening  # noqa: PLW0603  (the same process listens, and is then told to meet)
-    host = _node_address()
+    host = node_address()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     _listening = socket.create_server((host, 0), family=family)
     return f"{host}:{_listening.getsockname()[1]}"
@@ -97,23 +97,18 @@ class _Group(_TorchBackend):
         workers = len(worker_group)
         worker_group.execute(_set_torch_distributed_env_vars)
         address = worker_group.execute_single(0, open_meeting_place)
+        timeout = timedelta(seconds=backend_config.timeout_s)
         joining: list[Any] = [
             worker_group.execute_single_async(
-                rank,
-                _join,
-                backend=backend_config.backend,
-                address=address,
-                rank=rank,
-                workers=workers,
-                timeout=timedelta(seconds=backend_config.timeout_s),
+                rank, _join, backend_config.backend, address, rank, workers, timeout
             )
             for rank in range(workers)
         ]
         ray.get(joining)
 
 
-def _join(*, backend: str, address: str, rank: int, workers: int, timeout: timedelta) -> None:
-    use_node_interface()
+def _join(backend: str, address: str, rank: int, workers: int, timeout: timedelta) -> None:
+    use_interface_of(node_address())
     if backend == "nccl" and "TORCH_NCCL_BLOCKING_WAIT" not in os.environ:
         os.environ.setdefault(
             "TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"
@@ -122,6 +117,7 @@ def _join(*, backend: str, address: str, rank: int, workers: int, timeout: timed
     dist.init_process_group(backend, store=store, rank=rank, world_size=workers, timeout=timeout)
 
 
-def _node_address() -> str:
+def node_address() -> str:
+    """Return the address by which the node of this Ray worker joined the cluster."""
     address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     return address

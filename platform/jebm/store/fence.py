@@ -1,4 +1,4 @@
-"""Writes that only one writer may do, and what the second one is told."""
+"""Writes that only one writer may do, and the error of the second one."""
 
 from jebm.errors import CheckpointError
 from jebm.store.protocol import ObjectExistsError, Store
@@ -12,11 +12,11 @@ class FencedError(CheckpointError):
 
 
 def put_once(folder: Store, key: str, content: bytes) -> None:
-    """Write an object that nobody else may have written; raises FencedError where one has."""
+    """Write an object that nobody else may have written; raises FencedError if one has."""
     try:
         folder.put(key, content, if_absent=True)
     except ObjectExistsError as error:
-        # Ours after all, where the answer to a first attempt was lost; else another writer's.
+        # It is ours if the answer to a first try was lost, otherwise another writer's.
         for _ in range(READS):
             info = folder.head(key)
             if info is not None and info.size == len(content) and folder.get(key) == content:

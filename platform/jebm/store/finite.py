@@ -82,7 +82,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def not_finite_line(names: Collection[str]) -> str:
-    """Return what a person is told of these tensors."""
+    """Return these tensors and their fault as a part of a message."""
     shown = ", ".join(name[:80] for name in sorted(names)[:_SHOWN])
     if len(names) == 1:
         return f"{shown} holds NaN or infinity"

@@ -1,7 +1,7 @@
 """Whether what lies under a checkpoint's folder is a checkpoint.
 
-A look that finds fault is taken twice, with a listing of its own: a bit that was flipped in a listing or in
-an answer must not make a checkpoint disappear.
+A checkpoint that looks damaged is listed and looked at again: a bit flipped in a listing must not make it
+disappear.
 """
 
 import logging
@@ -44,11 +44,11 @@ def objects_of(checkpoints: Store, name: str) -> dict[str, ObjectInfo]:
 def judged(
     checkpoints: Store, name: str, objects: Mapping[str, ObjectInfo], *, deep: bool = False
 ) -> FoundCheckpoint | None:
-    """Say whether a checkpoint is whole; None where nothing lies there.
+    """Say whether a checkpoint is whole; None if nothing lies there.
 
     Whole means: the manifest can be read and is of this folder, and its objects have the size and the etag
-    that it says. Where an etag is another one (a copy has one), and with `deep`, all objects are read, and
-    count unless `damages` finds something. Raises StoreError where the store cannot be reached.
+    that it says. If an etag is another one (a copy has one), and with `deep`, all objects are read and
+    `damages` has to find nothing. Raises StoreError if the store cannot be reached.
     """
     found = _look(checkpoints, name, objects, deep)
     if found is not None and found.status == "committed":
@@ -57,10 +57,10 @@ def judged(
 
 
 def read_manifest(checkpoints: Store, name: str, size: int | None = None) -> tuple[bytes, Manifest]:
-    """Return a checkpoint's manifest, and its text, which `size` bytes are told to be.
+    """Return the text of a checkpoint's manifest, `size` bytes by the listing, and what it says.
 
-    It is read again where it does not match its own hash. A text of version 1 has none: it counts once it
-    has been read twice alike. Raises CheckpointError where it cannot be read, StoreError.
+    It is read again if it does not match its own hash. A text of version 1 has none: it is believed once two
+    readings agree. Raises CheckpointError if it cannot be read, StoreError if the store cannot be reached.
     """
     key, seen = f"{name}/{MANIFEST}", b""
     if size is None:
@@ -109,7 +109,7 @@ def _look(
 
 
 def _check(folder: Store, manifest: Manifest, objects: Mapping[str, ObjectInfo], deep: bool) -> None:
-    """Raise CheckpointError where the objects are not those of the manifest."""
+    """Raise CheckpointError if the objects are not those of the manifest."""
     for stored in manifest.objects:
         found = objects.get(stored.key)
         if found is None:

@@ -64,7 +64,7 @@ class StoredObject:
     """An object as a manifest describes it.
 
     Key, size and part size in bytes, the CRC32 of every part, and that of the header with its length;
-    None where a manifest of version 1 does not tell it.
+    None in a manifest of version 1.
     """
 
     key: str

@@ -1,4 +1,4 @@
-"""A checkpoint brought to a local folder, where it is a checkpoint again."""
+"""Download of a checkpoint to a local folder, which is a storage of its own afterwards."""
 
 import os
 import shutil

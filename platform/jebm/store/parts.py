@@ -45,7 +45,7 @@ class Parts:
     """The parts of an object as it is now, each read and checked against its CRC32."""
 
     def __init__(self, store: Store, stored: StoredObject) -> None:
-        """Look at the object; raises CheckpointError where it is gone or has another size."""
+        """Look at the object; raises CheckpointError if it is gone or has another size."""
         info = store.head(stored.key)
         if info is None:
             raise CheckpointError(f"{store.uri}/{stored.key}: the object is gone")
@@ -98,8 +98,8 @@ class Parts:
 def read_headers(store: Store, objects: Sequence[StoredObject]) -> list[dict[str, TensorEntry]]:
     """Return what each object holds, by name, in the order of the bytes.
 
-    Raises CheckpointError where a header is not exactly what `upload_tensors` could have written, where two
-    objects hold a tensor of one name, and where all headers together are longer than one may be.
+    Raises CheckpointError if a header is not exactly what `upload_tensors` could have written, if two
+    objects hold a tensor of one name, or if all headers together are longer than one may be.
     """
     room = _Room(HEADER_BYTES)
 
@@ -122,9 +122,9 @@ def read_headers(store: Store, objects: Sequence[StoredObject]) -> list[dict[str
 def fitting_headers(
     store: Store, objects: Sequence[StoredObject], tensors: Mapping[str, Tensor]
 ) -> list[dict[str, TensorEntry]]:
-    """Return what each object holds, as `read_headers`, where together that is tensors like these.
+    """Return what each object holds, as `read_headers`, if together that is tensors like these.
 
-    Else CheckpointError lists the first differences. Of `tensors` only names, shapes and dtypes matter.
+    Otherwise CheckpointError lists the first differences. Of `tensors` only names, shapes and dtypes matter.
     """
     headers = read_headers(store, objects)
     entries = {name: entry for header in headers for name, entry in header.items()}
@@ -135,7 +135,7 @@ def fitting_headers(
 def damages(store: Store, objects: Sequence[StoredObject], count: Count = ignore) -> list[str]:
     """Read all objects of a checkpoint whole and return a line for each thing for which `load` refuses it.
 
-    That is: an object that is gone or of another size, a part with another CRC32; where there is none of
+    That is: an object that is gone or of another size, a part with another CRC32; if there is none of
     these, a header that no writer writes, or tensors that hold NaN or infinity.
     """
     headers: Sequence[Mapping[str, TensorEntry]] = [{} for _ in objects]
@@ -229,7 +229,7 @@ def _damaged(store: Store, stored: StoredObject, reason: str) -> CheckpointError
     return CheckpointError(f"{store.uri}/{stored.key} is damaged: {reason}")
 
 
-def _compare(where: str, entries: Mapping[str, TensorEntry], into: Mapping[str, Tensor]) -> None:
+def _compare(place: str, entries: Mapping[str, TensorEntry], into: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError with the first differences between what is stored and what receives it."""
     differences = [f"{name} is missing in the checkpoint" for name in into if name not in entries]
     differences += [f"{name} is only in the checkpoint" for name in entries if name not in into]
@@ -243,4 +243,4 @@ def _compare(where: str, entries: Mapping[str, TensorEntry], into: Mapping[str, 
                 )
     if differences:
         more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-        raise CheckpointError(f"{where} does not fit: {'; '.join(differences[:_SHOWN])}{more}")
+        raise CheckpointError(f"{place} does not fit: {'; '.join(differences[:_SHOWN])}{more}")

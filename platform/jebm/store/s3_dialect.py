@@ -27,8 +27,7 @@ Feature: TypeAlias = Literal[
 
 _INSTEAD: Mapping[Feature, str] = {
     "checksums": "uploads go without; what is read is still compared with the manifest's CRC32s",
-    "conditional writes": "we look before we write, which does not keep apart two jobs that begin one "
-    "run in the same moment; never let two jobs write one run",
+    "conditional writes": "we look before we write; only the lease of a run keeps a second job out",
     "multi-delete": "objects are deleted one by one",
     "listing V2": "listings are of the first version",
     "listing uploads": "uploads that never ended cannot be found; let the bucket's lifecycle rule end them",

@@ -1,4 +1,4 @@
-"""JSON that carries a hash over all of itself: what came back with a bit flipped anywhere is not believed."""
+"""JSON that carries a hash of itself, so that one flipped bit anywhere in it is noticed."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ from jebm.untrusted import JsonObject, encoded_json, parsed_object
 __all__ = ["READS", "sealed", "unsealed"]
 
 READS = 3
-"""How often a small object is read before it is taken for damaged: the next answer may be whole."""
+"""How often a small object is read before it is considered damaged: the next answer may be whole."""
 
 _FIELD = "sha256"
 

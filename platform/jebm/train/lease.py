@@ -45,7 +45,7 @@ _TEXTS = {
     "since": re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII),
     "ray_job": re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,199})?"),
 }
-"""What the texts of a holder look like, since they are printed, and a part of them is typed."""
+"""The form of a holder's texts: people see them, and type some of them into a shell."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class _Holder:
 def _text(content: JsonObject, name: str) -> str:
     text = typed(content, name, str)
     if not _TEXTS[name].fullmatch(text):
-        raise ValueError(f"{name} is none")
+        raise ValueError(f"{name} has another form")
     return text
 
 
@@ -115,7 +115,7 @@ class Lease:
     ) -> None:
         """Prepare to hold the run in `store`, the store of the run itself.
 
-        `ray_job` is the submission ID of the Ray job that this process drives: what others are told to stop.
+        `ray_job` is the submission ID of the Ray job that this process drives, which a refusal names.
         """
         self._store, self._beat_seconds = store, beat_seconds
         self._number = 0
@@ -175,7 +175,7 @@ class Lease:
             _LOG.warning("the run's lease could not be released, the next start must wait: %s", failure)
 
     def _read(self, number: int) -> _Holder | None:
-        """Return what an object says; None where it is gone, or nothing that this version writes."""
+        """Return what an object says; None if it is gone, or not what this version writes."""
         for _ in range(READS):
             try:
                 info = self._store.head(_key(number))
@@ -225,13 +225,14 @@ class Lease:
         try:
             self._store.put(key, content, if_absent=True)
         except ObjectExistsError:
-            # It is ours where the answer to a first try was lost.
+            # It is ours if the answer to a first try was lost.
             if self._read(self._number) != self._holder:
                 raise self._refusal(self._number) from None
         try:
             self._store.put(key, content, if_absent=True)
         except ObjectExistsError:
-            return
+            if "conditional writes" not in self._store.limits:
+                return
         # The store does not heed conditions. Of two that write one after the other, the second finds itself.
         _LOG.warning("%s has no conditional writes: looking again for a second job", self._store.uri)
         time.sleep(self._beat_seconds)

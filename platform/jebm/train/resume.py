@@ -14,6 +14,7 @@ from jebm.train.state import TrainState
 __all__ = ["check_same", "origin_of", "resume"]
 
 _LOG = logging.getLogger("jebm.train")
+_SHOWN = 20  # keys named in an error: a manifest may hold any
 
 
 def resume(
@@ -90,17 +91,25 @@ def _check_nets(config: Config, origin: Manifest) -> None:
     ]
     if keys:
         raise ConfigError(
-            f"run.init_from: {config.run.init_from} was trained with another {', '.join(keys)}; "
+            f"run.init_from: {config.run.init_from} was trained with another {_listed(keys)}; "
             "train.regime two_stage keeps its nets, so set them as they are there"
         )
 
 
 def _take_nets(config: Config, run: RunStore, origin: Manifest, state: TrainState) -> None:
-    """Copy generator and inference net of a checkpoint into the state and leave the rest of it."""
+    """Copy generator and inference net of a checkpoint into the state and leave the rest of it.
+
+    Raises CheckpointError where they are not those of its config.
+    """
     parts = ("generator.", "inference.")
-    names = [name for name in state.model.state_dict() if name.startswith(parts)]
-    stored = read_tensors(run, origin, [f"model.{name}" for name in names])
-    weights = {name: stored[f"model.{name}"] for name in names}
+    own = {name: tensor for name, tensor in state.model.state_dict().items() if name.startswith(parts)}
+    stored = read_tensors(run, origin, [f"model.{name}" for name in own])
+    weights = {name: stored[f"model.{name}"] for name in own}
+    for name, tensor in weights.items():
+        if (tensor.dtype, tensor.shape) != (own[name].dtype, own[name].shape):
+            found = f"{tensor.dtype}{list(tensor.shape)} in the checkpoint"
+            wanted = f"{own[name].dtype}{list(own[name].shape)} in the model"
+            raise CheckpointError(f"run.init_from: {run.uri}: model.{name} is {found} and {wanted}")
     for model in filter(None, (state.model, state.ema)):
         model.load_state_dict(weights, strict=False)  # the energy stays
 
@@ -108,10 +117,15 @@ def _take_nets(config: Config, run: RunStore, origin: Manifest, state: TrainStat
 def check_same(config: Config, manifest: Manifest, data: DatasetManifest) -> None:
     """Raise `ConfigError` where the checkpoint is of another model, objective or data set."""
     keys = differing_keys(config, manifest.config)
-    if manifest.state["data_sha256"] != data.sha256:
+    if manifest.state.get("data_sha256") != data.sha256:
         keys.append("data.train (its content)")
     if keys:
         raise ConfigError(
             f"run.name: run {config.run.name} has a checkpoint (step {manifest.step}) made with another "
-            f"{', '.join(keys)}; choose a new run.name, or set run.accept_changes to true"
+            f"{_listed(keys)}; choose a new run.name, or set run.accept_changes to true"
         )
+
+
+def _listed(keys: list[str]) -> str:
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return f"{', '.join(keys[:_SHOWN])}{more}"
