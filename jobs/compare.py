@@ -494,7 +494,7 @@ def settings() -> tuple[Config, Namespace]:
         return replace(config, cluster=replace(config.cluster, workers=1, min_workers=None)), arguments
     if arguments.parallel > 1:
         raise ConfigError("--parallel: is for cluster.engine process; a cluster has cluster.workers")
-    from jebm.on_ray.trainer import resolve_paths  # noqa: PLC0415  (without Ray: no ray needed)
+    from jebm.on_ray.places import resolve_paths  # noqa: PLC0415  (without Ray: no ray needed)
 
     return resolve_paths(config), arguments
 

@@ -95,13 +95,16 @@ def main() -> None:
         samples=arguments.samples,
         seed=arguments.seed,
     )
+    if arguments.engine == "ray":
+        # Else no ray needed.
+        from jebm.on_ray.evaluation import check_output, evaluate_on_ray, resolve_request  # noqa: PLC0415
+
+        request = resolve_request(request)
     checked = check(request)
     name = f"step-{checked.manifest.step:08d}-{'-'.join(request.suite)}"
     place = arguments.output or f"{checked.run}/evaluations/{name}"
     findings: Findings | None
     if arguments.engine == "ray":
-        from jebm.on_ray.evaluation import check_output, evaluate_on_ray  # noqa: PLC0415  (else no ray needed)
-
         check_output(place)
         workers, gpu = arguments.workers, arguments.gpu
         findings = evaluate_on_ray(request, workers=workers, gpu=gpu, provenance=provenance())

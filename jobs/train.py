@@ -66,7 +66,8 @@ def main() -> None:
     else:
         # Without Ray: no ray needed.
         from jebm.on_ray.cluster import check_room, runs_here  # noqa: PLC0415
-        from jebm.on_ray.trainer import resolve_paths, train  # noqa: PLC0415
+        from jebm.on_ray.places import resolve_paths  # noqa: PLC0415
+        from jebm.on_ray.trainer import train  # noqa: PLC0415
 
         config = resolve_paths(config)
     plan = make_plan(config, read_images=here or runs_here(), deep=arguments.dry_run)

@@ -58,7 +58,7 @@ def store_report(store: Store) -> None:
 def search() -> int:
     """Parse, check, run the trials, and say which is best; return 1 where none has finished."""
     from jebm.on_ray.cluster import check_room, runs_here  # noqa: PLC0415
-    from jebm.on_ray.trainer import resolve_paths  # noqa: PLC0415  (a report needs no ray)
+    from jebm.on_ray.places import resolve_paths  # noqa: PLC0415  (a report needs no ray)
     from jebm.on_ray.tuner import plan_sweep, tune  # noqa: PLC0415
 
     parser = argument_parser(__doc__ or "")

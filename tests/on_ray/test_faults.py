@@ -123,15 +123,23 @@ def test_a_worker_and_the_driver_killed_equal_two_torchrun_processes(s3_uri: str
         wait_for(lambda: (found := newest(storage)) is not None and found.attempt == 2)
         job.kill()
     with start(tmp_path / "again") as again:
+        wait_for(lambda: "(TrainController pid=" in (tmp_path / "again").read_text(), 300)
+        again.send_signal(signal.SIGINT)  # as Ctrl-C does: it trains a step, saves and ends
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
         straight = [*torchrun, *command(f"{s3_uri}/torchrun", *two)[1:]]
         assert subprocess.run(straight, cwd=ROOT, env=local_environment(), check=False).returncode == 0
-        assert again.wait(timeout=200) == 0, (tmp_path / "again").read_text()
+        assert again.wait(timeout=300) == 0, (tmp_path / "again").read_text()
     assert f"is held by process {job.pid} on host" in (tmp_path / "again").read_text()
+    assert "stopped: step" in (tmp_path / "again").read_text()
+    stopped = newest(storage)
+    assert stopped is not None
+    assert (stopped.attempt, stopped.world_size) == (3, 2)
+    assert stopped.parent is not None
+    assert stopped.parent.endswith("-a0002")
+    with start(tmp_path / "last") as last:
+        assert last.wait(timeout=300) == 0, (tmp_path / "last").read_text()
     manifest, _ = tensors(storage)
-    assert (manifest.attempt, manifest.world_size) == (3, 2)
-    assert manifest.parent is not None
-    assert manifest.parent.endswith("-a0002")
+    assert (manifest.attempt, manifest.parent) == (4, stopped.name)
     assert_equal(f"{s3_uri}/torchrun", storage)
     assert_only_the_newest_stay(storage, 2)
 

@@ -15,15 +15,18 @@ import torch
 from jebm import errors
 from jebm.cli import log_lines
 from jebm.config import Cluster, Config, Train
-from jebm.errors import ConfigError, JebmError
+from jebm.errors import ConfigError, DataError, JebmError
 from jebm.evaluate.findings import Findings
+from jebm.evaluate.restore import stored_config
 from jebm.evaluate.samples import group_share
 from jebm.evaluate.suite import Request, check, evaluate_request
 from jebm.on_ray.cluster import check_capacity, connect, job_environment
 from jebm.on_ray.meeting import meet, node_address, open_meeting_place, use_interface_of
+from jebm.on_ray.places import everywhere, shared
 from jebm.on_ray.reservations import free_abandoned_groups
 from jebm.on_ray.stopping import StoppedError, attend
 from jebm.on_ray.waiting import Waiting, free_room
+from jebm.store.retrieve import open_checkpoint
 from jebm.train.group import process_group
 
 __all__ = ["check_output", "evaluate_on_ray", "resolve_request"]
@@ -43,23 +46,27 @@ def check_output(uri: str) -> None:
 
 
 def resolve_request(request: Request) -> Request:
-    """Return the request with local paths that mean the same in the workers as in this process.
+    """Return the request with paths that mean the same in the workers as in this process.
 
-    The data of the run that it leaves open are named. Outside a job paths become absolute; in a job they stay
-    relative to the uploaded working directory, which every worker has. Raises as `check`.
+    The data of the run that it leaves open are named. Raises as `check`, and as `everywhere`.
     """
-    data = check(request).config.data
-
-    def absolute(path: str) -> str:
-        return path if job_environment() is not None or "://" in path else str(Path(path).absolute())
-
-    return replace(
+    checkpoint = everywhere("checkpoint", request.checkpoint)
+    run, manifest = open_checkpoint(checkpoint)
+    data = stored_config(manifest, f"{run.uri}/checkpoints/{manifest.name}").data
+    others = {name: everywhere(name, uri) for name, uri in request.out_of_distribution.items()}
+    request = replace(
         request,
-        checkpoint=absolute(request.checkpoint),
-        data=absolute(data.held_out or data.train),
-        train=absolute(data.train),
-        out_of_distribution={name: absolute(uri) for name, uri in request.out_of_distribution.items()},
+        checkpoint=checkpoint,
+        data=everywhere("data", request.data or data.held_out or data.train),
+        train=everywhere("train", request.train) if request.train else shared("train", data.train),
+        out_of_distribution=others,
     )
+    try:
+        check(request)
+    except DataError:
+        everywhere("train", request.train or "")  # that of the run, which not each measure needs
+        raise
+    return request
 
 
 def evaluate_on_ray(request: Request, *, workers: int, gpu: bool, provenance: Mapping[str, str]) -> Findings:

@@ -1,10 +1,8 @@
 """From a config to a Ray Train run and back to its result."""
 
-import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -13,10 +11,10 @@ from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from jebm import errors
-from jebm.config import PLACES, Config, config_to_dict
+from jebm.config import Config, config_to_dict
 from jebm.data.manifest import read_manifest
-from jebm.errors import ConfigError, JebmError, StoreError
-from jebm.on_ray.cluster import job_environment, join, needs, submission_id
+from jebm.errors import JebmError
+from jebm.on_ray.cluster import join, needs, submission_id
 from jebm.on_ray.filesystem import ray_filesystem
 from jebm.on_ray.guard import Guard
 from jebm.on_ray.meeting import GroupConfig
@@ -24,58 +22,14 @@ from jebm.on_ray.reservations import free_abandoned_groups
 from jebm.on_ray.stopping import StoppedError, StopRequest, attend
 from jebm.on_ray.worker import SNAPSHOT, work
 from jebm.store.checkpoint import Checkpoints
-from jebm.store.storage import arrow_uri, normalised_uri, open_store
+from jebm.store.storage import open_store
 from jebm.train.lease import Lease
 from jebm.train.loop import Result, total_steps_of
 
-__all__ = ["resolve_paths", "train", "train_workers"]
+__all__ = ["train", "train_workers"]
 
 _LOG = logging.getLogger("jebm.on_ray")
 _ELASTIC_START_SECONDS = "20"
-
-
-def resolve_paths(config: Config) -> Config:
-    """Return the config with paths and URIs that mean the same in the workers as in this process.
-
-    Outside a job they become absolute. In a job what lies in the uploaded working directory stays relative
-    to it, since every worker has it; results must not land there.
-
-    Raises:
-        ConfigError: a URI is invalid, or of memory that only this process sees; in a job, `run.storage` is a
-            relative path, or another one names nothing that was uploaded.
-    """
-    changes: dict[str, dict[str, str]] = {}
-    for key in PLACES:
-        section, name = key.split(".")
-        place = getattr(getattr(config, section), name)
-        if place:
-            changes.setdefault(section, {})[name] = _everywhere(key, place)
-    sections = {name: dataclasses.replace(getattr(config, name), **new) for name, new in changes.items()}
-    return dataclasses.replace(config, **sections)
-
-
-def _everywhere(key: str, place: str) -> str:
-    """Return one path or URI as `resolve_paths` does."""
-    try:
-        place = normalised_uri(place)
-        arrow_uri(place)
-    except StoreError as error:
-        raise ConfigError(f"{key}: {error}") from error
-    if "://" in place or Path(place).is_absolute():
-        return place
-    if job_environment() is None:
-        return str(Path(place).absolute())
-    if key == "run.storage":
-        raise ConfigError(
-            f"run.storage: {place!r} would lie in the job's temporary folder and be lost with it; "
-            "give s3://bucket/prefix, or an absolute path that all nodes share"
-        )
-    if not Path(place).exists():
-        raise ConfigError(
-            f"{key}: {place} is not in the job's working directory: what .gitignore and .rayignore name, "
-            "such as data/, is not uploaded with a job; put it into s3://… or on a path that all nodes see"
-        )
-    return place
 
 
 def train(config: Config, provenance: Mapping[str, str]) -> Result:

@@ -1,0 +1,70 @@
+"""Paths and URIs that mean the same in the workers as in the process that starts them."""
+
+import dataclasses
+from pathlib import Path
+
+from jebm.config import PLACES, Config
+from jebm.errors import ConfigError, StoreError
+from jebm.on_ray.cluster import job_environment
+from jebm.store.storage import arrow_uri, normalised_uri
+
+__all__ = ["everywhere", "kept_place", "resolve_paths", "shared"]
+
+
+def resolve_paths(config: Config) -> Config:
+    """Return the config with all its paths and URIs as `everywhere` and `kept_place` return them.
+
+    Raises:
+        ConfigError: as they do.
+    """
+    changes: dict[str, dict[str, str]] = {}
+    for key in PLACES:
+        section, name = key.split(".")
+        place = getattr(getattr(config, section), name)
+        if place:
+            resolve = kept_place if key == "run.storage" else everywhere
+            changes.setdefault(section, {})[name] = resolve(key, place)
+    sections = {name: dataclasses.replace(getattr(config, name), **new) for name, new in changes.items()}
+    return dataclasses.replace(config, **sections)
+
+
+def everywhere(key: str, place: str) -> str:
+    """Return where something lies that the workers read: absolute, or relative to a job's uploaded folder.
+
+    Raises:
+        ConfigError: the URI is invalid, or of memory that only this process sees; or in a job a relative path
+            names nothing that was uploaded.
+    """
+    place = shared(key, place)
+    if "://" not in place and not Path(place).is_absolute() and not Path(place).exists():
+        raise ConfigError(
+            f"{key}: {place} is not in the job's working directory: what .gitignore and .rayignore name, such "
+            "as data/, is not uploaded with a job; put it into s3://… or on a path that all nodes see"
+        )
+    return place
+
+
+def kept_place(key: str, place: str) -> str:
+    """Return where something is to be written; raises as `everywhere`, and for a job's temporary folder."""
+    place = shared(key, place)
+    if "://" in place or Path(place).is_absolute():
+        return place
+    raise ConfigError(
+        f"{key}: {place!r} would lie in the job's temporary folder and be lost with it; "
+        "give s3://bucket/prefix, or an absolute path that all nodes share"
+    )
+
+
+def shared(key: str, place: str) -> str:
+    """Return a place in the one form that all processes read alike, whether there is something or not.
+
+    Outside a job paths become absolute; in a job a relative one stays so, since each worker has the uploaded
+    folder. Raises ConfigError for an invalid URI, and for memory that only this process sees.
+    """
+    try:
+        place = normalised_uri(place)
+        arrow_uri(place)  # refuses memory
+    except StoreError as error:
+        raise ConfigError(f"{key}: {error}") from error
+    relative = "://" not in place and job_environment() is not None
+    return place if relative or "://" in place else str(Path(place).absolute())
