@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jebm.evaluate.findings import Curve
-from jebm.evaluate.plot import svg_file
+from jebm.report.findings import Curve
+from jebm.report.plots import curve_svg
 
 __all__ = ["MILLISECONDS", "draw"]
 
@@ -18,5 +18,5 @@ def draw(
     """Write the lines over `x` on logarithmic axes to `file`, in a folder that is made where it is absent."""
     file.parent.mkdir(parents=True, exist_ok=True)
     curve = Curve(title, x_name, y_name, tuple(x), {name: tuple(line) for name, line in lines.items()}, "")
-    file.write_text(svg_file(curve), encoding="utf-8")
+    file.write_bytes(curve_svg(curve, logarithmic=True) or b"")
     print(f"wrote {file}", flush=True)

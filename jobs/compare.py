@@ -18,8 +18,8 @@ noise in the same order. Any key can be set; all arms share it. The runs are RUN
 By default they train one after another in this process (cluster.workers is 1 then), with --parallel N in so
 many processes, with --cluster.engine ray on a cluster.
 
-In --output: rows/RUN.json of each model, comparison.json, comparison.md. The same command goes on where it
-was stopped or killed; what is trained or measured is not done again.
+In --output: rows/RUN.json of each model, numbers.json, and the report comparison.html, .md, .json. The same
+command resumes a comparison that was stopped or killed; what is trained or measured is not done again.
 """
 
 import json
@@ -47,21 +47,15 @@ from jebm.config import Config, config_to_dict, differing_keys
 from jebm.data.dataset import load_images
 from jebm.data.manifest import read_manifest
 from jebm.errors import CheckpointError, ConfigError, DivergedError, JebmError
-from jebm.evaluate.comparison import (
-    REFERENCE,
-    Row,
-    compare,
-    document,
-    finite,
-    long_factor,
-    markdown,
-    measure_model,
-)
+from jebm.evaluate.comparison import REFERENCE, compare, document
+from jebm.evaluate.comparison_findings import comparison_findings
 from jebm.evaluate.features import feature_net
+from jebm.evaluate.measures import Row, long_factor, measure_model
 from jebm.evaluate.quick import check_distances, quick_look
 from jebm.evaluate.restore import restored
 from jebm.parser import argument_parser, config_from_dict, config_to_yaml, parse_arguments
 from jebm.parser.yaml_file import read_value
+from jebm.report.write import finite, write_report
 from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.records import DamagedRecordError, read_object, set_aside, understood
 from jebm.store.storage import ObjectMissingError, Store, open_store
@@ -519,7 +513,7 @@ def main() -> int:
         return 1
     comparison = compare(found, len(config.model.latent_dims))
     facts = facts_of(config, trials, rows)
-    page = markdown(comparison, facts)
+    findings = comparison_findings(comparison, facts, config)
     contents = {
         **document(comparison),
         "rows": {arm: {str(seed): row for seed, row in of_arm.items()} for arm, of_arm in found.items()},
@@ -528,9 +522,10 @@ def main() -> int:
         "config": config_to_dict(config),
         "runs": {trial.name: trial.uri for trial in trials},
     }
-    output.put("comparison.json", json.dumps(finite(contents), indent=1, ensure_ascii=False).encode())
-    output.put("comparison.md", page.encode())
-    tell(f"\n{page}\nresults  {place}/comparison.md")
+    output.put("numbers.json", json.dumps(finite(contents), indent=1, ensure_ascii=False).encode())
+    write_report(findings, output, "comparison")
+    tell("\n".join(claim.sentence for claim in comparison.claims))
+    tell(f"report   {place}/comparison.html")
     return 0
 
 

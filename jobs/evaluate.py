@@ -26,11 +26,11 @@ from jsonargparse import Namespace
 from jebm.cli import log_lines, run, tell
 from jebm.config import Cluster, Config, Features, Train
 from jebm.errors import ConfigError
-from jebm.evaluate.findings import Findings
-from jebm.evaluate.report import write_report
 from jebm.evaluate.samples import group_share
 from jebm.evaluate.suite import Request, check, evaluate_request
 from jebm.parser import JobParser, job_parser, parse
+from jebm.report.findings import Findings
+from jebm.report.write import write_report
 from jebm.store.storage import open_store
 from jebm.train.provenance import provenance
 from jebm.train.runtime import process_runtime, started_by_torchrun
@@ -113,7 +113,7 @@ def main() -> None:
     if findings is None:
         return
     output = open_store(place)
-    write_report(findings, output)
+    write_report(findings, output, "evaluation")
     tell(f"report   {output.uri.removeprefix('file://')}/evaluation.html")
 
 

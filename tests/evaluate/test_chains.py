@@ -10,17 +10,9 @@ from arviz_stats.base import array_stats
 from jebm.config import Energy, Langevin
 from jebm.core.energy import EnergyNet
 from jebm.core.langevin import langevin, score_of
-from jebm.evaluate.chains import (
-    Estimate,
-    Tilt,
-    bulk_effective_sample_size,
-    chain_report,
-    log_uniform,
-    rank_normalised_split_r_hat,
-    run_chains,
-    value_and_gradient,
-    warnings_of,
-)
+from jebm.evaluate.chains import Tilt, chain_report, log_uniform, run_chains, value_and_gradient, warnings_of
+from jebm.evaluate.estimates import Estimate
+from jebm.evaluate.mixing import bulk_effective_sample_size, rank_normalised_split_r_hat
 from jebm.rng import gaussian_noise
 
 NOISE = gaussian_noise(seed=0, rank=0)

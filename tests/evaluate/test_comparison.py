@@ -15,9 +15,13 @@ from jebm.cli import run
 from jebm.config import Config
 from jebm.core.model import build_model
 from jebm.errors import ConfigError
-from jebm.evaluate.comparison import GATES, LONG_STEPS, Row, compare, document, finite, markdown, measures
+from jebm.evaluate.comparison import GATES, Comparison, compare, document
+from jebm.evaluate.comparison_findings import comparison_findings
 from jebm.evaluate.features import ClassifierFeatures
+from jebm.evaluate.measures import LONG_STEPS, Row, measures
 from jebm.parser import load_config
+from jebm.report.markdown import markdown
+from jebm.report.write import finite
 
 ROOT = Path(__file__).resolve().parents[2]
 FASHION = ROOT / "jobs/data/fashion_mnist_2000"
@@ -25,6 +29,10 @@ SEEDS = (5, 6, 7, 8, 9)
 
 
 # ----------------------------------------------------------------------------------------- rows by hand
+
+
+def page_of(comparison: Comparison) -> str:
+    return markdown(comparison_findings(comparison, {"seeds": "5"}, Config()))
 
 
 def row(**changes: float) -> Row:
@@ -111,7 +119,7 @@ def test_a_seed_that_was_lost_takes_the_claim_with_it(lost):
     assert "4 seeds; not every seed of joint has the figure" in claim.sentence
     assert found.gates["joint"][GATES[1].title] == 4
     assert found.diverged["joint"] == (() if lost else (8,))
-    page = markdown(found, {})
+    page = page_of(found)
     assert ("diverged with seed 8" in page) == (not lost)
     assert json.loads(json.dumps(finite(document(found)), allow_nan=False))["seeds"] == list(SEEDS)
 
@@ -119,17 +127,17 @@ def test_a_seed_that_was_lost_takes_the_claim_with_it(lost):
 def test_one_seed_claims_nothing():
     found = compare({"gaussian": {5: GAUSSIAN[5]}, "joint": {5: BETTER[5]}}, 2)
     assert {claim.verdict for claim in found.claims} == {"open"}
-    assert "inf" not in markdown(found, {})
+    assert "inf" not in page_of(found)
     json.dumps(finite(document(found)), allow_nan=False)
 
 
 def test_the_table_has_a_cell_for_each_arm_and_each_difference():
-    page = markdown(compare({"gaussian": GAUSSIAN, "joint": BETTER, "top": BETTER}, 2), {"seeds": "5"})
-    table = [line for line in page.split("## Gates")[0].splitlines() if line.startswith("|")]
+    page = page_of(compare({"gaussian": GAUSSIAN, "joint": BETTER, "top": BETTER}, 2))
+    table = [line for line in page.split("## Gates")[0].splitlines() if line.startswith("| ")]
     assert {line.count("|") for line in table} == {1 + 1 + 3 + 2}
     (line,) = (line for line in table if line.startswith("| Fréchet, long chains"))
-    assert "20.00 ± 4.21" in line
-    assert "p < 0.0001, ratio 0.45" in line
+    assert "20.0 ± 4.2" in line
+    assert "p &lt; 0.0001, ratio 0.45" in line
 
 
 # ------------------------------------------------------------------------------------------------ the job
@@ -211,8 +219,9 @@ def test_a_comparison_goes_on_where_it_was_and_does_nothing_twice(
     ]
     output = tmp_path / "runs/tiny-comparison"
     page = (output / "comparison.md").read_text(encoding="utf-8")
-    assert page in out
-    found = json.loads((output / "comparison.json").read_text(encoding="utf-8"))
+    assert "joint against gaussian: “prior samples are nearer to held-out images”" in out
+    assert "Fréchet, long chains" in page
+    found = json.loads((output / "numbers.json").read_text(encoding="utf-8"))
     assert found["facts"]["features"] == f"classifier, sha256 {fashion_classifier.sha256}"
     assert found["facts"]["budget of each run"] == "10 updates of 64 images"
     assert set(found["rows"]["joint"]["1"]) == {measure.name for measure in measures(3)}
@@ -221,15 +230,28 @@ def test_a_comparison_goes_on_where_it_was_and_does_nothing_twice(
     before = files_of(tmp_path / "runs")
     code, out, _ = job("--arms=[gaussian, joint]", "--seeds=[0, 1]", "--train.epochs=0.4")
     assert code == 0
-    assert "training" not in out.split("# Priors compared")[0]
+    assert "training" not in out
     assert "measuring" not in out
     assert files_of(tmp_path / "runs") == before
 
-    # A row that is lost is measured again from the finished run, to the same numbers.
+    # A row that is lost or damaged is measured again from the finished run, to the same numbers.
     (output / "rows/tiny-joint-1.json").unlink()
+    row = json.loads((output / "rows/tiny-gaussian-0.json").read_text())
+    damaged = {
+        "rows/tiny-gaussian-0.json": json.dumps(row | {"row": {"elbo": "high"}}),
+        "rows/tiny-gaussian-1.json": json.dumps(row | {"row": {"elbo": 10**400}}),
+        "rows/tiny-joint-0.json": "[" * 100_000 + "]" * 100_000,
+    }
+    for name, content in damaged.items():
+        (output / name).write_text(content)
     code, out, _ = job("--arms=[gaussian, joint]", "--seeds=[0, 1]", "--train.epochs=0.4")
     assert "measuring tiny-joint-1" in out
     assert "training tiny" not in out
+    for name, content in damaged.items():
+        (line,) = [line for line in out.splitlines() if f"{name}: is damaged (" in line]
+        assert f"kept as {name}.damaged-1" in line
+        assert (output / f"{name}.damaged-1").read_text() == content
+        (output / f"{name}.damaged-1").unlink()
     assert files_of(tmp_path / "runs") == before
 
     code, _, err = job("--arms=[gaussian, joint]", "--seeds=[0]", "--energy.depth=3")

@@ -1,6 +1,7 @@
 """Feature nets: functions of their data, kept once for all processes; in them distances order as by eye."""
 
 import hashlib
+import json
 import multiprocessing
 import sys
 from collections.abc import Callable
@@ -164,7 +165,9 @@ def test_without_classes_another_net_is_proposed(tmp_path: Path, labels: None, r
 # --- its cache
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "no JSON", "of another seed", "tensors gone"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "flipped", "no JSON", "deep", "of other types", "of another seed", "tensors gone"]
+)
 def test_a_damaged_classifier_is_trained_again(tmp_path: Path, damage: str) -> None:
     images = stripes(tmp_path)
     sha256 = classifier_features(images, cache_directory=tmp_path).sha256
@@ -178,6 +181,11 @@ def test_a_damaged_classifier_is_trained_again(tmp_path: Path, damage: str) -> N
         tensors.write_bytes(data)
     elif damage == "no JSON":
         record.write_text("{")
+    elif damage == "deep":
+        record.write_text("[" * 100_000 + "]" * 100_000)
+    elif damage == "of other types":
+        found = json.loads(record.read_text())
+        record.write_text(json.dumps(found | {"tensors": found["tensors"] | {"parts": "x", "size": []}}))
     elif damage == "of another seed":
         classifier_features(images, seed=1, cache_directory=tmp_path)
         (other,) = set((tmp_path / "classifiers").glob("*.json")) - {record}

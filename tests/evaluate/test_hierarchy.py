@@ -10,15 +10,13 @@ from jebm.config import Energy, Langevin
 from jebm.core.energy import EnergyNet
 from jebm.core.prior import sample_prior
 from jebm.evaluate.chains import Tilt
+from jebm.evaluate.estimates import Means
 from jebm.evaluate.hierarchy import (
-    EnergyDraws,
     changed_classes,
     correct_by_layer,
-    energy_draws,
     hierarchical_samples,
     interpolate,
     layer_columns,
-    layer_effects,
     pictured,
     resample,
     resample_layer,
@@ -27,7 +25,7 @@ from jebm.evaluate.hierarchy import (
     traverse,
     traverse_plane,
 )
-from jebm.evaluate.likelihood import Means
+from jebm.evaluate.layer_effects import EnergyDraws, energy_draws, layer_effects
 from jebm.rng import gaussian_noise
 
 NOISE = gaussian_noise(seed=0, rank=0)

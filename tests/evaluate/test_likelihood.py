@@ -10,13 +10,11 @@ from torch.distributions import Normal as NormalLaw
 from jebm.config import Config, Energy, Generator, Inference, Model
 from jebm.core.energy import EnergyNet
 from jebm.core.model import JointModel
-from jebm.evaluate.chains import Estimate, Tilt
-from jebm.evaluate.likelihood import (
-    LikelihoodSums,
+from jebm.evaluate.chains import Tilt
+from jebm.evaluate.estimates import Estimate, Means
+from jebm.evaluate.likelihood import LikelihoodSums, importance_weighted_bound, likelihood
+from jebm.evaluate.partition import (
     LogWeights,
-    Means,
-    importance_weighted_bound,
-    likelihood,
     log_partition_annealed,
     log_partition_importance,
     log_partition_reverse,

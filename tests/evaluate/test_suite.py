@@ -24,7 +24,6 @@ from jebm.errors import ConfigError
 from jebm.evaluate import section_chains, section_hierarchy, section_likelihood
 from jebm.evaluate import subject as subject_room
 from jebm.evaluate.features import ClassifierFeatures
-from jebm.evaluate.findings import Section
 from jebm.evaluate.restore import Restored
 from jebm.evaluate.section_chains import chains_section
 from jebm.evaluate.section_hierarchy import hierarchy_section
@@ -33,6 +32,7 @@ from jebm.evaluate.section_ood import ood_section
 from jebm.evaluate.section_samples import samples_section
 from jebm.evaluate.subject import Subject
 from jebm.evaluate.suite import evaluate, measures_of
+from jebm.report.findings import Section
 from jebm.store.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ import torch
 from jebm.config import Energy
 from jebm.core.chain import closed_form_langevin
 from jebm.core.energy import EnergyNet
-from jebm.evaluate.likelihood import log_partition_annealed
+from jebm.evaluate.partition import log_partition_annealed
 from jebm.rng import gaussian_noise
 
 MEAN = torch.tensor([1.5, 0.0])

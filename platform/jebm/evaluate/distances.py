@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jebm.errors import ConfigError, DivergedError
-from jebm.evaluate.chains import Estimate
+from jebm.evaluate.estimates import Estimate
 from jebm.rng import generator
 
 __all__ = [

@@ -20,11 +20,12 @@ from jebm.data.dataset import ImageSet, load_images
 from jebm.data.loader import to_float
 from jebm.data.manifest import DatasetManifest
 from jebm.errors import ConfigError
-from jebm.evaluate.chains import Estimate
 from jebm.evaluate.distances import Distances, real_floor
+from jebm.evaluate.estimates import Estimate
 from jebm.evaluate.features import FeatureNet, check_feature_net, feature_net
 from jebm.evaluate.hierarchy import tilt_of
-from jebm.evaluate.likelihood import likelihood, log_partition_annealed
+from jebm.evaluate.likelihood import likelihood
+from jebm.evaluate.partition import log_partition_annealed
 from jebm.evaluate.samples import BATCH, image_features, sample_quality
 from jebm.rng import Noise, gaussian_noise
 from jebm.store.storage import open_store

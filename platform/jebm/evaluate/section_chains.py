@@ -8,9 +8,9 @@ import math
 import torch
 
 from jebm.evaluate.chains import Tilt, chain_report, run_chains, warnings_of
-from jebm.evaluate.findings import Curve, Picture, Section
 from jebm.evaluate.hierarchy import pictured
 from jebm.evaluate.subject import Subject, figure, picture
+from jebm.report.findings import Curve, Picture, Section
 
 __all__ = ["chains_section"]
 

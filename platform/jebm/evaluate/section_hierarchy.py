@@ -10,23 +10,22 @@ import torch
 from torch import Tensor
 
 from jebm.data.loader import to_float
-from jebm.evaluate.chains import Estimate, run_chains
-from jebm.evaluate.findings import Picture, Section, Table
+from jebm.evaluate.chains import run_chains
+from jebm.evaluate.estimates import Estimate, Means
 from jebm.evaluate.hierarchy import (
     Source,
     changed_classes,
     correct_by_layer,
-    energy_draws,
     hierarchical_samples,
     interpolate,
-    layer_effects,
     pictured,
     train_latent_classifiers,
     traverse,
     traverse_plane,
 )
-from jebm.evaluate.likelihood import Means
+from jebm.evaluate.layer_effects import energy_draws, layer_effects
 from jebm.evaluate.subject import Subject, figure, labels, picture
+from jebm.report.findings import Picture, Section, Table
 from jebm.rng import generator
 
 __all__ = ["hierarchy_section"]
@@ -126,7 +125,8 @@ def _hierarchical_pictures(subject: Subject, source: Source) -> list[Picture]:
         title = f"{name} varies along a row{_place(subject, layer)}, {source}"
         file = f"hierarchy-{name}.png" if source == "conditional" else f"hierarchy-{name}-{source}.png"
         meaning = f"In each row one sample of the prior of which {name} alone is drawn anew, {drawn[source]}."
-        pictures.append(picture(title, file, x_RKCHW, meaning))
+        top = layer == len(subject.layers) - 1
+        pictures.append(picture(title, file, x_RKCHW, meaning, cover=top and source == "conditional"))
     return pictures
 
 

@@ -8,15 +8,11 @@ import math
 import torch
 from torch import Tensor
 
-from jebm.evaluate.chains import Estimate
-from jebm.evaluate.findings import Figure, Section, Table
-from jebm.evaluate.likelihood import (
-    Likelihood,
-    LikelihoodSums,
-    log_partition_importance,
-    log_partition_reverse,
-)
+from jebm.evaluate.estimates import Estimate
+from jebm.evaluate.likelihood import Likelihood, LikelihoodSums
+from jebm.evaluate.partition import log_partition_importance, log_partition_reverse
 from jebm.evaluate.subject import AIS_TEMPERATURES, Subject, figure
+from jebm.report.findings import Figure, Section, Table
 
 __all__ = ["likelihood_section"]
 

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jebm.evaluate.findings import Section, Table
 from jebm.evaluate.ood import Detection, detections, detections_by_label, scores
 from jebm.evaluate.subject import Subject, figure, finite, labels
+from jebm.report.findings import Section, Table
 
 __all__ = ["ood_section"]
 

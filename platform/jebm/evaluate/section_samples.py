@@ -10,9 +10,9 @@ from torch import Tensor
 
 from jebm.core.objective import reconstruct
 from jebm.evaluate.features import FeatureNet, is_fid
-from jebm.evaluate.findings import Picture, Section, Table
 from jebm.evaluate.samples import image_features, prior_samples, sample_quality
 from jebm.evaluate.subject import Subject, figure, picture
+from jebm.report.findings import Picture, Section, Table
 
 __all__ = ["samples_section"]
 
@@ -167,11 +167,12 @@ def _sample_pictures(subject: Subject, long_steps: int) -> tuple[Picture, ...]:
         x_BCHW = next(prior_samples(subject.model, config, _SHOWN, subject.noise))
         title = _chains(steps)[0].upper() + _chains(steps)[1:]
         meaning = "The same noise in each picture: a longer chain goes on where the shorter one ended."
-        pictures.append(picture(title, f"{file}.png", _table_of(x_BCHW, 10), meaning))
+        last = file == list(shown)[-1]
+        pictures.append(picture(title, f"{file}.png", _table_of(x_BCHW, 10), meaning, cover=last))
     x_BCHW = subject.batch(slice(0, 50))
     pairs = torch.stack([_table_of(x_BCHW, 10), _table_of(reconstruct(subject.model, x_BCHW), 10)], 1)
     title, meaning = "Images and their reconstructions", "A row of images, below it their reconstructions."
-    return (*pictures, picture(title, "reconstructions.png", pairs.flatten(0, 1), meaning))
+    return (*pictures, picture(title, "reconstructions.png", pairs.flatten(0, 1), meaning, cover=True))
 
 
 def _table_of(x_BCHW: Tensor, columns: int) -> Tensor:

@@ -24,13 +24,13 @@ from torch import Tensor
 from jebm.data.dataset import ImageSet, load_images
 from jebm.data.loader import to_float, to_uint8
 from jebm.errors import ConfigError
-from jebm.evaluate.chains import Estimate
+from jebm.evaluate.estimates import Estimate, Means
 from jebm.evaluate.features import ClassifierFeatures, FeatureNet, classifier_features, feature_net
-from jebm.evaluate.findings import Figure, Picture
 from jebm.evaluate.hierarchy import tilt_of
-from jebm.evaluate.likelihood import AnnealedLogPartition, Means, log_partition_annealed
+from jebm.evaluate.partition import AnnealedLogPartition, log_partition_annealed
 from jebm.evaluate.restore import Restored
 from jebm.evaluate.samples import ALONE, BATCH, Share
+from jebm.report.findings import Figure, Picture
 from jebm.rng import gaussian_noise
 from jebm.store.storage import open_store
 
@@ -159,7 +159,7 @@ def finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def picture(title: str, file: str, x_RKCHW: Tensor, meaning: str) -> Picture:
+def picture(title: str, file: str, x_RKCHW: Tensor, meaning: str, *, cover: bool = False) -> Picture:
     """Return a table of images in [-1, 1] as a PNG, a white line between them; small ones twice as large."""
     x_RKHWC = to_uint8(x_RKCHW.nan_to_num()).permute(0, 1, 3, 4, 2).cpu().numpy()
     x_RKHWC = np.pad(x_RKHWC, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), constant_values=255)
@@ -170,7 +170,7 @@ def picture(title: str, file: str, x_RKCHW: Tensor, meaning: str) -> Picture:
         image = image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST)
     data = io.BytesIO()
     image.save(data, "PNG", optimize=True)
-    return Picture(title, file, data.getvalue(), meaning)
+    return Picture(title, file, data.getvalue(), meaning, cover)
 
 
 _SMALL_PIXELS = 65

@@ -20,7 +20,6 @@ from jebm.config import Config, Features, config_to_dict
 from jebm.data.dataset import load_images
 from jebm.data.manifest import DatasetManifest, read_manifest
 from jebm.errors import ConfigError
-from jebm.evaluate.findings import Findings, Section
 from jebm.evaluate.restore import restored, stored_config
 from jebm.evaluate.samples import ALONE, Share
 from jebm.evaluate.section_chains import chains_section
@@ -29,6 +28,7 @@ from jebm.evaluate.section_likelihood import likelihood_section
 from jebm.evaluate.section_ood import ood_section
 from jebm.evaluate.section_samples import samples_section
 from jebm.evaluate.subject import Subject
+from jebm.report.findings import Findings, Section, duration, plural
 from jebm.store.manifest import Manifest
 from jebm.store.retrieve import open_checkpoint
 from jebm.store.storage import open_store
@@ -208,9 +208,26 @@ def evaluate(subject: Subject, measures: Mapping[str, bool], provenance: Mapping
             _LOG.info("%s: %s  (%.0f s)", name, ", ".join(shown) or "done", section.seconds)
             for line in section.warnings:
                 _LOG.info("  warning: %s", line)
+    origin = _origin(subject, began)
     return Findings(
-        {**_origin(subject, began), **provenance}, config_to_dict(subject.config), tuple(sections)
+        f"{origin['run']} at step {subject.origin.manifest.step:,} on {origin['data'].partition(',')[0]}",
+        (
+            origin["checkpoint"],
+            _model(subject.config),
+            f"{plural(len(sections), 'measure')} in {duration(sum(s.seconds or 0.0 for s in sections))},"
+            f" with {plural(len(subject.images_NHWC), 'image')}.",
+        ),
+        {**origin, **provenance},
+        config_to_dict(subject.config),
+        tuple(sections),
     )
+
+
+def _model(config: Config) -> str:
+    latents = " + ".join(str(width) for width in config.model.latent_dims)
+    kinds = {"joint": "a joint EBM prior", "top": "an EBM prior on the top layer"}
+    prior = kinds[config.prior.kind] if config.has_energy else "a Gaussian prior"
+    return f"A generator with latents {latents} (bottom to top) and {prior}."
 
 
 def _origin(subject: Subject, began: datetime) -> dict[str, str]:

@@ -16,7 +16,6 @@ from jebm import errors
 from jebm.cli import log_lines
 from jebm.config import Cluster, Config, Train
 from jebm.errors import ConfigError, DataError, JebmError
-from jebm.evaluate.findings import Findings
 from jebm.evaluate.restore import stored_config
 from jebm.evaluate.samples import group_share
 from jebm.evaluate.suite import Request, check, evaluate_request
@@ -26,6 +25,7 @@ from jebm.on_ray.places import everywhere, shared
 from jebm.on_ray.reservations import free_abandoned_groups
 from jebm.on_ray.stopping import StoppedError, attend
 from jebm.on_ray.waiting import Waiting, free_room
+from jebm.report.findings import Findings
 from jebm.store.retrieve import open_checkpoint
 from jebm.train.group import process_group
 

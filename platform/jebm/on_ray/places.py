@@ -38,8 +38,8 @@ def everywhere(key: str, place: str) -> str:
     place = shared(key, place)
     if "://" not in place and not Path(place).is_absolute() and not Path(place).exists():
         raise ConfigError(
-            f"{key}: {place} is not in the job's working directory: what .gitignore and .rayignore name, such "
-            "as data/, is not uploaded with a job; put it into s3://… or on a path that all nodes see"
+            f"{key}: {place} is not in the job's working directory: what .gitignore and .rayignore name, "
+            "such as data/, is not uploaded with a job; put it into s3://… or on a path that all nodes see"
         )
     return place
 

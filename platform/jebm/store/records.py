@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from jebm.errors import StoreError
 from jebm.store.local import LocalStore
 from jebm.store.protocol import AccessDeniedError, ObjectInfo, ObjectMissingError, Store, one_line
-from jebm.untrusted import JsonObject, parsed_object
+from jebm.untrusted import JsonObject, parsed_object, typed
 
 __all__ = [
     "RECORD_BYTES",
     "DamagedRecordError",
+    "listed_objects",
     "read_bytes",
     "read_object",
     "read_pieces",
@@ -71,6 +72,14 @@ def read_object(store: Store, key: str, most_bytes: int = RECORD_BYTES) -> JsonO
     encoded = read_bytes(store, key, most_bytes)
     with understood(store, key):
         return parsed_object(encoded, most_bytes)
+
+
+def listed_objects(record: JsonObject, name: str) -> list[JsonObject]:
+    """Return the field `name` of a record, a list of JSON objects; raises ValueError for anything else."""
+    items = typed(record, name, list)
+    if not all(isinstance(item, dict) for item in items):
+        raise ValueError(f"{name} holds more than objects")
+    return items
 
 
 def set_aside(store: Store, key: str) -> str:

@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from jebm.config import leaves
 from jebm.errors import CheckpointError, StoreError
+from jebm.report.findings import number, plural
 from jebm.store.records import DamagedRecordError, read_object, understood
 from jebm.store.storage import ObjectMissingError, Store
 from jebm.sweep.space import Objective
@@ -40,8 +41,6 @@ __all__ = [
     "concerns",
     "confidence",
     "find_importances",
-    "number",
-    "plural",
     "position",
     "read_sweep",
     "searched",
@@ -287,13 +286,6 @@ def _one_line(error: object) -> str:
 
 
 # ── Numbers, ranges ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def number(value: float) -> str:
-    """Return a number with four digits, or those before the point and one more: 1.2e-05, 31.27, 1,498.7."""
-    if abs(value) < 1000 or abs(value) >= 1e12:
-        return f"{value:.4g}"
-    return f"{value:,.1f}".removesuffix(".0")
 
 
 def setting(value: object) -> str:
@@ -647,11 +639,6 @@ def _apart(one: float, other: float) -> str:
 
 def _share(part: int, whole: int) -> str:
     return f"{part} of {plural(whole, 'trial')} ({part / whole:.0%})"
-
-
-def plural(count: int, word: str) -> str:
-    """Return a count with its noun."""
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def _all(count: int) -> str:

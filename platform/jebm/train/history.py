@@ -4,7 +4,14 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jebm.store.records import DamagedRecordError, read_object, read_pieces, set_aside, understood
+from jebm.store.records import (
+    DamagedRecordError,
+    listed_objects,
+    read_object,
+    read_pieces,
+    set_aside,
+    understood,
+)
 from jebm.store.storage import ObjectMissingError, Store
 from jebm.untrusted import JsonObject, parsed_object, typed, whole_number
 
@@ -36,7 +43,11 @@ def attempts_before(run: Store) -> list[JsonObject]:
     try:
         record = read_object(run, RUN)
         with understood(run, RUN):
-            return [_checked_attempt(attempt) for attempt in typed(record, "attempts", list)]
+            attempts = listed_objects(record, "attempts")
+            for attempt in attempts:
+                typed(attempt, "started", str)
+                whole_number(attempt, "from_step", 0, _LAST_STEP)
+            return attempts
     except ObjectMissingError:
         return []
     except DamagedRecordError as error:
@@ -76,14 +87,6 @@ def rows_before(run: Store, step: int) -> Rows:
         _LOG.warning("%s; it is kept as %s, and its %d good rows stay", error, name, kept.count(b"\n"))
         return Rows(bytes(kept), stored=False)
     return Rows(bytes(kept), stored=len(kept) == size)
-
-
-def _checked_attempt(attempt: object) -> JsonObject:
-    if not isinstance(attempt, dict):
-        raise ValueError("an attempt is no JSON object")
-    typed(attempt, "started", str)
-    whole_number(attempt, "from_step", 0, _LAST_STEP)
-    return attempt
 
 
 def _step_of(line: bytes) -> int:

@@ -1,4 +1,4 @@
-"""The report of an evaluation: what a browser, TensorBoard and a later reader find in it."""
+"""A report: what a browser, TensorBoard and a later reader find in it."""
 
 import base64
 import hashlib
@@ -6,7 +6,6 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
@@ -15,11 +14,22 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jebm.errors import CheckpointError
-from jebm.evaluate.findings import Curve, Figure, Findings, Picture, Section, Table
-from jebm.evaluate.plot import line_plot, number, svg_file
-from jebm.evaluate.report import KEY_FIGURES, read_findings, write_report
-from jebm.store.storage import LocalStore, ObjectMissingError, Store, StoreError, open_store
+from jebm.report.findings import (
+    Curve,
+    Drawing,
+    Figure,
+    Findings,
+    Listing,
+    Measured,
+    Picture,
+    Section,
+    Table,
+    number,
+)
+from jebm.report.page import KEY_FIGURES
+from jebm.report.plots import curve_svg
+from jebm.report.write import write_report
+from jebm.store.storage import LocalStore, Store, StoreError, open_store
 
 HOSTILE = (
     "</style></script><script>alert(1)</script><img src=x onerror=alert(1)>\"'`|*_[x](y)&amp;\n# h\ud800"
@@ -55,7 +65,12 @@ def findings() -> Findings:
             figure("lost", None, None, better="lower"),
         ),
         tables=(
-            Table("By layer", ("layer", "width", "rate"), (("z1", 2, 2.976), ("z2", 1200, None)), "Layers."),
+            Table(
+                "By layer",
+                ("layer", "width", "rate"),
+                (("z1", 2, Measured(2.9764, 0.021)), ("z2", 1200, None)),
+                "Layers.",
+            ),
         ),
         warnings=("log Z rests on few chains",),
     )
@@ -68,8 +83,13 @@ def findings() -> Findings:
         pictures=(Picture("z1 varies", "hierarchy-z1.png", png(), "Along a row."),),
     )
     provenance = {"checkpoint": "s3://bucket/runs/mine/checkpoints/step-00001200-a0001", "step": "1200"}
+    lead = ("s3://bucket/runs/mine/checkpoints/step-00001200-a0001", "2 measures in 2.1 min")
     return Findings(
-        provenance, {"energy": {"width": 50}, "model": {"dims": [2, 10]}}, (likelihood, hierarchy)
+        "mine at step 1,200",
+        lead,
+        provenance,
+        {"energy": {"width": 50}, "model": {"dims": [2, 10]}},
+        (likelihood, hierarchy),
     )
 
 
@@ -84,9 +104,18 @@ def hostile(*, pictures: bool, text: str = HOSTILE) -> Findings:
         tables=(Table(text, (text, "b"), ((text, 1.0), (None, text)), text),),
         curves=(Curve(text, text, text, (0.0, 1.0), {text: (0.0, 1.0), "b": (1, 2)}, text),),
         pictures=(Picture(text, "a.png", png(), text),) if pictures else (),
+        drawings=(Drawing(text, b"<svg/>", text),),
+        notes=(text,),
+        listings=(Listing(text, text),),
         warnings=(text,),
     )
-    return Findings({"checkpoint": text, "step": text, text: text}, {text: {"a": text}}, (section,))
+    return Findings(
+        text,
+        (text,),
+        {"checkpoint": text, "step": text, text: text},
+        {text: {"a": text}},
+        (section,),
+    )
 
 
 class Page(HTMLParser):
@@ -128,7 +157,7 @@ def output(tmp_path) -> LocalStore:
 
 @pytest.fixture
 def page(output) -> Page:
-    write_report(findings(), output)
+    write_report(findings(), output, "evaluation")
     return Page(output)
 
 
@@ -141,7 +170,9 @@ def test_the_page_loads_nothing_and_runs_nothing(page):
     )
     loading = ("src", "srcset", "href", "xlink:href", "action", "data", "poster", "background", "style")
     targets = [target for attribute in loading for target in page.having(attribute)]
-    assert [t for t in targets if not t.startswith(("#", "data:image/png;base64,"))] == []
+    assert [
+        t for t in targets if not t.startswith(("#", "data:image/png;base64,", "data:image/svg+xml;base64,"))
+    ] == []
     assert not re.search(r"url\(|@import|image-set", page.style)
     (policy,) = [e["content"] for tag, e in page.elements if tag == "meta" and "http-equiv" in e]
     digest = base64.b64encode(hashlib.sha256(page.style.encode()).digest()).decode()
@@ -152,13 +183,13 @@ def test_the_page_loads_nothing_and_runs_nothing(page):
 
 def test_every_link_leads_somewhere(page):
     targets = {target.removeprefix("#") for target in page.having("href")}
-    assert targets == {"measure-likelihood", "measure-hierarchy", "provenance"}
+    assert targets == {"section-likelihood", "section-hierarchy", "provenance"}
     assert targets <= set(page.having("id"))
 
 
 def test_the_summary_comes_first_with_warnings_and_key_figures(page):
     summary, _, rest = page.words.partition("How probable the images are.")
-    assert "Evaluation at step 1,200" in summary
+    assert "mine at step 1,200" in summary
     assert "2 measures in 2.1 min" in summary
     assert "log Z rests on few chains" in summary
     assert "-616 ± 12 ELBO nats ↑ higher is better" in summary
@@ -171,19 +202,22 @@ def test_the_summary_comes_first_with_warnings_and_key_figures(page):
 
 def test_nothing_to_mind_is_said(output):
     found = findings()
-    write_report(replace(found, sections=found.sections[1:]), output)
-    assert "No measure has a warning" in Page(output).words
+    write_report(replace(found, sections=found.sections[1:]), output, "evaluation")
+    assert "No section has a warning" in Page(output).words
 
 
 def test_tables_curves_config_and_provenance_are_there(page):
-    assert "layer width rate z1 2 2.976 z2 1,200 –" in page.words  # noqa: RUF001
+    assert "layer width rate z1 2 2.976 ± 0.021 z2 1,200 –" in page.words  # noqa: RUF001
     assert "It should settle." in page.words
     assert "energy: {width: 50}" in page.words
     assert "step 1200" in page.words
+    (plot,) = [e for tag, e in page.elements if tag == "img" and e.get("class") == "plot"]
+    drawn = base64.b64decode(plot["src"].partition(",")[2]).decode()
+    assert {"line 0", "line 1", "steps", "mean f"} <= texts(drawn)
 
 
 def test_pictures_are_in_the_page_and_beside_it(page, output):
-    ((_, image),) = [found for found in page.elements if found[0] == "img"]
+    (image,) = [e for tag, e in page.elements if tag == "img" and e.get("class") != "plot"]
     assert (
         base64.b64decode(image["src"].partition(",")[2]) == output.get("pictures/hierarchy-z1.png") == png()
     )
@@ -193,19 +227,13 @@ def test_pictures_are_in_the_page_and_beside_it(page, output):
 
 
 def test_the_same_findings_give_the_same_bytes(output, tmp_path):
-    write_report(findings(), output)
+    write_report(findings(), output, "evaluation")
     again = open_store("memory://reports/again")
-    write_report(findings(), again)
+    write_report(findings(), again, "evaluation")
     names = ["evaluation.html", "evaluation.json", "evaluation.md", "pictures/hierarchy-z1.png"]
     assert [info.key for info in output.list()][:4] == names
     for name in names:
         assert output.get(name) == again.get(name)
-
-
-def test_findings_without_sections_have_a_report(output):
-    write_report(Findings({}, {}), output)
-    assert "0 measures" in Page(output).words
-    assert read_findings(output) == Findings({}, {})
 
 
 @pytest.mark.parametrize(
@@ -224,8 +252,13 @@ def test_findings_without_sections_have_a_report(output):
 )
 def test_a_value_has_the_digits_that_its_error_leaves(output, value, error, shown):
     section = replace(findings().sections[0], figures=(figure(value=value, error=error),))
-    write_report(Findings({}, {}, (section,)), output)
+    write_report(Findings("t", (), {}, {}, (section,)), output, "evaluation")
     assert f"| {shown} | nats |" in output.get("evaluation.md").decode()
+
+
+def test_findings_without_sections_have_a_report(output):
+    write_report(Findings("t", (), {}, {}), output, "evaluation")
+    assert "Provenance" in Page(output).words
 
 
 def test_numbers_are_short():
@@ -242,29 +275,17 @@ def test_numbers_are_short():
 
 
 def test_hostile_texts_stay_texts(output):
-    write_report(hostile(pictures=True), output)
+    write_report(hostile(pictures=True), output, "evaluation")
     page = Page(output)
     tags = [tag for tag, _ in page.elements]
     assert "script" not in tags
-    assert tags.count("img") == tags.count("style") == 1
+    assert (tags.count("img"), tags.count("style")) == (3, 1)
     assert [name for _, found in page.elements for name in found if name.startswith("on")] == []
     assert page.words.count("<script>alert(1)</script>") > 15  # it is there, as text
 
 
-def test_hostile_texts_from_a_bucket_stay_texts(output):
-    write_report(hostile(pictures=False), output)
-    read = read_findings(output)
-    # A half character is no JSON: it comes back as the text that stood for it.
-    written = hostile(pictures=False, text=HOSTILE.replace("\ud800", r"\ud800"))
-    assert read == written
-    again, straight = open_store("memory://reports/again"), open_store("memory://reports/straight")
-    write_report(read, again)
-    write_report(written, straight)
-    assert again.get("evaluation.html") == straight.get("evaluation.html")
-
-
 def test_hostile_texts_stay_texts_in_markdown(output):
-    write_report(hostile(pictures=True), output)
+    write_report(hostile(pictures=True), output, "evaluation")
     lines = output.get("evaluation.md").decode().splitlines()
     text = [line for line in lines if not line.startswith(("    ", "!["))]  # code, and our own link
     assert any("&lt;img" in line for line in text)
@@ -277,23 +298,8 @@ def test_hostile_texts_stay_texts_in_markdown(output):
 def test_a_picture_stays_below_the_report(output, file):
     section = replace(findings().sections[1], pictures=(Picture("t", file, png(), "m"),))
     with pytest.raises(StoreError):
-        write_report(Findings({}, {}, (section,)), output)
+        write_report(Findings("t", (), {}, {}, (section,)), output, "evaluation")
     assert not list(output.list())
-
-
-# ── Reading back ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def without_pictures(found: Findings) -> Findings:
-    return replace(found, sections=tuple(replace(section, pictures=()) for section in found.sections))
-
-
-def test_findings_come_back_without_their_pictures(output):
-    write_report(findings(), output)
-    assert read_findings(output) == without_pictures(findings())
-    document = json.loads(output.get("evaluation.json"))
-    assert document["schema"] == 1
-    assert document["sections"][1]["pictures"][0]["file"] == "pictures/hierarchy-z1.png"
 
 
 def test_json_is_strict_where_numbers_are_not_finite(output):
@@ -303,56 +309,20 @@ def test_json_is_strict_where_numbers_are_not_finite(output):
         meaning="",
         seconds=1.0,
         figures=(figure(value=math.nan, error=math.inf),),
-        tables=(Table("t", ("a",), ((math.nan,), (-math.inf,)), ""),),
+        tables=(Table("t", ("a",), ((math.nan,), (-math.inf,), (Measured(2.0, math.nan),)), ""),),
         curves=(curve((0.0, math.nan, math.inf)),),
     )
-    write_report(Findings({}, {"a": math.nan}, (section,)), output)
+    write_report(Findings("t", (), {}, {"a": math.nan}, (section,)), output, "evaluation")
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    json.loads(output.get("evaluation.json"), parse_constant=refuse)
-    (read,) = read_findings(output).sections
-    assert (read.figures[0].value, read.figures[0].error) == (None, None)
-    assert read.tables[0].rows == ((None,), (None,))
-    assert [math.isnan(y) for y in read.curves[0].lines["line 0"]] == [False, True, True]
-
-
-def test_no_report_is_said(output):
-    with pytest.raises(ObjectMissingError, match=r"evaluation\.json"):
-        read_findings(output)
-
-
-def damaged() -> Iterator[bytes]:
-    yield from (b"", b"{", b"[]", b"3", b"\xff", b"[" * 100_000, b'{"schema": 1}')
-    store = open_store("memory://reports/damaged")
-    write_report(findings(), store)
-    whole = json.loads(store.get("evaluation.json"))
-
-    def with_section(**values: object) -> bytes:
-        return json.dumps(whole | {"sections": [whole["sections"][0] | values]}).encode()
-
-    yield json.dumps(whole | {"provenance": {"step": 3}}).encode()
-    yield json.dumps(whole | {"config": []}).encode()
-    yield with_section(title=["x"])
-    yield with_section(seconds=10**400)
-    yield with_section(figures=[whole["sections"][0]["figures"][0] | {"value": "high"}])
-    yield with_section(figures=[whole["sections"][0]["figures"][0] | {"better": "<b>"}])
-    yield with_section(tables=[whole["sections"][0]["tables"][0] | {"rows": [[{"a": 1}]]}])
-
-
-def test_a_damaged_report_is_refused_in_one_line(output):
-    for content in damaged():
-        output.put("evaluation.json", content)
-        with pytest.raises(CheckpointError, match=r"evaluation\.json: is damaged .*evaluate again") as caught:
-            read_findings(output)
-        assert "\n" not in str(caught.value)
-
-
-def test_another_schema_is_refused(output):
-    output.put("evaluation.json", b'{"schema": 2}')
-    with pytest.raises(CheckpointError, match="has schema 2, this version reads 1"):
-        read_findings(output)
+    document = json.loads(output.get("evaluation.json"), parse_constant=refuse)
+    (read,) = document["sections"]
+    assert (document["schema"], document["config"]) == (2, {"a": None})
+    assert (read["figures"][0]["value"], read["figures"][0]["error"]) == (None, None)
+    assert read["tables"][0]["rows"] == [[None], [None], [{"value": 2.0, "error": None}]]
+    assert read["curves"][0]["lines"]["line 0"] == [0.0, None, None]
 
 
 # ── TensorBoard ─────────────────────────────────────────────────────────────────────────────────────────
@@ -361,8 +331,8 @@ def test_another_schema_is_refused(output):
 def test_tensorboard_shows_figures_and_pictures_at_the_step(output, tmp_path):
     other = "tensorboard/events.out.tfevents.1.training"
     output.put(other, b"")
-    write_report(findings(), output)
-    write_report(findings(), output)
+    write_report(findings(), output, "evaluation")
+    write_report(findings(), output, "evaluation")
     events = [info.key for info in output.list("tensorboard/")]
     assert events == [other, "tensorboard/events.out.tfevents.evaluation"]
     board = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
@@ -375,76 +345,63 @@ def test_tensorboard_shows_figures_and_pictures_at_the_step(output, tmp_path):
     assert (image.step, image.width, image.height) == (1200, 40, 20)
 
 
-# ── Curves ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── Plots ───────────────────────────────────────────────────────────────────────────────────────────────
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
-def paths(drawn: str) -> list[str]:
-    plot = re.split(r"<svg class=|<g ", drawn)[-1]  # without the legend
-    return re.findall(r'<path class="line-\d(?: dashed)?" d="(M[^"]*)"', plot)
+def texts(drawn: str | bytes) -> set[str]:
+    """What a reader finds written in a plot."""
+    return {"".join(element.itertext()).strip() for element in ET.fromstring(drawn).iter(f"{SVG}text")}
 
 
-def points(path: str) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", path)]
+def lines(drawn: bytes) -> list[list[str]]:
+    """The strokes of each line: the letters of its path."""
+    groups = [g for g in ET.fromstring(drawn).iter(f"{SVG}g") if re.fullmatch(r"line2d_\d+", g.get("id", ""))]
+    found = [g.find(f"{SVG}path") for g in groups if g.get("id")]
+    styled = [p for p in found if p is not None and "stroke-width: 1.6" in (p.get("style") or "")]
+    return [re.findall(r"[A-Z]", path.get("d", "")) for path in styled]
 
 
-def test_a_line_lies_where_its_values_are():
-    drawn = line_plot(curve((0.0, 2.0, 10.0), x=(0.0, 5.0, 10.0)))
-    (left, bottom), (x, y), (right, top) = points(paths(drawn)[0])
-    labels = {
-        text: float(place) for place, text in re.findall(r'<text x="64" y="([\d.]+)"[^>]*>([^<]+)', drawn)
-    }
-    assert list(labels) == ["0", "2", "4", "6", "8", "10"]
-    assert (bottom, top) == (labels["0"] - 4, labels["10"] - 4)  # the text's baseline is 4 below its line
-    assert x == pytest.approx((left + right) / 2, abs=0.1)
-    assert y == pytest.approx(labels["2"] - 4, abs=0.1)
+def test_a_plot_names_axes_and_lines_and_needs_nothing_else():
+    drawn = curve_svg(curve((0.0, 1.5, 2.0), (1.0, 1.0, 1.0)))
+    assert drawn == curve_svg(curve((0.0, 1.5, 2.0), (1.0, 1.0, 1.0)))
+    assert {"steps", "mean f", "line 0", "line 1"} <= texts(drawn)
+    loading = re.findall(rb'(?:href|src)="([^"]*)"|url\(([^)]*)\)', drawn)
+    assert [target for pair in loading for target in pair if target and not target.startswith(b"#")] == []
+    assert b"<script" not in drawn
 
 
 def test_values_that_are_not_finite_leave_gaps():
-    (path,) = paths(line_plot(curve((0.0, 1.0, math.nan, 1.0, math.inf, 3.0))))
-    assert [letter for letter in path if letter.isalpha()] == ["M", "L", "M", "M"]
-
-
-def test_many_lines_differ_by_colour_and_dashes():
-    drawn = line_plot(curve(*[(0.0, float(i)) for i in range(8)]))
-    assert len(set(re.findall(r'<path class="(line-\d(?: dashed)?)" d="M[67]', drawn))) == 8
-    assert drawn.count("<li>") == 8
+    drawn = curve_svg(curve((0.0, 1.0, math.nan, 1.0, math.inf, 3.0), (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)))
+    assert [line.count("M") for line in lines(drawn)][:2] == [3, 1]
 
 
 @pytest.mark.parametrize(
-    "values",
-    [(1.0,), (0.0, 0.0), (5.0, 5.0 + 1e-12), (1e-320, 0.0), (-1e250, 1e250), (1e-5, 3e-5), (0.1, 0.3)],
+    "values", [(1.0,), (0.0, 0.0), (5.0, 5.0 + 1e-12), (1e-320, 0.0), (-1e250, 1e250), (1e-5, 3e-5)]
 )
 def test_any_finite_values_can_be_drawn(values):
-    (path,) = paths(line_plot(curve(values)))
-    assert all(0 <= x <= 720 and 0 <= y <= 300 for x, y in points(path))
+    assert texts(curve_svg(curve(values)))
 
 
-def test_what_cannot_be_drawn_is_said():
-    assert "No line has a finite value" in line_plot(curve((math.nan, math.inf)))
-    assert "No line has a finite value" in line_plot(Curve("t", "x", "y", (), {}, ""))
-    assert "too large" in line_plot(curve((-1.7e308, 1.7e308)))
+def test_what_cannot_be_drawn_is_said(output):
+    assert curve_svg(curve((math.nan, math.inf))) is None
+    assert curve_svg(Curve("t", "x", "y", (), {}, "")) is None
+    assert curve_svg(curve((-1.7e308, 1.7e308))) is None
+    section = Section("a", "A", "", curves=(curve((math.nan,)),))
+    write_report(Findings("t", (), {}, {}, (section,)), output, "evaluation")
+    assert "No line has a value that can be drawn." in Page(output).words
 
 
-def test_a_file_of_its_own_has_logarithmic_axes_and_needs_nothing_else():
-    drawn = svg_file(curve((0.02, 0.2, 2.0), (3.0, 3.0, 3.0), x=(10.0, 100.0, 1000.0)))
-    assert ET.fromstring(drawn).tag == "{http://www.w3.org/2000/svg}svg"
-    assert "href" not in drawn
-    assert "url(" not in drawn
-    left, middle, right = points(paths(drawn)[0])
-    assert middle == pytest.approx([(a + b) / 2 for a, b in zip(left, right, strict=True)], abs=0.1)
-    labels = re.findall(r'<text x="64"[^>]*>([^<]+)', drawn)
-    assert labels == ["0.02", "0.05", "0.1", "0.2", "0.5", "1", "2", "5"]
-    legend = drawn.partition("<g ")[0]
-    assert legend.count("<path") == legend.count("<text") == 2
+def test_logarithmic_axes_refuse_what_has_no_logarithm():
+    assert curve_svg(curve((0.02, 0.2, 2.0), x=(10.0, 100.0, 1000.0)), logarithmic=True)
+    for value in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="no place on a logarithmic axis"):
+            curve_svg(curve((1.0, value), x=(1.0, 2.0)), logarithmic=True)
 
 
-@pytest.mark.parametrize("values", [(3.0,), (7.0, 7.0), (1e-300, 1e280), (0.999, 1.001)])
-def test_any_positive_values_can_be_drawn_in_a_file(values):
-    (path,) = paths(svg_file(curve(values, x=tuple(range(1, 1 + len(values))))))
-    assert all(0 <= x <= 720 and 0 <= y <= 300 for x, y in points(path))
-
-
-@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
-def test_a_value_without_a_logarithm_is_refused(value):
-    with pytest.raises(ValueError, match="no place on a logarithmic axis"):
-        svg_file(curve((1.0, value), x=(1.0, 2.0)))
+def test_a_name_is_text_in_a_plot_whatever_it_holds():
+    name = "$x^{$ <b>&amp; \x1b[2J \u65e5\u672c \ud800"
+    assert r"$x^{$ <b>&amp; \x1b[2J 日本 \ud800" in texts(
+        curve_svg(Curve(name, name, "y", (0, 1), {name: (0, 1)}, name))
+    )
