@@ -1,7 +1,7 @@
 r"""Measure a checkpoint and write a report: one page with figures, tables, curves and pictures.
 
   a first look:      python jobs/evaluate.py --checkpoint runs/fashion_mnist
-  every experiment:  … --suite paper --out-of-distribution mnist=data/mnist/test
+  every experiment:  … --suite paper --out-of-distribution digits=data/mnist_digits/test
   certain ones:      … --suite likelihood chains
   another step:      … --checkpoint runs/fashion_mnist/checkpoints/step-00001200-a0001
   on two processes:  torchrun --nproc-per-node 2 jobs/evaluate.py --checkpoint …

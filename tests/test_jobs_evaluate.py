@@ -155,7 +155,10 @@ def places(storage: Path) -> dict[str, str]:
         (["--suite", "hierarchy", "--train", "{unlabelled}"], r"hierarchy trains classifiers on the labels"),
         (["--suite", "samples", "--train", "{unlabelled}"], r"give --features effnetlite0"),
         (["--suite", "ood", "--data", "{unlabelled}"], r"ood needs another data set, or labels"),
-        (["--suite", "samples", "--features", "effnetlite0"], r"pip install 'jebm\[features\]'"),
+        (
+            ["--suite", "samples", "--features", "effnetlite0"],
+            r"in the clone: pip install -e '\.\[features\]'",
+        ),
         (["--features", "inception"], r"features"),
         (["--features", "inceptionv3"], r"evaluation\.inception_weights: .*--inception-weights"),
         (
@@ -164,7 +167,7 @@ def places(storage: Path) -> dict[str, str]:
         ),
         (
             ["--suite", "samples", "--features", "inceptionv3", "--inception-weights", "{storage}/none.pth"],
-            r"pip install 'jebm\[fid\]'",
+            r"pip install -e '\.\[fid\]'",
         ),
         (["--workers", "2"], r"workers: 2 processes need torchrun, or --engine ray"),
     ],

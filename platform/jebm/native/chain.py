@@ -1,7 +1,7 @@
 """The Langevin chain of `jebm.core.chain` as one call into C, built on first use by the compiler at hand.
 
 The source, `chain.c`, travels with the package, so that a node needs a C compiler (cc, gcc, clang, or the one
-in the wheel `ziglang`: `pip install jebm[native]`) and no build step. What was built is kept in the user's
+in the wheel `ziglang`: `pip install ziglang`) and no build step. What was built is kept in the user's
 cache folder, under a hash of the source, the compiler's version and the CPU's instruction set.
 Shapes: B chains, D dimensions, K steps.
 """
