@@ -42,8 +42,8 @@ from jebm.core.model import JointModel
 from jebm.data.dataset import ImageSet, load_images
 from jebm.data.loader import to_float
 from jebm.data.manifest import dataset_exists
+from jebm.data.readers import open_source
 from jebm.data.shards import write_dataset
-from jebm.data.sources import open_source
 from jebm.errors import ConfigError, DivergedError
 from jebm.evaluate.ood import average_precision, detections, scores
 from jebm.evaluate.restore import restored, stored_config

@@ -9,26 +9,33 @@
   NumPy          python jobs/ingest.py images.npy --labels labels.npy --output data/set/train
   MNIST, no 4s   python jobs/ingest.py data/original/mnist-digits --without-label 4 --output data/no_4/train
 
-Pixels stay as they are unless --size or --channels says otherwise. Safe to run twice: a data set of the same
-files and options is left alone. Exit code 2 and one line where an input cannot be used.
+Pixels stay as they are unless --size or --channels says otherwise. The last line says how many images, labels
+and classes there are, and what was passed over. Safe to run twice: a data set of the same files and options
+is left alone. Exit code 2 and one line where an input cannot be used.
 """
 
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
+import numpy as np
 from jsonargparse import Namespace
 from tqdm import tqdm
 
 from jebm.cli import run, tell
-from jebm.data.manifest import dataset_exists, read_manifest
+from jebm.data.manifest import DatasetManifest, dataset_exists, read_manifest
+from jebm.data.readers import FORMATS, open_source
 from jebm.data.shards import write_dataset
-from jebm.data.sources import FORMATS, open_source
+from jebm.data.source import Batch, Source, counted
 from jebm.errors import DataError
 from jebm.parser import job_parser, parse
-from jebm.store.storage import open_store
+from jebm.store.local import LocalStore
+from jebm.store.storage import Store, open_store
 
 
 def arguments() -> Namespace:
@@ -49,10 +56,36 @@ def arguments() -> Namespace:
     return parse(parser)
 
 
+class Tally:
+    """Counts the labels of a source while it is read."""
+
+    def __init__(self) -> None:
+        self.labels = 0
+        self.classes: set[int] = set()
+
+    def of(self, source: Source) -> Source:
+        """Return the source, counted as it is read."""
+
+        def read() -> Iterator[Batch]:
+            for batch in source.read():
+                if batch.labels_N is not None:
+                    known = batch.labels_N[batch.labels_N >= 0]
+                    self.labels += len(known)
+                    self.classes.update(np.unique(known).tolist())
+                yield batch
+
+        return replace(source, read=read)
+
+    def __str__(self) -> str:
+        return f"{counted(self.labels, 'label')}, {counted(len(self.classes), 'class', 'classes')}"
+
+
 def main() -> None:
     """Read, write, and say what came of it."""
+    warnings.filterwarnings("ignore", module="PIL")  # about fields of a picture that do not matter
     wanted = arguments()
     store = open_store(wanted.output)
+    check_apart(wanted.source, store)
     exists = dataset_exists(store)
     keys = ("split", "labels", "partition", "size", "channels", "without_label", "limit")
     options = {key: wanted[key] for key in keys}
@@ -62,9 +95,48 @@ def main() -> None:
         if (found.source, found.split) != (source.description, source.split):
             what = f"{found.name}, {found.split}, of other files or options"
             raise DataError(f"{store.uri}: holds a data set already ({what}); --overwrite replaces it")
-        tell(f"already there: {found.images:,} images, sha256 {found.sha256[:12]}  {store.uri}")
+        labels = "with labels" if found.labels_sha256 else "no labels"
+        known = f"already there: {counted(found.images, 'image')}, {labels}, sha256 {found.sha256[:12]}"
+        tell("; ".join([f"{known}  {store.uri}", *remarks(source)]))
         return
-    begun = said = time.monotonic()
+    begun, tally = time.monotonic(), Tally()
+    manifest = write(tally.of(source), store, overwrite=wanted.overwrite)
+    shape = "x".join(str(length) for length in manifest.shape[1:])
+    size = sum(part.bytes for part in manifest.parts) / 1e6
+    rate = manifest.images / (time.monotonic() - begun)
+    made = f"{counted(manifest.images, 'image')} of {shape}, {tally}, {size:.1f} MB, {rate:,.0f} images/s"
+    tell("; ".join([f"{made}, sha256 {manifest.sha256[:12]}  {store.uri}", *remarks(source)]))
+
+
+def check_apart(source: str, store: Store) -> None:
+    """Raise DataError if the data set would lie in its own source, and be read as a part of it next time."""
+    if not isinstance(store, LocalStore):
+        return
+    try:
+        original, output = Path(source).expanduser().resolve(), Path(store.folder).resolve()
+        is_folder = original.is_dir()
+    except (OSError, RuntimeError):
+        return  # open_source says what is wrong with it
+    if is_folder and output.is_relative_to(original):
+        raise DataError(f"--output {output} lies in the source {original}; give a folder outside of it")
+    if output == original:
+        raise DataError(f"--output {output} is the source itself; give a folder")
+    if is_folder and dataset_exists(LocalStore(original)):
+        raise DataError(f"{source}: is a data set already; train on it, or give the original files")
+
+
+def remarks(source: Source) -> list[str]:
+    """Return what a person should know of a source beside its numbers."""
+    found = list(source.remarks)
+    if source.height != source.width:
+        shape = f"{source.height}x{source.width}"
+        found.append(f"no model takes images that are not square ({shape}): --size N cuts and resizes them")
+    return found
+
+
+def write(source: Source, store: Store, *, overwrite: bool) -> DatasetManifest:
+    """Write the data set with a progress bar, or a line now and then where there is no terminal."""
+    said = time.monotonic()
     with tqdm(total=source.images, unit=" images", disable=not sys.stderr.isatty()) as bar:
 
         def progress(images: int) -> None:
@@ -74,14 +146,7 @@ def main() -> None:
                 said = time.monotonic()
                 tell(f"{images:,} of {source.images or '?'} images")
 
-        manifest = write_dataset(source, store, overwrite=wanted.overwrite, progress=progress)
-    shape = "x".join(str(length) for length in manifest.shape[1:])
-    size = sum(part.bytes for part in manifest.parts) / 1e6
-    rate = manifest.images / (time.monotonic() - begun)
-    tell(
-        f"{manifest.images:,} images of {shape}, {size:.1f} MB, {rate:,.0f} images/s,"
-        f" sha256 {manifest.sha256[:12]}  {store.uri}"
-    )
+        return write_dataset(source, store, overwrite=overwrite, progress=progress)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import pytest
 from jebm.data.dataset import load_images
 from jebm.data.manifest import MANIFEST
 from jebm.data.shards import write_dataset
-from jebm.data.sources import source_from_arrays
+from jebm.data.source import source_from_arrays
 from jebm.store.storage import Store, open_store
 
 ROOT = Path(__file__).resolve().parents[2]

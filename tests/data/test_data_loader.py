@@ -12,7 +12,7 @@ from torch import Tensor
 from jebm.data.dataset import ImageSet, load_images
 from jebm.data.loader import Loader, to_uint8
 from jebm.data.shards import write_dataset
-from jebm.data.sources import source_from_arrays
+from jebm.data.source import source_from_arrays
 from jebm.errors import ConfigError, DataError
 from jebm.store.storage import open_store
 

@@ -18,7 +18,7 @@ import pytest
 from jebm.data.dataset import default_cache_directory, load_images
 from jebm.data.manifest import MANIFEST, read_manifest
 from jebm.data.shards import write_dataset
-from jebm.data.sources import Batch, Source, source_from_arrays
+from jebm.data.source import Batch, Source, source_from_arrays
 from jebm.errors import DataError, StoreError
 from jebm.store.storage import ObjectInfo, Store, open_store
 

@@ -18,7 +18,7 @@ from jebm.config import Evaluation
 from jebm.data.dataset import ImageSet, load_images
 from jebm.data.loader import to_float
 from jebm.data.shards import write_dataset
-from jebm.data.sources import source_from_arrays
+from jebm.data.source import source_from_arrays
 from jebm.errors import ConfigError, DataError
 from jebm.evaluate.distances import distances
 from jebm.evaluate.features import (

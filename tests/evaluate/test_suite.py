@@ -19,7 +19,7 @@ from jebm.config import Config, Data, Energy, Generator, Inference, Langevin, co
 from jebm.core.model import JointModel, build_model
 from jebm.data.dataset import ImageSet
 from jebm.data.manifest import DatasetManifest
-from jebm.data.sources import SourceDescription
+from jebm.data.source import SourceDescription
 from jebm.errors import ConfigError
 from jebm.evaluate import section_chains, section_hierarchy, section_likelihood
 from jebm.evaluate import subject as subject_room

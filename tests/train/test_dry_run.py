@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
+from jebm.data.readers import open_source
 from jebm.data.shards import write_dataset
-from jebm.data.sources import open_source
 from jebm.store.storage import open_store
 
 CASES = int(os.environ.get("JEBM_DRY_RUN_CASES", "40"))

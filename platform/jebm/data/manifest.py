@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from jebm.data.sources import SourceDescription, SourceFile
+from jebm.data.source import SourceDescription, SourceFile
 from jebm.errors import DataError
 from jebm.untrusted import JsonObject, parsed_object, typed, whole_number
 

@@ -6,13 +6,17 @@ read so strictly that no reader can see another one in the same bytes: a field t
 range and a kind of page that nobody needs are refused.
 """
 
-from collections.abc import Iterator
+import mmap
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import pyarrow.parquet as pq
 
-__all__ = ["Page", "pages_of"]
+from jebm.errors import DataError
+
+__all__ = ["Page", "largest_page", "pages_of"]
 
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _DETAILS = {_DATA: (5, 2), _DICTIONARY: (7, 2), _DATA_V2: (8, 4)}
@@ -20,6 +24,8 @@ _DETAILS = {_DATA: (5, 2), _DICTIONARY: (7, 2), _DATA_V2: (8, 4)}
 
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 12
 _DEEPEST = 4
+_INFLATED_BYTES_LIMIT = 64 << 20  # of a page of a file from anywhere, and beyond that
+_INFLATION_LIMIT = 32  # times what is stored: encoded images hardly shrink at all
 
 _Struct: TypeAlias = dict[int, "int | _Struct"]
 
@@ -30,6 +36,7 @@ class Page:
 
     is_dictionary: bool
     bytes: int  # once inflated
+    stored: int  # as they lie in the file
     values: int
     encoding: int  # of parquet.thrift
 
@@ -54,12 +61,46 @@ def pages_of(data: memoryview, column: pq.ColumnChunkMetaData) -> Iterator[Page]
         details = fields.get(description)
         if not isinstance(details, dict):
             raise ValueError("a page is not described")
-        page = Page(kind == _DICTIONARY, _number(fields, 2), _number(details, 1), _number(details, encoding))
-        if page.values == 0 or (page.is_dictionary and missing < column.num_values):
-            raise ValueError("a page is empty, or a dictionary comes late")
-        header.skip(_number(fields, 3))
+        inflated, stored = _number(fields, 2), _number(fields, 3)
+        values, codes = _number(details, 1), _number(details, encoding)
+        page = Page(kind == _DICTIONARY, inflated, stored, values, codes)
+        if page.is_dictionary and missing < column.num_values:
+            raise ValueError("a dictionary comes late")
+        if page.values == 0 and not page.is_dictionary:  # that of a column of nulls is empty
+            raise ValueError("a page is empty")
+        header.skip(stored)
         yield page
         missing -= 0 if page.is_dictionary else page.values
+
+
+def largest_page(path: Path, parquet: pq.ParquetFile, columns: Collection[str]) -> int:
+    """Return the bytes of the largest page of some columns, inflated; no value is longer than that.
+
+    Raises DataError if a page claims to be far longer than what is stored of it, or is damaged.
+    """
+    metadata = parquet.metadata
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    chunks = [group.column(place) for group in groups for place in range(metadata.num_columns)]
+    largest = 0
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as data,
+    ):
+        for chunk in chunks:
+            if chunk.path_in_schema.split(".")[0] not in columns:
+                continue
+            try:
+                for page in pages_of(data, chunk):
+                    if page.bytes > max(_INFLATED_BYTES_LIMIT, _INFLATION_LIMIT * page.stored):
+                        raise DataError(
+                            f"{path}: a page of {page.stored} bytes claims to inflate to {page.bytes}; not a "
+                            "set of images"
+                        )
+                    largest = max(largest, page.bytes)
+            except ValueError as error:
+                raise DataError(f"{path}: damaged ({error}); fetch the original file again") from error
+    return largest
 
 
 def _number(fields: _Struct, field: int) -> int:

@@ -27,12 +27,13 @@ from jebm.data.manifest import (
     dataset_exists,
     encode_manifest,
 )
-from jebm.data.sources import Source
+from jebm.data.source import Source
 from jebm.errors import DataError, StoreError
 
 __all__ = ["write_dataset"]
 
 _ROW_GROUP_IMAGES = 1_000
+_PART_PIXELS_LIMIT = 1 << 30  # a part is held in memory
 
 
 def write_dataset(
@@ -129,6 +130,7 @@ def _parts(
 ) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]]:
     """Yield images and labels of one part at a time, in memory that the next part uses again."""
     shape = (source.height, source.width, source.channels)
+    images_per_part = max(1, min(images_per_part, _PART_PIXELS_LIMIT // math.prod(shape)))
     images_NHWC = np.empty((images_per_part, *shape), np.uint8)
     labels_N = np.empty(images_per_part, np.int32)
     filled = 0
@@ -136,6 +138,9 @@ def _parts(
         if batch.images_NHWC.dtype != np.uint8 or batch.images_NHWC.shape[1:] != shape:
             found = f"{batch.images_NHWC.dtype} {batch.images_NHWC.shape[1:]}"
             raise DataError(f"{source.name}: images of {found} where uint8 {shape} was announced")
+        # Any other label is read back as none, and the hash of the labels is then another.
+        if batch.labels_N is not None and len(batch.labels_N) and batch.labels_N.min() < -1:
+            raise DataError(f"{source.name}: label {batch.labels_N.min()} is less than -1, which is none")
         start = 0
         while start < len(batch.images_NHWC):
             stop = min(len(batch.images_NHWC), start + images_per_part - filled)

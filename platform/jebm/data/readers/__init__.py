@@ -1,0 +1,153 @@
+"""Readers of the original files that users have: idx, SVHN, CIFAR-10, CelebA, pictures, Parquet, NumPy."""
+
+import math
+import re
+import tarfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import pyarrow.parquet as pq
+
+from jebm.data.members import SafeTarInfo
+from jebm.data.readers.celeba import open_celeba
+from jebm.data.readers.cifar10 import is_batch, open_cifar10
+from jebm.data.readers.idx import idx_images, open_idx
+from jebm.data.readers.label_files import idx_file
+from jebm.data.readers.mnist_digits import open_mnist_digits
+from jebm.data.readers.numpy_files import open_npy
+from jebm.data.readers.parquet import image_columns, open_parquet, parquet_files
+from jebm.data.readers.pictures import open_images
+from jebm.data.readers.svhn import open_svhn
+from jebm.data.source import IMAGE_PIXELS_LIMIT, Request, Source, damage_is_named, leaving_out, limited
+from jebm.errors import ConfigError, DataError
+
+__all__ = ["FORMATS", "open_source"]
+
+FORMATS = ("auto", "celeba", "cifar10", "idx", "images", "mnist-digits", "npy", "parquet", "svhn")
+
+
+def open_source(
+    path: str | Path,
+    file_format: str = "auto",
+    *,
+    split: str | None = None,
+    labels: str | None = None,
+    partition: str | Path | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+    without_label: int | None = None,
+    limit: int | None = None,
+) -> Source:
+    """Open original files and return a `Source`, its shape and (where knowable) its image count known.
+
+    - `path`: file or folder; `~` is the home folder, here as in `labels` and `partition`.
+    - `file_format`: one of `FORMATS`; "auto" looks at names and first bytes.
+    - `split`: "train", "test", …: which part to take where the source has parts, and the name of it.
+    - `labels`: a label file (idx or .npy) for idx and npy; "folders" takes an image's class from its folder.
+    - `partition`: CelebA's list_eval_partition.txt; looked for beside the archive when not given.
+    - `size`: edge in pixels: the centre square is resized to it (Pillow LANCZOS).
+    - `channels`: 1 (grey) or 3 (RGB) to convert to; the channels of the first image when not given.
+    - `without_label`: leave out the images of this class, so that it can be looked for as an anomaly.
+    - `limit`: take only this many images, the first ones (of those that `without_label` leaves).
+
+    Raises ConfigError where an argument does not fit the format; DataError where a file is missing, damaged,
+    hostile, or of another format.
+    """
+    path = _expanded(path, "source")
+    list_of_parts = None if partition is None else _expanded(partition, "partition")
+    if labels not in {None, "folders"}:
+        labels = str(_expanded(str(labels), "labels"))
+    request = Request(split, labels, list_of_parts, size, channels)
+    _check_options(file_format, request, limit)
+    with damage_is_named(path):
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder; give the path of the original files")
+        file_format = _detected(path) if file_format == "auto" else file_format
+        if labels is not None and file_format not in {"idx", "images", "npy"}:
+            raise ConfigError(f"labels: format {file_format} brings its own; leave it out")
+        if partition is not None and file_format != "celeba":
+            raise ConfigError("partition: only format celeba has a partition file; leave it out")
+        source = _OPENERS[file_format](path, request)
+        if not 1 <= source.height * source.width <= IMAGE_PIXELS_LIMIT or source.channels not in {1, 3}:
+            shape = f"{source.height}x{source.width}x{source.channels}"
+            raise DataError(f"{path}: images of {shape} pixels; convert to grey or RGB of at most 64 Mpixel")
+    source = source if without_label is None else leaving_out(source, without_label)
+    return source if limit is None else limited(source, limit)
+
+
+def _expanded(path: str | Path, what: str) -> Path:
+    if not str(path) or "://" in str(path):
+        raise ConfigError(
+            f"{what}: {str(path)!r} is no path of this machine; fetch the files, and give their path"
+        )
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{what}: {path}: no such home folder is known; write the whole path") from error
+
+
+def _check_options(file_format: str, request: Request, limit: int | None) -> None:
+    size, split = request.size, request.split
+    if file_format not in FORMATS:
+        raise ConfigError(f"format: {file_format!r} is unknown; choose one of {', '.join(FORMATS)}")
+    if request.channels not in {None, 1, 3}:
+        raise ConfigError(f"channels: {request.channels} is not 1 (grey) or 3 (RGB)")
+    if (size is not None and size < 1) or (limit is not None and limit < 1):
+        raise ConfigError("size and limit: must be at least 1")
+    if size is not None and size**2 > IMAGE_PIXELS_LIMIT:
+        raise ConfigError(f"size: {size} is more than {math.isqrt(IMAGE_PIXELS_LIMIT)}, the largest edge")
+    if split is not None and not (split and split.isprintable()):
+        raise ConfigError(f"split: {split!r} is no name; give a word like train")
+
+
+def _detected(path: Path) -> str:
+    if path.is_dir():
+        return _detected_folder(path)
+    with path.open("rb") as file:
+        head = file.read(8)
+    if path.suffix == ".mat" or head.startswith((b"MATLAB", b"\x89HDF")):
+        return "svhn"
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith(b"\x93NUMPY") or path.suffix == ".npz":
+        return "npy"
+    if head.startswith(b"PK"):
+        return "celeba" if "img_align_celeba" in path.name else "images"
+    if head.startswith(b"\x1f\x8b"):
+        with idx_file(path) as inflated:
+            head = inflated.read(8)
+    if re.match(rb"\0\0[\x08-\x0e][\x01-\x04]", head):
+        return "idx"
+    try:
+        archive = tarfile.open(path, tarinfo=SafeTarInfo)  # noqa: SIM115  (closed below)
+    except tarfile.TarError as error:
+        known = ", ".join(FORMATS[1:])
+        raise DataError(f"{path}: format not recognised; name it, one of {known}") from error
+    with archive:
+        names = [PurePosixPath(name).name for name in archive.getnames()]
+    return "cifar10" if any(map(is_batch, names)) else "images"
+
+
+def _detected_folder(path: Path) -> str:
+    names = {entry.name for entry in path.iterdir()}
+    if idx_images(path):
+        return "idx"
+    if any(is_batch(name) for name in names) or any(path.glob("cifar-10-batches-*/*")):
+        return "cifar10"
+    if {f"{digit}.json" for digit in range(10)} <= names:
+        return "mnist-digits"
+    # Folders of pictures may have a table of Parquet beside them, and sets of Parquet a picture.
+    files, _ = parquet_files(path)
+    return "parquet" if any(image_columns(pq.read_schema(path / file)) for file in files[:1]) else "images"
+
+
+_OPENERS: dict[str, Callable[[Path, Request], Source]] = {
+    "celeba": open_celeba,
+    "cifar10": open_cifar10,
+    "idx": open_idx,
+    "images": open_images,
+    "mnist-digits": open_mnist_digits,
+    "npy": open_npy,
+    "parquet": open_parquet,
+    "svhn": open_svhn,
+}
