@@ -103,8 +103,8 @@ def main() -> None:
     manifest = write(tally.of(source), store, overwrite=wanted.overwrite)
     shape = "x".join(str(length) for length in manifest.shape[1:])
     size = sum(part.bytes for part in manifest.parts) / 1e6
-    rate = manifest.images / (time.monotonic() - begun)
-    made = f"{counted(manifest.images, 'image')} of {shape}, {tally}, {size:.1f} MB, {rate:,.0f} images/s"
+    rate = counted(round(manifest.images / (time.monotonic() - begun)), "image") + "/s"
+    made = f"{counted(manifest.images, 'image')} of {shape}, {tally}, {size:.1f} MB, {rate}"
     tell("; ".join([f"{made}, sha256 {manifest.sha256[:12]}  {store.uri}", *remarks(source)]))
 
 

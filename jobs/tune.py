@@ -51,8 +51,9 @@ def store_report(store: Store) -> None:
     """Make the report, and put it and the best config beside the trials."""
     with tempfile.TemporaryDirectory(prefix="jebm-") as scratch:
         make_report(store, Path(scratch))
-        for path in Path(scratch).iterdir():
-            store.put(path.name if path.name == "best.yaml" else f"report/{path.name}", path.read_bytes())
+        for path in sorted(found for found in Path(scratch).rglob("*") if found.is_file()):
+            key = path.relative_to(scratch).as_posix()
+            store.put(key if key == "best.yaml" else f"report/{key}", path.read_bytes())
 
 
 def search() -> int:

@@ -112,7 +112,7 @@ def test_what_is_not_ours_keeps_no_run_from_training(train: Callable[..., Ended]
     plant(run, {"checkpoints/step-00000009-a0001/MANIFEST.json": DEEP})
     dry, ended = train("--dry-run", "--train.epochs", "0.24"), train("--train.epochs", "0.24")
     assert (dry.code, ended.code) == (0, 0)
-    for words in ("step-00000009-a0001 is passed over: the manifest cannot be read", "goes on from step 4"):
+    for words in ("step-00000009-a0001 is passed over: the manifest cannot be read", "resumes at step 4"):
         assert words in dry.out
         assert words in ended.out
     assert "finished: step 6 of 6" in ended.out

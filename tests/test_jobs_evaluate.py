@@ -148,7 +148,7 @@ def places(storage: Path) -> dict[str, str]:
         (["--checkpoint", "{storage}/old"], r"config is not one of this version \(.*energy\.heat.*\)"),
         (["--checkpoint", "{storage}/holed"], r"tensor model\.inference\.moments\.2\.bias is missing"),
         (["--data", "{storage}/none"], r"{storage}/none: no data set here; make one with jobs/ingest\.py"),
-        (["--data", "{empty}"], r"dataset\.json: .*field images is less than 1"),
+        (["--data", "{empty}"], r"dataset\.json: .*images is no number"),
         (["--data", "{other}"], r"data: images are 28x28x3, but the checkpoint's model has 28x28x1"),
         (["--out-of-distribution", "svhn={other}"], r"out_of_distribution: svhn: images are 28x28x3"),
         (["--suite", "hierarchy", "--data", "{unlabelled}"], r"data: hierarchy needs labels"),

@@ -207,7 +207,7 @@ def test_samples_go_from_bucket_to_bucket(sample: Sample, s3_uri: str) -> None:
         (["--vary", "2"], "--vary 2: this model has z1 (bottom) to z3 (top)"),
         (["--steps", "0"], "langevin.steps: must be at least 1"),
         (["--step-size", "2"], "langevin.step_size: must lie between 0 and 2"),
-        (["--colums", "3"], "unknown key colums; did you mean columns?"),
+        (["--colums", "3"], "unknown option --colums; did you mean --columns?"),
         (["--checkpoint", "/nowhere/at/all"], "no such run"),
     ],
 )
@@ -250,11 +250,16 @@ def test_the_gaussian_prior_takes_no_chain(sample: Sample, tmp_path: Path) -> No
     assert "this model has the Gaussian prior, which needs no chain" in error
 
 
-def test_samples_that_are_not_finite_are_refused(sample: Sample, tmp_path: Path) -> None:
-    save(str(tmp_path / "mine"), change=lambda model: next(model.generator.parameters()).fill_(torch.nan))
+@pytest.mark.parametrize(
+    ("value", "words"), [(torch.nan, "weight holds NaN or infinity"), (3e38, "samples are not finite")]
+)
+def test_samples_that_are_not_finite_are_refused(
+    sample: Sample, tmp_path: Path, value: float, words: str
+) -> None:
+    save(str(tmp_path / "mine"), change=lambda model: next(model.generator.parameters()).fill_(value))
     code, _, error = sample("--checkpoint", tmp_path / "mine", "--count", 3, "--output", tmp_path / "out")
     assert (code, error.count("\n")) == (2, 1)
-    assert "samples are not finite" in error
+    assert words in error
 
 
 def test_the_help_shows_how(sample: Sample) -> None:

@@ -254,8 +254,10 @@ def test_a_comparison_goes_on_where_it_was_and_does_nothing_twice(
         (output / f"{name}.damaged-1").unlink()
     assert files_of(tmp_path / "runs") == before
 
-    code, _, err = job("--arms=[gaussian, joint]", "--seeds=[0]", "--energy.depth=3")
+    changed = ["--arms=[gaussian, joint]", "--seeds=[0]", "--energy.depth=3"]
+    code, _, err = job(*changed)
     assert code == 2
+    assert job(*changed, "--dry-run") == (2, "", err)
     assert (
         "run tiny-gaussian-0 has a checkpoint (step 10) made with another energy.depth; choose a new run.name"
         in err

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from jebm.config import Config, Data, Evaluation, Train
 from jebm.data.dataset import ImageSet
+from jebm.data.manifest import read_manifest
 from jebm.errors import ConfigError
 from jebm.evaluate.distances import Moments, frechet_distance
 from jebm.evaluate.features import InceptionFeatures, feature_net, inception_features, is_fid
-from jebm.train.plan import make_plan
+from jebm.evaluate.quick import check_quick_look
+from jebm.store.storage import open_store
 
 FASHION = Path(__file__).resolve().parents[2] / "jobs/data/fashion_mnist_2000"
 
@@ -184,8 +186,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
             inception_features(path)
     evaluation = Evaluation(100, features="inceptionv3", inception_weights=str(tmp_path / "nowhere.pth"))
     config = Config(data=Data(str(FASHION / "train")), train=Train(batch_size=100), evaluation=evaluation)
-    with pytest.raises(ConfigError, match=r"^evaluation\.inception_weights: .*nowhere\.pth is not there"):
-        make_plan(config)  # before a run begins, not at its first look
+    manifest = read_manifest(open_store(config.data.train))
+    with pytest.raises(ConfigError, match=r"^evaluation\.inception_weights: .*nowhere\.pth cannot be read"):
+        check_quick_look(config, manifest, manifest, None)  # before a run begins, not at its first look
 
 
 def test_without_the_package_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -280,6 +280,11 @@ def test_the_job_says_what_it_would_do_and_what_is_wrong(job: Any, tmp_path: Pat
         assert line in shown
     assert not list(place.rglob("*.json"))
 
+    large = ["--cluster.workers=800", "--train.batch_size=1600", "--train.epochs=9", "--dry-run"]
+    code, _, line = job(*given, *large)
+    assert code == 2
+    assert line.startswith("error: cluster.workers: 800 workers of 1 CPU do not fit: this machine has ")
+
     assert job(*given[:2]) == (
         2,
         "",

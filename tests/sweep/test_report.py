@@ -751,7 +751,7 @@ def damage(folder: Path, what: str) -> None:
         ("config no mapping", "config is a int, not a dict"),
         ("deep", r"sweep\.json: is damaged \(more than 64 levels"),
         ("half a character", r"sweep\.json: is damaged"),
-        ("a folder", r"sweep\.json: is damaged \(it is no file"),
+        ("a folder", r"sweep\.json: is damaged \(it is not a file"),
         ("not UTF-8", r"sweep\.json: is damaged"),
         ("deep journal", r"study\.log: no readable Optuna journal"),
         ("no number", r"study\.log: no readable Optuna journal"),

@@ -187,7 +187,9 @@ def test_a_wrong_file_is_named(text: str, line: str, tmp_path: Path) -> None:
 def test_the_ready_searches_fit_their_config(path: Path) -> None:
     base = load_config(ROOT / "jobs/configs/fashion_mnist.yaml", {"evaluation.every_steps": 200})
     search = load_search(path, base)
-    assert search.objectives[0] == Objective("evaluation/frechet_long", "minimize")
+    quick = path.stem == "first"  # of minutes: too short for a distance of long chains
+    goal = ("evaluation/elbo", "maximize") if quick else ("evaluation/frechet_long", "minimize")
+    assert search.objectives[0] == Objective(*goal)
     if path.stem == "ablation_width":
         assert [point["energy.width"] for point in search.grid] == [0, 10, 20, 50, 100]
 

@@ -21,9 +21,9 @@ from helpers import ROOT
 from jebm.data.readers import open_source
 from jebm.data.shards import write_dataset
 from jebm.store.storage import open_store
+from jebm.train.lease import Lease
 
 CASES = int(os.environ.get("JEBM_DRY_RUN_CASES", "40"))
-SHIPPED = ROOT / "jobs/data/fashion_mnist_2000"
 TINY = {
     "cluster.engine": "process",
     "cluster.workers": 1,
@@ -33,7 +33,7 @@ TINY = {
     "generator.width": 8,
     "energy.width": 8,
     "langevin.steps": 2,
-    "train.epochs": 0.05,
+    "train.epochs": 0.1,
     "train.batch_size": 64,
     "evaluation.samples": 100,
     "evaluation.chain_factor": 1,
@@ -90,11 +90,11 @@ def make_set(folder: Path, images: int, *, labels: int = 0, size: int = 28) -> s
 @pytest.fixture
 def world(job: Job, tmp_path: Path) -> World:
     folder = tmp_path / "made"
-    sets = [make_set(folder, images) for images in (39, 40, 200)]
-    sets += [make_set(folder, 200, labels=1), make_set(folder, 100, labels=2), make_set(folder, 80, size=16)]
-    broken = Path(shutil.copytree(SHIPPED / "test", folder / "part-gone"))
+    train = make_set(folder, 200, labels=3)
+    sets = [train, *(make_set(folder, images) for images in (39, 40, 200))]
+    sets += [make_set(folder, 201, labels=1), make_set(folder, 100, labels=2), make_set(folder, 80, size=16)]
+    broken, flipped = (Path(make_set(folder, images)) for images in (91, 92))
     next(broken.glob("part-*")).unlink()
-    flipped = Path(shutil.copytree(SHIPPED / "test", folder / "bit-flipped"))
     flip(next(flipped.glob("part-*")))
     sets += [str(broken), str(flipped), str(folder / "nowhere")]
     shapes: dict[str, dict[str, object]] = {
@@ -103,10 +103,10 @@ def world(job: Job, tmp_path: Path) -> World:
         "averaged": {"train.ema_decay": 0.5},
         "wide": {"energy.width": 9},
         "damaged": {},
-        "older-whole": {"checkpoint.every_steps": 1, "train.epochs": 0.08},
+        "older-whole": {"checkpoint.every_steps": 1, "train.epochs": 0.7},
     }
     for name, changes in shapes.items():
-        data = {"data.train": str(SHIPPED / "train"), "data.held_out": None}
+        data = {"data.train": train, "data.held_out": None}
         given = words(TINY | data | {"run.storage": str(folder / "runs"), "run.name": name} | changes)
         assert job(*given)[0] == 0
     for name in ("damaged", "older-whole"):
@@ -130,14 +130,14 @@ def random_changes(draw: random.Random, world: World) -> dict[str, object]:
     origins += [f"{runs}/older-whole/checkpoints/step-0000000{step}-a0001" for step in (1, 2, 7)]
     resumed = draw.random() < 0.4
     choices: dict[str, list[object]] = {
-        "train.batch_size": [1, 39, 64, 128, 200, 1599, 1601],
+        "train.batch_size": [1, 39, 64, 128, 200, 201],
         "train.accumulate": [1, 2, 3, 64],
         "train.precision": ["fp32", "bf16", "fp16"],
         "train.regime": ["joint", "two_stage"],
         "train.gaussian_share": [0.0, 0.5, 0.99, 1.0],
         "train.ema_decay": [0.0, 0.5, 1.0],
         "train.energy_updates": [1, 2, 0],
-        "train.epochs": [0.01, 0.05, 1e-9, 0, 0.08],
+        "train.epochs": [0.01, 1e-9, 0, 0.7],
         "run.init_from": [None, *origins],
         "run.accept_changes": [True, False],
         "run.seed": [0, 1, 2**70, -1],
@@ -160,8 +160,8 @@ def random_changes(draw: random.Random, world: World) -> dict[str, object]:
         "evaluation.features": ["classifier", "classifier", "inceptionv3"],
         "evaluation.inception_weights": [None, str(ROOT / "README.md"), "nowhere.pth"],
         "evaluation.samples": [99, 100],
-        "data.train": [str(SHIPPED / "train"), *world.sets],
-        "data.held_out": [None, str(SHIPPED / "test"), *world.sets],
+        "data.train": [*world.sets],
+        "data.held_out": [None, *world.sets],
         "checkpoint.keep_last": [1, 0],
         "checkpoint.sharded": [False, True],
     }
@@ -169,7 +169,7 @@ def random_changes(draw: random.Random, world: World) -> dict[str, object]:
     changes = {key: draw.choice(choices[key]) for key in changed}
     if resumed:
         changes |= {"run.storage": runs, "run.name": draw.choice(world.runs)}
-        changes.setdefault("train.epochs", draw.choice([0.05, 0.2]))
+        changes.setdefault("train.epochs", draw.choice([0.1, 1.0]))
     return changes
 
 
@@ -181,7 +181,7 @@ def files(folder: Path) -> list[Path]:
 def test_a_dry_run_says_what_the_start_does(job: Job, world: World, tmp_path: Path) -> None:
     draw = random.Random(20)
     verdicts, wrong = [], []
-    data = {"data.train": str(SHIPPED / "train"), "data.held_out": str(SHIPPED / "test")}
+    data = {"data.train": world.sets[0], "data.held_out": world.sets[2]}
     for case in range(CASES):
         changes = random_changes(draw, world)
         storage = tmp_path / f"case{case}"
@@ -194,9 +194,36 @@ def test_a_dry_run_says_what_the_start_does(job: Job, world: World, tmp_path: Pa
         ended, told, error = job(*words(values))
         started = "finished" in told
         verdicts.append(started)
-        same = (code, "already finished" in shown, line) == (ended, "already finished" in told, error)
-        if not same or started != (code == 0):
+        same = (code, "already finished" in shown) == (ended, "already finished" in told)
+        if not same or started != (code == 0) or error.count("\n") != (ended != 0):
             wrong.append(f"{changes}: {(code, line)} {(ended, error, started)}")
         shutil.rmtree(storage, ignore_errors=True)
     assert not wrong, "\n".join(wrong)
     assert 0.25 < sum(verdicts) / len(verdicts) < 0.75  # both kinds are drawn
+
+
+def test_a_run_that_is_in_training_is_refused_with_its_holder(job: Job, tmp_path: Path) -> None:
+    data = {"data.train": make_set(tmp_path, 64), "run.storage": str(tmp_path), "run.name": "busy"}
+    given = words(TINY | data | {"data.held_out": None})
+    with Lease(open_store(str(tmp_path / "busy")), beat_seconds=0.2):
+        for line in (job(*given, "--dry-run"), job(*given)):
+            assert line[0] == 2
+            assert f"is in training by process {os.getpid()} on host" in line[2]
+    assert [job(*given, "--dry-run")[0], job(*given)[0]] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("share", "epochs", "line"),
+    [
+        (0.0, 10, ""),
+        (0.5, 10, "energy   joins at step 5 (train.gaussian_share 0.5); the prior is N(0, I) until then"),
+        (0.9, 1, "energy   never joins: train.gaussian_share 0.9 of 1 steps leaves none for it"),
+    ],
+)
+def test_the_plan_says_when_the_energy_joins(
+    job: Job, tmp_path: Path, share: float, epochs: float, line: str
+) -> None:
+    data = {"data.train": make_set(tmp_path, 64), "data.held_out": None, "run.storage": str(tmp_path)}
+    values = TINY | data | {"train.gaussian_share": share, "train.epochs": epochs}
+    shown = job(*words(values), "--dry-run")[1]
+    assert [text for text in shown.splitlines() if text.startswith("energy")] == ([line] if line else [])

@@ -17,6 +17,7 @@ from jebm.config import Config
 from jebm.store.storage import LocalStore, StoreError, open_store
 from jebm.train.history import attempts_before, rows_before
 from jebm.train.loop import Report, Result, fit
+from jebm.train.outbox import Outbox
 from jebm.train.runtime import process_runtime
 
 ROW = b'{"step": 5, "loss": 1.5}\n'
@@ -346,3 +347,23 @@ def test_a_folder_that_is_gone_for_a_while_costs_nothing_of_the_journal(
     config = tiny_config(disk, train__epochs=1.2, train__pictures_every_steps=5)
     assert trained_through(config, 10, break_, mend, failing).status == "finished"
     check_journal(folder, 30)
+
+
+def test_what_waits_is_bounded_and_reports_have_room_longest(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "run"
+    place.touch()  # where the folder should be
+    outbox = Outbox(LocalStore(place))
+    outbox.open("metrics.jsonl", ROW, stored=False)
+    for name in ("a", "b", "c"):
+        outbox.put(f"pictures/{name}.png", name.encode() * 30 * 2**20, extra=True)
+    for _ in range(1000):
+        outbox.append("metrics.jsonl", ROW)
+    wait_until(lambda: "journal cannot be written" in caplog.text)
+    assert "60 MB of the journal wait" in caplog.text
+    place.unlink()
+    outbox.close()
+    assert (place / "metrics.jsonl").read_bytes() == ROW * 1001
+    assert sorted(path.name for path in (place / "pictures").iterdir()) == ["a.png", "b.png"]
+    assert "the journal is written again; 1 entries that there was no room for are missing" in caplog.messages

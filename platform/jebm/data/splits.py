@@ -46,7 +46,8 @@ def named_split(asked: str | None, path: Path) -> tuple[str, tuple[str, ...]]:
 
     Raises DataError where its name says another split than the one asked for.
     """
-    spoken = _meaning(path.resolve().name)
+    name = path.name if path.name not in {"", ".."} else path.resolve().name
+    spoken = _meaning(name)
     if asked is None:
         return spoken or "train", ()
     if spoken is not None and canonical(asked) != spoken and canonical(asked) in _SPELLINGS:

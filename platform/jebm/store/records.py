@@ -107,7 +107,7 @@ def _readable(store: Store, key: str) -> Iterator[None]:
         if isinstance(store, LocalStore):
             path = store.folder / key
             if os.path.lexists(path) and not path.is_file():
-                raise ValueError("it is no file")
+                raise ValueError("it is not a file")
         try:
             yield
         except ObjectMissingError:

@@ -33,7 +33,7 @@ from jebm.store.protocol import (
 from jebm.store.storage import LocalStore
 from jebm.untrusted import encoded_json, parsed_object
 
-__all__ = ["RECORD", "Fetched", "fetch_results"]
+__all__ = ["RECORD", "Fetched", "Plan", "fetch_results", "planned"]
 
 RECORD = ".fetched.json"
 """What a folder was filled with, so that the next fetch brings only what has changed."""
@@ -58,7 +58,7 @@ class Fetched:
 
 
 @dataclass
-class _Plan:
+class Plan:
     """What is to be done, found out before anything is read."""
 
     wanted: list[ObjectInfo] = field(default_factory=list)
@@ -75,10 +75,12 @@ def fetch_results(store: Store, folder: Path, begin: Callable[[int], Callable[[i
         StoreError: the store cannot be read or the folder written; there are no results, or those of several
             runs, which it names; the folder lies within the store.
     """
+    # Refuse before anything is made.
     folder = Path(os.path.realpath(folder))
     if isinstance(store, LocalStore) and folder.is_relative_to(store.folder):
         raise StoreError(f"{folder}: lies within {store.uri}; give another folder to write to")
     results = _results(store)
+    # Half files lie in a folder of their own, on the file system of the others.
     with ExitStack() as stack:
         stack.enter_context(_os_errors(f"{folder}: cannot be written"))
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,6 +91,7 @@ def fetch_results(store: Store, folder: Path, begin: Callable[[int], Callable[[i
             folds_case=_folds_case(scratch),
             is_unchanged=lambda info: _is_unchanged(folder, info, known),
         )
+        # Whatever ends this, what is there is noted.
         here = dict(plan.unchanged)
         try:
             progress = begin(sum(info.size for info in plan.wanted))
@@ -107,14 +110,14 @@ def fetch_results(store: Store, folder: Path, begin: Callable[[int], Callable[[i
 
 def planned(
     infos: Iterable[ObjectInfo], *, folds_case: bool, is_unchanged: Callable[[ObjectInfo], bool]
-) -> _Plan:
+) -> Plan:
     """Return what to bring of the objects: those that can be files beside each other in one folder.
 
     With `folds_case` the folder takes `a` and `A` for one name. Of a key that is also a folder of others,
     and of two that are one name, the one with more below it or the first is brought.
     """
     infos = sorted(infos, key=lambda info: info.key)
-    plan = _Plan()
+    plan = Plan()
 
     def folded(key: str) -> str:
         return unicodedata.normalize("NFC", key).casefold() if folds_case else key
@@ -160,6 +163,7 @@ def _results(store: Store) -> list[ObjectInfo]:
         if name in _MARKERS:
             places.add(tuple(above))
         results.append(info)
+    # Is it one run, or something that holds runs?
     if not places and not results:
         raise StoreError(f"{store.uri}: holds no results of a run; give run.storage/run.name")
     if places and () not in places:
@@ -209,6 +213,7 @@ def _brought(
         finally:
             partial.unlink(missing_ok=True)
 
+    # Whoever stops asking for more stops the threads as well.
     with ThreadPoolExecutor(PART_THREADS, thread_name_prefix="jebm-fetch") as pool:
         futures = {pool.submit(bring, info): info for info in wanted}
         try:

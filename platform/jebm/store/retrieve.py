@@ -25,7 +25,7 @@ from jebm.store.finite import FiniteScan, not_finite, not_finite_line
 from jebm.store.layout import StoredObject, TensorEntry, encoded_header
 from jebm.store.parts import Parts, damages, read_headers
 from jebm.store.protocol import Store, in_parallel
-from jebm.store.storage import open_store
+from jebm.store.storage import normalised_uri, open_store
 
 __all__ = [
     "Export",
@@ -127,10 +127,12 @@ class Export:
 def open_run(uri: str) -> RunStore:
     """Return the run of `run.storage/run.name`; calls nobody.
 
-    Raises StoreError for a URI that names no run, CheckpointError for a name that no run can have.
+    Raises StoreError for a URI that is invalid or names no run, CheckpointError for a name that no run can
+    have.
     """
-    if "://" not in uri and uri:
-        uri = str(Path(uri).expanduser().resolve())  # `.` and `..` have names, too
+    uri = normalised_uri(uri)
+    if "://" not in uri:
+        uri = str(Path(uri).resolve())  # `.` and `..` have names, too
     root, _, name = uri.rstrip("/").rpartition("/")
     if not name or not root or root.endswith(":/"):
         raise StoreError(f"{uri!r} names no run: give run.storage/run.name, such as s3://bucket/runs/mine")

@@ -56,11 +56,12 @@ class Calls:
                 if failures == 1 or progress() >= seen + MOVED_BYTES:
                     failures, seen = 1, progress()
                     deadline = time.monotonic() + self.patience_seconds
-                longest = min(_FIRST_WAIT_SECONDS * 2 ** (failures - 1), _LONGEST_WAIT_SECONDS)
-                # Random, so that the ranks of a job do not come back all at once.
-                seconds = random.uniform(0, longest)  # noqa: S311
-                if not transient(error) or time.monotonic() + seconds > deadline:
+                left = deadline - time.monotonic()
+                if not transient(error) or left <= 0:
                     raise explain(error, what, place, self.bucket, self.connection) from error
+                longest = min(_FIRST_WAIT_SECONDS * 2 ** (failures - 1), _LONGEST_WAIT_SECONDS)
+                # Random, so that the ranks of a job do not come back all at once; the last try is at the end.
+                seconds = min(random.uniform(0, longest), left)  # noqa: S311
                 _logger.info("%s: %s failed, again in %.1f s: %s", place, what, seconds, error)
                 time.sleep(seconds)
                 if self.on_retry is not None:

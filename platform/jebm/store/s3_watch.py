@@ -6,6 +6,7 @@ by a thread that looks at all requests of this process once in a while.
 """
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -55,6 +56,10 @@ class _Watches:
     """The requests under way in this process, by thread: each thread waits for one at a time."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._by_thread: dict[int, Watch] = {}
         self._watcher: threading.Thread | None = None
@@ -64,11 +69,13 @@ class _Watches:
 
     @contextlib.contextmanager
     def watched(self, seconds: float) -> Iterator[Watch]:
+        if self._process != os.getpid():  # a fork, perhaps while the watcher that is not here held the lock
+            self._begin()
         thread, watch = threading.get_ident(), Watch(seconds)
         with self._lock:
             outer = self._by_thread.get(thread)
             self._by_thread[thread] = watch
-            if self._watcher is None or not self._watcher.is_alive():  # as after a fork
+            if self._watcher is None:
                 self._watcher = threading.Thread(target=self._look, name="jebm-s3-watch", daemon=True)
                 self._watcher.start()
         try:

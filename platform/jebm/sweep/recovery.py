@@ -9,10 +9,11 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from jebm.config import leaves
 from jebm.errors import CheckpointError, ConfigError
 from jebm.store.checkpoint import Checkpoints
+from jebm.store.protocol import one_line
 from jebm.store.records import DamagedRecordError, set_aside
 from jebm.store.storage import ObjectMissingError, Store
 from jebm.sweep.space import Search
-from jebm.sweep.study_log import LOG, first_problem, is_of_another, read_entries
+from jebm.sweep.study_log import LOG, encoded_entry, first_problem, is_of_another, read_entries
 from jebm.untrusted import JsonObject
 
 __all__ = ["check_log", "good_entries", "lost_trials"]
@@ -21,7 +22,7 @@ _RUN = re.compile(r"t(\d{4}|[1-9]\d{4,8})", re.ASCII)
 
 
 def check_log(store: Store, name: str, search: Search) -> None:
-    """Hold a search against study.log, where sweep.json cannot say what the sweep was begun with.
+    """Compare a search with study.log, if sweep.json cannot say what the sweep was begun with.
 
     Raises:
         ConfigError: the first trial is of another space, or the study has other objectives.
@@ -39,9 +40,9 @@ def check_log(store: Store, name: str, search: Search) -> None:
 
 
 def good_entries(store: Store, name: str, search: Search) -> tuple[list[JsonObject], str]:
-    """Return the entries of study.log that can be believed, and a line about the others ("" for none).
+    """Return the sound entries of study.log, and a line about the others ("" if there are none).
 
-    A log that is damaged is set aside. Of a new sweep there are no entries.
+    A damaged log is set aside, and a new one begins with its sound entries. A new sweep has none.
 
     Raises:
         StoreError: the store cannot be reached, or a damaged log cannot be set aside.
@@ -56,14 +57,16 @@ def good_entries(store: Store, name: str, search: Search) -> tuple[list[JsonObje
     count, wrong = first_problem(entries, name, search)
     if not (wrong or unread):
         return entries, ""
-    why = f"{store.uri}/{LOG}: is damaged ({' '.join((wrong or unread).split())[:300]})"
-    return entries[:count], f"{why}; it is kept as {set_aside(store, LOG)}, its first {count} lines stay"
+    good, kept = entries[:count], set_aside(store, LOG)
+    store.put(LOG, b"".join(map(encoded_entry, good)))
+    why = one_line(wrong or unread)[:300]
+    return good, f"{store.uri}/{LOG}: is damaged ({why}); it is kept as {kept}, its first {count} lines stay"
 
 
 def lost_trials(store: Store, search: Search, known: int) -> list[dict[str, Any] | None]:
     """Return the parameters of the trials, from number `known` on, whose runs stand in trials/.
 
-    None stands for a trial that has left no checkpoint, or one of another search.
+    None stands for one between them that has left no checkpoint, or one of another search.
 
     Raises:
         StoreError: the store cannot be reached.
@@ -74,10 +77,13 @@ def lost_trials(store: Store, search: Search, known: int) -> list[dict[str, Any]
     # A name with a huge number is nobody's trial, and must not ask for all those before it.
     last = max((n for i, n in enumerate(lost) if n <= known + 2 * i + 8), default=known - 1)
     names = {number: f"t{number:04d}" for number in lost}
-    return [
+    parameters = [
         _parameters(runs, names[number], search) if number in names else None
         for number in range(known, last + 1)
     ]
+    while parameters and parameters[-1] is None:
+        parameters.pop()
+    return parameters
 
 
 def _parameters(runs: Store, name: str, search: Search) -> dict[str, Any] | None:

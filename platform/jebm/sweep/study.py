@@ -77,8 +77,8 @@ class SweepStudy:
     ) -> None:
         """Open the sweep in its store, or begin it there.
 
-        A damaged sweep.json or study.log is set aside with a line in the log; trials that the journal has
-        lost are gone on with from their own runs.
+        A damaged sweep.json or study.log is set aside with a line in the log; trials that study.log has lost
+        resume from their own runs.
 
         Raises:
             ConfigError: there is a sweep of this name with another search, base config or data.
@@ -95,7 +95,7 @@ class SweepStudy:
             name, search, base, data_sha256=data_sha256, provenance=provenance, starts=starts
         )
         store.put(RECORD, record)
-        # Then the journal, and what it does not know.
+        # Then the journal, and the trials that it has lost.
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         entries, damage = good_entries(store, name, search)
         self._log = StudyLog(store, entries)
@@ -115,14 +115,7 @@ class SweepStudy:
                     self.study.set_metric_names(metrics)
         self._failed_before = {trial.number for trial in self.trials if trial.state == TrialState.FAIL}
         self._recover(store, damage)
-        # Then what was interrupted.
-        self._interrupted = []
-        for trial in self.trials:
-            if trial.state == TrialState.RUNNING:
-                if trial.user_attrs.get("status") == "pruned":  # decided, and the driver died
-                    self.study.tell(trial.number, state=TrialState.PRUNED)
-                else:
-                    self._interrupted.append(trial.number)
+        self._interrupted = self._find_interrupted()
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -232,6 +225,17 @@ class SweepStudy:
     def _new(self) -> int:
         """How many trials are still to be suggested."""
         return max(0, self._search.trials - (len(self.trials) - len(self._failed_before)))
+
+    def _find_interrupted(self) -> list[int]:
+        """Return the trials that an earlier start has left running, and end those that were to be pruned."""
+        interrupted = []
+        for trial in self.trials:
+            if trial.state == TrialState.RUNNING:
+                if trial.user_attrs.get("status") == "pruned":  # decided, and the driver died
+                    self.study.tell(trial.number, state=TrialState.PRUNED)
+                else:
+                    interrupted.append(trial.number)
+        return interrupted
 
     def _recover(self, store: Store, damage: str) -> None:
         """Enter the trials that only their runs know of, as interrupted ones, and say what was damaged."""

@@ -19,7 +19,7 @@ from jebm.store.storage import Store
 from jebm.sweep.space import Search
 from jebm.untrusted import JsonObject, parsed_object
 
-__all__ = ["LOG", "Entries", "StudyLog", "first_problem", "is_of_another", "read_entries"]
+__all__ = ["LOG", "Entries", "StudyLog", "encoded_entry", "first_problem", "is_of_another", "read_entries"]
 
 LOG = "study.log"
 
@@ -30,6 +30,11 @@ _MIRROR_EVERY_SECONDS = 3.0
 _RETRY_SECONDS = 2.0
 _LAST_PATIENCE_SECONDS = 600.0
 _STATUSES = ("finished", "pruned", "diverged", "failed")
+
+
+def encoded_entry(entry: JsonObject) -> bytes:
+    """Return the line of an entry."""
+    return (json.dumps(entry, separators=(",", ":")) + "\n").encode()
 
 
 class Entries(BaseJournalBackend):
@@ -187,7 +192,7 @@ class StudyLog(BaseJournalBackend):
         """Begin with these entries, which the store is believed to have."""
         self._store, self._every_seconds = store, every_seconds
         self._entries = list(entries)
-        self._lines = [_line(entry) for entry in entries]
+        self._lines = [encoded_entry(entry) for entry in entries]
         self._stored = len(self._lines)
         self._error: Exception | None = None
         self._changed = threading.Condition()
@@ -202,7 +207,7 @@ class StudyLog(BaseJournalBackend):
 
     def append_logs(self, logs: list[JsonObject]) -> None:
         """Append entries; the copy in the store follows within seconds."""
-        lines = [_line(log) for log in logs]
+        lines = [encoded_entry(log) for log in logs]
         with self._together, self._changed:
             self._entries += (json.loads(line) for line in lines)
             self._lines += lines
@@ -264,7 +269,3 @@ class StudyLog(BaseJournalBackend):
             with self._changed:
                 self._stored, self._error = len(lines), None
                 self._changed.notify_all()
-
-
-def _line(entry: JsonObject) -> bytes:
-    return (json.dumps(entry, separators=(",", ":")) + "\n").encode()

@@ -30,10 +30,12 @@ class _File:
     grows: bool
     stored: int | None = None
     """How many bytes at the beginning of `content` are all that the store has; None: not known."""
+    begun: int = 0
+    """How many of its bytes came from an earlier attempt: they do not count as waiting."""
 
     @property
     def waiting(self) -> int:
-        return len(self.content) - (self.stored or 0)
+        return len(self.content) - max(self.stored or 0, self.begun)
 
 
 class Outbox:
@@ -65,7 +67,8 @@ class Outbox:
     def open(self, key: str, content: bytes, *, stored: bool) -> None:
         """Begin a file that grows; `stored` says that the store has exactly this content."""
         with self._lock:
-            self._files[key] = _File(bytearray(content), grows=True, stored=len(content) if stored else None)
+            size = len(content)
+            self._files[key] = _File(bytearray(content), True, stored=size if stored else None, begun=size)
         self._news.set()
 
     def append(self, key: str, content: bytes, *, extra: bool = False) -> None:
@@ -113,7 +116,7 @@ class Outbox:
         self._store = self._store.patient(_LAST_PATIENCE_SECONDS)
         if not self._deliver():
             with self._lock:
-                left = [key for key, file in self._files.items() if file.stored is None or file.waiting]
+                left = [key for key, file in self._files.items() if file.stored != len(file.content)]
             _LOG.warning("%s: not or not wholly written: %s", self._store.uri, ", ".join(left))
 
     def _deliver(self) -> bool:
@@ -162,7 +165,7 @@ class Outbox:
             self._store.put(key, content)
         with self._lock:
             file.stored = end
-            done = not file.grows and not file.waiting
+            done = not file.grows and end == len(file.content)
             if done and self._files.get(key) is file:  # it may have been put again since
                 del self._files[key]
 

@@ -1,10 +1,8 @@
 """What a run will do, found out before anything starts: the same checks for a dry run and for a start.
 
-Read are the data, the storage with what it holds of this run, and the run that it begins with; the state of
-training is laid out without memory, to be counted and compared with a checkpoint.
+Read are the data, the storage with what it holds of this run, and the run that it begins with.
 """
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -117,19 +115,21 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} is more than the {data.images} images of data.train"
         )
-    state = _laid_out(config)
+    state = _initial_state(config)
     store = open_store(config.run.storage)
     store.probe()
-    parent = _resumed(config, store, data, state.tensors(), deep=deep)
+    steps_per_epoch = data.images // config.train.batch_size
+    total_steps = total_steps_of(config, steps_per_epoch)
+    parent = _resumed(config, store, data, state.tensors())
+    if deep and parent is not None and parent.step < total_steps:
+        parent = _resumed(config, store, data, state.tensors(), deep=True)
     if parent is None and config.run.init_from is not None:
         _check_origin(config, state.tensors(), deep=deep)
     parameters = {
         name: sum(parameter.numel() for parameter in net.parameters())
         for name, net in state.model.named_children()
     }
-    steps_per_epoch = data.images // config.train.batch_size
-    total = total_steps_of(config, steps_per_epoch)
-    if parent is None or parent.step < total:
+    if parent is None or parent.step < total_steps:
         Checkpoints(store, config.run.name).next_attempt()  # so that a start will find one
     return Plan(
         config=config,
@@ -137,7 +137,7 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
         held_out=held_out,
         images=images,
         steps_per_epoch=steps_per_epoch,
-        total_steps=total,
+        total_steps=total_steps,
         parameters=parameters,
         resumes_at=None if parent is None else parent.step,
     )
@@ -160,32 +160,24 @@ def _data_set(config: Config, key: str, uri: str, *, read: bool) -> tuple[Datase
     return manifest, None
 
 
-def _laid_out(config: Config) -> TrainState:
-    """Return the state of training in names, shapes and types, without memory.
+def _initial_state(config: Config) -> TrainState:
+    """Return the state that training begins with, on the CPU.
 
     Raises:
-        ConfigError: it is larger than the memory of this machine, where on a CPU it would have to be.
+        ConfigError: its tensors are larger than this machine's memory, or than torch can count.
     """
-    nowhere = torch.device("meta")
     try:
-        with nowhere:
-            state = TrainState.build(config, Runtime(0, 1, nowhere))
-        size = sum(tensor.numel() * tensor.element_size() for tensor in state.tensors().values())
-    except (RuntimeError, TypeError, ValueError) as error:  # torch counts in 64 bits
+        return TrainState.build(config, Runtime(0, 1, torch.device("cpu")))
+    except (MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or ["out of memory"])[0]
         raise ConfigError(
-            f"model: nets of these widths cannot be built ({str(error).splitlines()[0]})"
+            f"model: nets of these sizes cannot be built ({reason}); lower model.latent_dims, or the widths "
+            "and channels of the nets"
         ) from error
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size > memory and not config.cluster.gpu:
-        raise ConfigError(
-            f"model: weights and optimizers take {size / 1e9:,.0f} GB, and this machine has "
-            f"{memory / 1e9:,.0f}; lower model.latent_dims, or the widths and channels of the nets"
-        )
-    return state
 
 
 def _resumed(
-    config: Config, store: Store, data: DatasetManifest, tensors: dict[str, Tensor], *, deep: bool
+    config: Config, store: Store, data: DatasetManifest, tensors: dict[str, Tensor], *, deep: bool = False
 ) -> Manifest | None:
     """Return the checkpoint that `resume` will read; None if the run is new. Raises what `resume` would."""
     checkpoints = Checkpoints(store, config.run.name)
@@ -206,7 +198,7 @@ def _resumed(
     if failure is not None:
         accepted = "; choose a new run.name" if config.run.accept_changes else ""
         raise CheckpointError(f"{failure}{accepted}") from failure
-    if deep and checkpoints.latest() is not None:
+    if deep:  # there was one without it
         raise CheckpointError(
             f"{store.uri}/{config.run.name}: no checkpoint is right in every byte; "
             "jobs/checkpoints.py verify --deep says where, and a new run.name starts anew"
