@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import yaml
+
 __all__ = [
     "NONE",
     "Cell",
@@ -26,6 +28,7 @@ __all__ = [
     "number",
     "plural",
     "shown",
+    "yaml_text",
 ]
 
 NONE = "–"  # noqa: RUF001  (what is shown for a value that does not exist)
@@ -176,6 +179,12 @@ def duration(seconds: float) -> str:
 def plural(count: int, noun: str) -> str:
     """Return "1 trial", "2,000 trials"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def yaml_text(values: Mapping[str, object]) -> str:
+    """Return nested plain values as YAML, as they are shown to a person."""
+    text: str = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None)
+    return text
 
 
 def _with_error(value: float | None, error: float | None) -> str:

@@ -9,15 +9,14 @@ import hashlib
 import importlib.resources
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from jebm.report.findings import Curve, Drawing, Findings, Picture, Section, Table, duration, shown
+from jebm.report.findings import Curve, Drawing, Findings, Picture, Section, Table, duration, shown, yaml_text
 from jebm.report.plots import curve_svg
 
 __all__ = ["KEY_FIGURES", "page"]
@@ -81,11 +80,6 @@ def _is_numeric(table: Table, column: int) -> bool:
     return not any(isinstance(row[column], str) for row in table.rows if column < len(row))
 
 
-def _yaml(values: Mapping[str, object]) -> str:
-    text: str = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None)
-    return text
-
-
 _FILTERS: dict[str, Callable[..., Any]] = {
     "anchor": _anchor,
     "arrow": {"lower": "↓", "higher": "↑"}.__getitem__,
@@ -95,5 +89,5 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "png_source": lambda picture: _data_uri(picture.png, "png"),
     "shown": shown,
     "size": _size,
-    "yaml": _yaml,
+    "yaml": yaml_text,
 }

@@ -2,10 +2,8 @@
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import yaml
 
 from jebm.config import leaves
 from jebm.report.findings import (
@@ -19,6 +17,7 @@ from jebm.report.findings import (
     duration,
     number,
     plural,
+    yaml_text,
 )
 from jebm.store.storage import Store
 from jebm.sweep.drawings import draw
@@ -59,7 +58,7 @@ def sweep_findings(sweep: Sweep, folder: Store) -> Findings:
             "search",
             "The search",
             "What the sweep was asked for.",
-            listings=(Listing("The search", _yaml(sweep.search)),),
+            listings=(Listing("The search", yaml_text(sweep.search)),),
         ),
     ]
     return Findings(
@@ -291,8 +290,3 @@ def _cost_in_words(sweep: Sweep, total: float) -> str:
         f"The trials trained for {duration(total)} in all; {lost / total:.0%} of it went into trials that "
         "were pruned or diverged." + (f" Pruning saved about {duration(saved)} more." if saved else "")
     )
-
-
-def _yaml(values: Mapping[str, Any]) -> str:
-    text: str = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None)
-    return text
