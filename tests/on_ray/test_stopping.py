@@ -133,9 +133,7 @@ def settles(cluster: Any, expected: dict[str, str]) -> None:
     assert groups(cluster) == expected
 
 
-@pytest.mark.skip(
-    reason="kills and stops passed one by one; not yet seen to pass as a whole on a quiet machine"
-)
+@pytest.mark.long
 def test_whoever_waits_for_room_can_be_stopped_and_killed(cluster, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "search.yaml").write_text(SEARCH)
     storage = f"--run.storage={tmp_path}/runs"

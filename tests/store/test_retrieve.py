@@ -153,9 +153,11 @@ def test_a_uri_names_the_store_and_the_run(monkeypatch: pytest.MonkeyPatch, tmp_
     ]:
         run = open_run(uri)
         assert (run.root.uri, run.name) == (root, name)
-    for uri in ["", "s3://bucket", "s3://", "memory://a", "/"]:
+    for uri in ["s3://bucket", "s3://", "memory://a", "/"]:
         with pytest.raises(StoreError, match="names no run"):
             open_run(uri)
+    with pytest.raises(StoreError, match="an empty storage URI"):
+        open_run("")
 
 
 def test_a_checkpoint_is_chosen_by_step_by_metric_or_as_the_latest(local: RunStore) -> None:
