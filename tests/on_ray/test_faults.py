@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from jebm.parser import config_from_dict
@@ -17,6 +18,8 @@ from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.storage import open_store
 from jebm.train.runtime import Runtime
 from jebm.train.state import TrainState
+
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
 # 48 steps in mid-epoch pieces of 16, with every kind of state there is: averages, schedule, spectral norm.

@@ -184,6 +184,7 @@ def test_whoever_waits_for_room_can_be_stopped_and_killed(cluster, tmp_path: Pat
         settles(cluster, before)
 
 
+@pytest.mark.long
 def test_a_start_frees_what_dead_jobs_of_ours_have_reserved_and_nothing_else(cluster, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     dead = [Driver(cluster, tmp_path / name, "-c", WAITER, name, name) for name in ("ours", "theirs")]
     ours, theirs = (driver.says(r"job (\w+)")[1] for driver in dead)
