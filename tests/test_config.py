@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from jebm.config import (
+    RESUME_MAY_CHANGE,
     Checkpoint,
     Cluster,
     Config,
@@ -29,6 +30,7 @@ from jebm.config import (
     config_to_dict,
     differing_keys,
     leaves,
+    role_of,
 )
 from jebm.errors import ConfigError
 from jebm.parser import argument_parser, config_from_dict, config_to_yaml, load_config, parse_arguments
@@ -318,6 +320,33 @@ def test_a_resume_may_change_where_and_how_long_but_not_what():
     expected = {"run.seed", "energy.width", "optimizer.energy.lr", "train.batch_size"}
     assert set(differing_keys(bound, config_to_dict(config))) == expected
     assert set(differing_keys(config, config_to_dict(bound))) == expected
+
+
+def resume_table() -> str:
+    """The table of docs/operations.md, from the roles of the keys."""
+    columns: tuple[list[str], list[str]] = ([], [])
+    keys = list(dict(leaves(config_to_dict(Config()))))
+    for section in dict.fromkeys(key.partition(".")[0] for key in keys):
+        inside = [key for key in keys if key.startswith(f"{section}.")]
+        free = [f"`{key}`" for key in inside if role_of(key) in RESUME_MAY_CHANGE]
+        bound = [f"`{key}`" for key in inside if f"`{key}`" not in free]
+        for column, mine, others in zip(columns, (free, bound), (bound, free), strict=True):
+            if len(mine) <= len(others):
+                column.extend(mine)
+            else:
+                column.append(f"`{section}.*`" + (f" (not {', '.join(others)})" if others else ""))
+    head = "| a resumed run may change | it may not, unless `run.accept_changes true` |\n|---|---|\n"
+    return head + "| " + " | ".join(", ".join(column) for column in columns) + " |\n"
+
+
+def test_the_docs_say_which_keys_a_resume_may_change():
+    text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    assert resume_table() in text
+
+
+def test_a_key_of_an_older_version_has_the_role_of_its_section():
+    assert role_of("cluster.that_is_gone") == "where"
+    assert role_of("energy.that_is_gone") == role_of("gone.altogether") == "result"
 
 
 def test_a_key_that_one_side_lacks_differs():

@@ -1,11 +1,11 @@
 """Paths and URIs that mean the same in the workers as in the process that starts them."""
 
-import dataclasses
 from pathlib import Path
 
-from jebm.config import PLACES, Config
+from jebm.config import PLACES, Config, config_to_dict, leaves
 from jebm.errors import ConfigError, StoreError
 from jebm.on_ray.cluster import job_environment
+from jebm.parser import override
 from jebm.store.storage import arrow_uri, normalised_uri
 
 __all__ = ["everywhere", "kept_place", "resolve_paths", "shared"]
@@ -17,15 +17,14 @@ def resolve_paths(config: Config) -> Config:
     Raises:
         ConfigError: as they do.
     """
-    changes: dict[str, dict[str, str]] = {}
-    for key in PLACES:
-        section, name = key.split(".")
-        place = getattr(getattr(config, section), name)
-        if place:
-            resolve = kept_place if key == "run.storage" else everywhere
-            changes.setdefault(section, {})[name] = resolve(key, place)
-    sections = {name: dataclasses.replace(getattr(config, name), **new) for name, new in changes.items()}
-    return dataclasses.replace(config, **sections)
+    placed = {key: value for key, value in leaves(config_to_dict(config)) if key in PLACES and value}
+    return override(
+        config,
+        {
+            key: (kept_place if key == "run.storage" else everywhere)(key, place)
+            for key, place in placed.items()
+        },
+    )
 
 
 def everywhere(key: str, place: str) -> str:

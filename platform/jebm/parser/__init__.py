@@ -9,7 +9,7 @@ from jebm.parser.arguments import (
     parse,
     parse_arguments,
 )
-from jebm.parser.values import config_from_dict
+from jebm.parser.values import config_from_dict, override
 
 __all__ = [
     "JobParser",
@@ -18,6 +18,7 @@ __all__ = [
     "config_to_yaml",
     "job_parser",
     "load_config",
+    "override",
     "parse",
     "parse_arguments",
 ]

@@ -7,8 +7,6 @@ the config are jsonargparse's.
 
 import dataclasses
 import difflib
-import functools
-import json
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
@@ -20,7 +18,8 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 
 from jebm.config import Config, config_to_dict
 from jebm.errors import ConfigError
-from jebm.parser.words import Option, checked_words
+from jebm.parser.values import config_from_dict, override
+from jebm.parser.words import Option, checked_words, read_config
 
 __all__ = [
     "JobParser",
@@ -137,16 +136,8 @@ def parse_arguments(parser: JobParser, arguments: Sequence[str] | None = None) -
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Return the config of a YAML file, with dotted `overrides` (`{"energy.width": 50}`) on top."""
-    arguments = ["--config", str(path)]
-    for key, value in (overrides or {}).items():
-        arguments.append(f"--{key}={json.dumps(value) if not isinstance(value, str) else value}")
-    return parse_arguments(_plain_parser(), arguments)[0]
-
-
-@functools.cache
-def _plain_parser() -> JobParser:
-    """Return the parser of no job, made once: to make it takes longer than to parse."""
-    return argument_parser("")
+    config = config_from_dict(read_config(path))
+    return override(config, overrides) if overrides else config
 
 
 def config_to_yaml(config: Config) -> str:

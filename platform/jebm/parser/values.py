@@ -8,14 +8,23 @@ import math
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
-from jebm.config import PLACES, Config
+from jebm.config import PLACES, Config, config_to_dict, fields, leaves
 from jebm.errors import ConfigError
-from jebm.parser.yaml_file import resolved
+from jebm.parser.yaml_file import read_value, resolved
 from jebm.paths import expanded
 
-__all__ = ["checked", "config_from_dict", "converted", "key_types", "meant", "sections", "with_home"]
+__all__ = [
+    "checked",
+    "config_from_dict",
+    "converted",
+    "key_types",
+    "meant",
+    "override",
+    "sections",
+    "with_home",
+]
 
 _SHOWN = 60
 """Characters of a value that an error shows."""
@@ -37,6 +46,11 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     """
     config: Config = _built(Config, "", dict(checked(values)))
     return config
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Return the config with the values of dotted keys changed; raises as `config_from_dict`."""
+    return config_from_dict(dict(leaves(config_to_dict(config))) | dict(changes))
 
 
 def checked(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -74,24 +88,13 @@ def _built(kind: Any, prefix: str, given: Mapping[str, Any]) -> Any:  # noqa: AN
 @functools.cache
 def key_types() -> Mapping[str, Any]:
     """Return dotted key -> type of all values of the config."""
-    return {key: kind for key, kind in _fields(Config, "") if not _is_section(kind)}
+    return {key: entry.type for key, entry in fields(Config) if key not in sections()}
 
 
 @functools.cache
-def sections() -> Mapping[str, type]:
+def sections() -> Mapping[str, Any]:
     """Return dotted key -> class of all sections of the config."""
-    return {key: kind for key, kind in _fields(Config, "") if _is_section(kind)}
-
-
-def _fields(section: type, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, kind in get_type_hints(section).items():
-        yield f"{prefix}{name}", kind
-        if _is_section(kind):
-            yield from _fields(kind, f"{prefix}{name}.")
-
-
-def _is_section(kind: Any) -> TypeGuard[type]:  # noqa: ANN401  (any type)
-    return dataclasses.is_dataclass(kind)
+    return {key: entry.type for key, entry in fields(Config) if dataclasses.is_dataclass(entry.type)}
 
 
 def _unknown(key: str) -> str:
@@ -138,9 +141,10 @@ def converted(value: Any, kind: Any, key: str) -> Any:  # noqa: ANN401  (any pla
     if origin is Literal:
         return _chosen(value, inner, key)
     if origin in (tuple, list):
-        if not isinstance(value, list | tuple):
+        items = read_value(value) if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
             raise ConfigError(f"{key}: needs {_list_of(value, inner[0])}, not {_shown(value)}")
-        return origin(converted(item, inner[0], f"{key}[{i}]") for i, item in enumerate(value))
+        return origin(converted(item, inner[0], f"{key}[{i}]") for i, item in enumerate(items))
     fitting = _plain(value, kind)
     if fitting is None:
         hint = "; put it in quotes" if kind is str and isinstance(value, int | float) else ""

@@ -14,7 +14,7 @@ from jebm.errors import ConfigError
 from jebm.parser.values import checked, converted, key_types, meant, sections, with_home
 from jebm.parser.yaml_file import read_value, read_yaml
 
-__all__ = ["Option", "checked_words"]
+__all__ = ["Option", "checked_words", "read_config"]
 
 _SEARCH = ("space", "objective")
 """Keys that only a search file has."""
@@ -78,7 +78,7 @@ class _Words:
             if name in self._named:
                 yield from self._option(self._named[name], value if given else None)
             elif self._keys and name == "--config":
-                yield from self._file(value if given else self._value(name))
+                yield from _plain(read_config(with_home(value if given else self._value(name), name)))
             elif self._keys and name[2:] in {**key_types(), **sections()} and name.startswith("--"):
                 yield from self._key(name[2:], value if given else None)
             elif word.startswith("--print_config") and self._keys:
@@ -115,19 +115,9 @@ class _Words:
             value = "true"
         text = self._value(f"--{key}") if value is None else value
         if kind is str or (kind == str | None and text != "null"):  # as it is, whatever it means in YAML
-            yield f"--{key}={dict(checked({key: text}))[key]}"
+            yield from _plain(dict(checked({key: text})))
         else:
-            yield from _plain({key: read_value(text)})
-
-    def _file(self, name: str) -> Iterator[str]:
-        path = with_home(name, "--config")
-        values = read_yaml(path)
-        if all(key in values for key in _SEARCH):
-            raise ConfigError(f"{path}: that is a search file; give it to jobs/tune.py as --search {path}")
-        try:
-            yield from _plain(values)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
+            yield from _plain(dict(checked({key: read_value(text)})))
 
     def _argument(self, word: str) -> str:
         """Return a word that stands for itself."""
@@ -156,6 +146,17 @@ class _Words:
         return f"{what}; did you mean {' or '.join(shown)}?"
 
 
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Return the dotted keys and values of a config file, checked; raises `ConfigError` that names it."""
+    values = read_yaml(path)
+    if all(key in values for key in _SEARCH):
+        raise ConfigError(f"{path}: that is a search file; give it to jobs/tune.py as --search {path}")
+    try:
+        return dict(checked(values))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
 def _plain(values: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in checked(values):
+    for key, value in values.items():
         yield f"--{key}={value if isinstance(value, str) else json.dumps(value)}"

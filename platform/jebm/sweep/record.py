@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jebm.config import Config, config_to_dict, leaves
+from jebm.config import Config, config_to_dict, leaves, role_of
 from jebm.errors import ConfigError, StoreError
 from jebm.store.records import DamagedRecordError, read_object, understood
 from jebm.store.storage import ObjectMissingError, Store
@@ -18,11 +18,7 @@ RECORD = "sweep.json"
 
 _FORMAT, _VERSION = "jebm-sweep", 1
 _FREE_SEARCH = ("trials", "max_concurrent")
-_FREE_CONFIG = (
-    *("run.storage", "run.deterministic", "run.accept_changes", "data.", "cluster.", "checkpoint."),
-    *("langevin.kernel", "train.report_every_steps", "train.pictures_every_steps"),
-)
-"""What a start may change of a sweep: where it runs and how many trials; the data's content is compared."""
+"""What a start may change of a search; of the config, where it runs. The data's content is compared."""
 
 
 def read_record(store: Store) -> JsonObject | None:
@@ -106,7 +102,7 @@ def check_same(
         differences += [
             _change(key, old.get(key), new.get(key))
             for key in {**old, **new}
-            if old.get(key) != new.get(key) and not key.startswith(_FREE_CONFIG)
+            if old.get(key) != new.get(key) and role_of(key) != "where"
         ]
     if record["data_sha256"] != data_sha256:
         differences.append("data.train has other content")

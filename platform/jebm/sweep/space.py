@@ -26,12 +26,11 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from jebm.config import Config, config_to_dict
+from jebm.config import SHAPES_RESULT, Config, role_of
 from jebm.errors import ConfigError
-from jebm.parser import config_from_dict
+from jebm.parser import override
 from jebm.parser.values import sections
 from jebm.parser.yaml_file import read_yaml
-from jebm.untrusted import parsed_json
 
 __all__ = [
     "Halving",
@@ -47,13 +46,7 @@ Direction = Literal["minimize", "maximize"]
 SamplerName = Literal["tpe", "random", "nsga2", "gp", "grid"]
 _KINDS = ("uniform", "loguniform", "int", "logint", "choice")
 _KEYS = ("space", "objective", "trials", "sampler", "seed", "scheduler", "max_concurrent")
-_FIXED = (
-    *("run.", "data.", "cluster.", "checkpoint.", "evaluation."),
-    *("train.report_every_steps", "train.pictures_every_steps"),
-)
-"""Keys that decide where and how a trial runs or is judged; run.seed may be searched all the same."""
 _REDUCTION = 3.0
-_LIST_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ class Search:
     """A checked search."""
 
     space: dict[str, BaseDistribution]
-    """By dotted key. A choice that is a list stands there as its JSON text; `with_parameters` reads it."""
+    """By dotted key. A choice that is a list stands there as text: Optuna keeps only plain values."""
     objectives: tuple[Objective, ...]
     trials: int
     sampler: SamplerName
@@ -188,30 +181,8 @@ def with_parameters(
     Raises:
         ConfigError: a key is unknown, or the values cannot work together.
     """
-    values = config_to_dict(base)
-    if storage is not None:
-        values["run"]["storage"] = storage
-    if name is not None:
-        values["run"]["name"] = name
-    for key, value in parameters.items():
-        *sections, leaf = key.split(".")
-        branch = values
-        for section in sections:
-            branch = branch.setdefault(section, {})
-            if not isinstance(branch, dict):
-                raise ConfigError(f"unknown key {key}; {section} holds a value")
-        # Optuna's choices are plain values: a list goes as JSON. No text of the config begins with a bracket.
-        branch[leaf] = _plain(key, value)
-    return config_from_dict(values)
-
-
-def _plain(key: str, value: object) -> object:
-    if not (isinstance(value, str) and value.startswith("[")):
-        return value
-    try:
-        return parsed_json(value.encode(), _LIST_BYTES)
-    except ValueError as error:
-        raise ConfigError(f"{key}: {value[:100]} is no list: {error}") from error
+    place = {"run.storage": storage, "run.name": name}
+    return override(base, {**parameters, **{key: value for key, value in place.items() if value is not None}})
 
 
 def _only(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
@@ -249,7 +220,7 @@ def _space(values: object, base: Config, *, grid: bool) -> dict[str, BaseDistrib
         raise ConfigError("space: needs at least one key, such as langevin.step_size: [loguniform, 0.05, 1]")
     space, probes = {}, {}
     for key, entry in values.items():
-        if key.startswith(_FIXED) and key != "run.seed":
+        if role_of(key) not in SHAPES_RESULT:
             raise ConfigError(f"space: {key} cannot be searched: it does not shape the model or its training")
         space[key], probes[key] = _dimension(key, entry, grid=grid)
     try:

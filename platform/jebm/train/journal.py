@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from jebm.config import Config, config_to_dict, leaves
+from jebm.config import SHAPES_RESULT, Config, config_to_dict, leaves, role_of
 from jebm.store.storage import Store
 from jebm.train.board import Board
 from jebm.train.eta import time_left
@@ -25,7 +25,6 @@ from jebm.train.pictures import sheet
 
 __all__ = ["Journal"]
 
-_NOT_SHAPING = ("run.", "data.", "checkpoint.", "evaluation.", "cluster.")
 _EVENT_FILE_BYTES = 8 * 2**20  # then another one begins: each write to an object store sends a whole file
 _LOG = logging.getLogger("jebm.train")
 
@@ -79,7 +78,7 @@ class Journal:
         values = {
             key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
             for key, value in leaves(config_to_dict(self._config))
-            if key == "run.seed" or not key.startswith(_NOT_SHAPING)
+            if role_of(key) in SHAPES_RESULT
         }
         final = {f"final/{name}": value for name, value in metrics.items()}
         self._add_events(self._board.hyperparameters(values, final))

@@ -3,7 +3,7 @@
 import logging
 from typing import cast
 
-from jebm.config import Config, differing_keys
+from jebm.config import Config, differing_keys, role_of
 from jebm.data.manifest import DatasetManifest
 from jebm.errors import CheckpointError, ConfigError
 from jebm.store.checkpoint import Checkpoints, Manifest
@@ -84,11 +84,7 @@ def origin_of(config: Config) -> str:
 
 def _check_nets(config: Config, origin: Manifest) -> None:
     """Raise `ConfigError` where `run.init_from` has other nets than those that two_stage is to keep."""
-    keys = [
-        key
-        for key in differing_keys(config, origin.config)
-        if key.startswith(("model.", "inference.", "generator."))
-    ]
+    keys = [key for key in differing_keys(config, origin.config) if role_of(key) == "shape"]
     if keys:
         raise ConfigError(
             f"run.init_from: {config.run.init_from} was trained with another {_listed(keys)}; "

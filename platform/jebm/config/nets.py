@@ -1,0 +1,138 @@
+"""The sections that describe the model: nets, prior and the chains that sample it."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from jebm.config.roles import key, require
+
+__all__ = ["Energy", "Generator", "Inference", "Langevin", "Model", "Prior"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the three nets share.
+
+    Args:
+        image_size: Height and width of the images in pixels.
+        image_channels: 1 (grey) or 3 (colour).
+        latent_dims: Width of each latent layer, bottom (next to the image) first, top last.
+        likelihood_std: Standard deviation sigma of p(x|z) = N(decoder mean, sigma^2 I), pixels in [-1, 1].
+
+    """
+
+    image_size: int = 28
+    image_channels: int = 1
+    latent_dims: tuple[int, ...] = (2, 2, 10)
+    likelihood_std: float = math.sqrt(1 / 6)
+
+    def __post_init__(self) -> None:
+        require(self.image_size >= 2, "model.image_size", "must be at least 2")
+        require(self.image_channels in (1, 3), "model.image_channels", "must be 1 or 3")
+        require(len(self.latent_dims) >= 1, "model.latent_dims", "needs at least one layer")
+        require(min(self.latent_dims) >= 1, "model.latent_dims", "every layer needs a width of at least 1")
+        require(self.likelihood_std > 0, "model.likelihood_std", "must be positive")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """The inference net q(z|x).
+
+    Args:
+        channels: Channels of the trunk after each halving of the image; one fewer than latent layers.
+        width: Width of the two fully connected layers below the top latent layer.
+
+    """
+
+    channels: tuple[int, ...] = (32, 64)
+    width: int = 256
+
+    def __post_init__(self) -> None:
+        require(all(c >= 1 for c in self.channels), "inference.channels", "must be positive")
+        require(self.width >= 1, "inference.width", "must be at least 1")
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The generator p(x|z).
+
+    Args:
+        channels: Channels of the trunk, bottom first: at each halving of the image (join: add), or at the
+            full size and at each halving (join: concat, one more number).
+        width: Width of the fully connected layers above the top of the trunk.
+        join: How a latent layer enters the trunk: add (a linear map is added) or concat (a LeakyReLU map is
+            concatenated, with one more convolution on each level).
+
+    """
+
+    channels: tuple[int, ...] = (32, 64)
+    width: int = 256
+    join: Literal["add", "concat"] = "add"
+
+    def __post_init__(self) -> None:
+        require(all(c >= 1 for c in self.channels), "generator.channels", "must be positive")
+        require(self.width >= 1, "generator.width", "must be at least 1")
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Which prior the latents have.
+
+    Args:
+        kind: joint (an energy over all latent layers together: the paper's), top (over the top layer alone,
+            as LEBM; the others are N(0, I)) or gaussian (N(0, I), no energy).
+
+    """
+
+    kind: Literal["joint", "top", "gaussian"] = "joint"
+
+
+@dataclass(frozen=True)
+class Energy:
+    """The energy net f(z) of the prior p(z) proportional to exp(f(z)) N(z; 0, I), an MLP.
+
+    Args:
+        width: Units of each hidden layer; 0 switches the energy off, as prior.kind gaussian.
+        depth: Number of hidden layers.
+        spectral_norm: Divide every weight matrix by its largest singular value (bounds the slope of f).
+        output_scale: Factor on f; with spectral norm it is the bound on the slope of f.
+
+    """
+
+    width: int = 100
+    depth: int = 2
+    spectral_norm: bool = True
+    output_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.width >= 0, "energy.width", "must not be negative (0 is the Gaussian prior)")
+        require(1 <= self.depth <= 1_000, "energy.depth", "must lie between 1 and 1,000")
+        require(self.output_scale > 0, "energy.output_scale", "must be positive")
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """Short-run Langevin sampling of the prior: z <- z + s^2/2 * grad log p(z) + s * noise.
+
+    Args:
+        steps: Number of steps K of a chain, from fresh N(0, I).
+        step_size: s, the standard deviation of the noise of a step (other codes name s^2 or s^2/2 so).
+            Below 2: at 2 and above the chain diverges even on N(0, I). K steps forget the start when
+            (1 - s^2/2)^K is small: s = 0.4, K = 40 leaves 0.035; s = 0.1, K = 40 leaves 0.82.
+        kernel: What computes the chain: auto (compiled: C on a CPU where a C compiler is found, Triton on a
+            GPU where triton is; else torch), torch (gradient in closed form) or autograd (the reference).
+            They differ by rounding only, and autograd is used in any case where the generator maps noise to
+            latents.
+        noise: What draws the noise of the steps: torch (its generators) or philox (counter-based: drawn in
+            the compiled kernel, and the same with every kernel and on every device).
+
+    """
+
+    steps: int = 40
+    step_size: float = 0.4
+    kernel: Literal["auto", "torch", "autograd"] = key("auto", "where")
+    noise: Literal["torch", "philox"] = "torch"
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "langevin.steps", "must be at least 1")
+        require(0 < self.step_size < 2, "langevin.step_size", "must lie between 0 and 2")

@@ -1,0 +1,267 @@
+"""The sections that describe a run: names and places, data, optimizers, training, measures, workers."""
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from jebm.config.roles import key, require
+
+__all__ = [
+    "INCEPTION_FILE",
+    "Checkpoint",
+    "Cluster",
+    "Data",
+    "Evaluation",
+    "Features",
+    "Optimizer",
+    "Optimizers",
+    "Run",
+    "Train",
+]
+
+Features: TypeAlias = Literal["classifier", "effnetlite0", "inceptionv3"]
+"""Nets in which distances between images are taken."""
+
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+"""The weights of inceptionv3 that published FIDs were taken with."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the run is called, where it keeps its results, and what makes it repeatable.
+
+    Args:
+        name: Name of the run. The same name goes on where the run stopped; a new name starts anew.
+        storage: Where results and checkpoints go: a folder, or s3://bucket/prefix (credentials come from
+            the environment, the AWS profile or the instance role, never from here).
+        seed: Seed of everything random: initial weights, data order, noise.
+        deterministic: Ask torch for deterministic algorithms (some GPU kernels get slower).
+        accept_changes: Resume even though the configuration differs from the checkpoint's.
+        init_from: A new run begins with the tensors (nets, optimizers, averages) of another run's newest
+            checkpoint, storage/name, or of a certain one, storage/name/checkpoints/step-00001200-a0001.
+
+    """
+
+    name: str = key("run", "start")
+    storage: str = key("runs", "where", place=True)
+    seed: int = key(0, "result")
+    deterministic: bool = True
+    accept_changes: bool = False
+    init_from: str | None = key(None, "start", place=True)
+
+    def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None,
+            "run.name",
+            f"{self.name!r} must be letters, digits, '.', '_' or '-' (at most 100)",
+        )
+        require(bool(self.storage), "run.storage", "must be a folder or s3://bucket/prefix")
+        require(self.seed >= 0, "run.seed", "must not be negative")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images: data sets made by jobs/ingest.py.
+
+    Args:
+        train: Data set to train on: a folder or s3://bucket/prefix that holds dataset.json.
+        held_out: Data set whose first images are reconstructed in the pictures; the training set without.
+
+    """
+
+    train: str = key("jobs/data/fashion_mnist_2000/train", "where", place=True)
+    held_out: str | None = key(None, "where", place=True)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Adam and the schedule of its learning rate.
+
+    Args:
+        lr: Learning rate.
+        beta1: Decay of the first moment.
+        beta2: Decay of the second moment.
+        weight_decay: Coupled L2 penalty (added to the gradient, as the paper's code does).
+        schedule: constant; exponential (times decay_per_epoch each epoch); cosine (to 0 at the end).
+        decay_per_epoch: Factor of the exponential schedule.
+        warmup_steps: Steps of linear warm-up from 0.
+        clip_norm: Largest norm of this player's gradient; null for no clipping.
+
+    """
+
+    lr: float = 3e-4
+    beta1: float = 0.0
+    beta2: float = 0.9
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "exponential", "cosine"] = "constant"
+    decay_per_epoch: float = 0.998
+    warmup_steps: int = 0
+    clip_norm: float | None = None
+
+    def check(self, key: str) -> None:
+        """Raise `ConfigError` under the name of the player (`key`) whose optimizer this is."""
+        require(0 < self.lr < math.inf, f"{key}.lr", "must be positive")
+        require(0 <= self.beta1 < 1, f"{key}.beta1", "must lie in [0, 1)")
+        require(0 <= self.beta2 < 1, f"{key}.beta2", "must lie in [0, 1)")
+        require(self.weight_decay >= 0, f"{key}.weight_decay", "must not be negative")
+        require(0 < self.decay_per_epoch <= 1, f"{key}.decay_per_epoch", "must lie in (0, 1]")
+        require(self.warmup_steps >= 0, f"{key}.warmup_steps", "must not be negative")
+        require(self.clip_norm is None or self.clip_norm > 0, f"{key}.clip_norm", "must be positive")
+
+
+@dataclass(frozen=True)
+class Optimizers:
+    """One optimizer for each player.
+
+    Args:
+        generator: Of the generator and the inference net together.
+        energy: Of the energy net.
+
+    """
+
+    generator: Optimizer = field(default_factory=Optimizer)
+    energy: Optimizer = field(default_factory=Optimizer)
+
+    def __post_init__(self) -> None:
+        self.generator.check("optimizer.generator")
+        self.energy.check("optimizer.energy")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Length, batch and arithmetic of the training.
+
+    Args:
+        epochs: Passes over the data; a fraction is allowed.
+        batch_size: Images of one update, over all workers together.
+        accumulate: Split a worker's share of the batch into this many pieces, to save memory.
+        precision: fp32, or bf16 (autocast of generator and inference net; energy and chain stay fp32).
+        regime: joint (all nets together) or two_stage (the energy alone, on the posteriors of the nets that
+            run.init_from names, which stay as they are: mostly a run with prior.kind gaussian).
+        gaussian_share: Share of the run, from its start, that is trained with the Gaussian prior; the energy
+            joins then, when posteriors have settled.
+        energy_updates: Updates of the energy for each one of generator and inference net, with chains and
+            posterior samples of their own.
+        ema_decay: Decay per step of the averaged weights that pictures use; 0 for none.
+        report_every_steps: Steps between two lines of the log.
+        pictures_every_steps: Steps between two sheets of pictures; 0 for one at the end only.
+
+    """
+
+    epochs: float = key(1.0, "length")
+    batch_size: int = 128
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    regime: Literal["joint", "two_stage"] = "joint"
+    gaussian_share: float = 0.0
+    energy_updates: int = 1
+    ema_decay: float = 0.0
+    report_every_steps: int = key(50, "where")
+    pictures_every_steps: int = key(500, "where")
+
+    def __post_init__(self) -> None:
+        require(0 < self.epochs <= 1e9, "train.epochs", "must be positive, and no more than 1e9")
+        require(self.batch_size >= 1, "train.batch_size", "must be at least 1")
+        require(self.accumulate >= 1, "train.accumulate", "must be at least 1")
+        require(
+            0 <= self.gaussian_share < 1,
+            "train.gaussian_share",
+            "must lie in [0, 1); prior.kind gaussian trains without an energy",
+        )
+        require(self.energy_updates >= 1, "train.energy_updates", "must be at least 1")
+        require(0 <= self.ema_decay < 1, "train.ema_decay", "must lie in [0, 1)")
+        require(self.report_every_steps >= 1, "train.report_every_steps", "must be at least 1")
+        require(self.pictures_every_steps >= 0, "train.pictures_every_steps", "must not be negative")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """When checkpoints are written and how many stay.
+
+    Args:
+        every_steps: Steps between two checkpoints; one more is written at the end.
+        keep_last: Checkpoints that stay; older ones are deleted, unless pinned or what this start resumed.
+        sharded: Each worker writes its share of the tensors: for large models, or a storage that one writer
+            cannot fill.
+
+    """
+
+    every_steps: int = 500
+    keep_last: int = 3
+    sharded: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 1, "checkpoint.every_steps", "must be at least 1")
+        require(self.keep_last >= 1, "checkpoint.keep_last", "must be at least 1")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measures of samples and of the prior while training, on the held-out images (docs/evaluation.md).
+
+    Args:
+        every_steps: Steps between two evaluations, one more at the end; 0 for none.
+        features: Where distances between images are taken: classifier (a small one, trained once on each
+            node on the labels of data.train), effnetlite0 (needs `pip install -e '.[features]'`) or
+            inceptionv3 (needs `pip install --no-deps torch-fidelity` and inception_weights).
+        inception_weights: File with the weights of inceptionv3, on each node that evaluates;
+            weights-inception-2015-12-05-6726825d.pth makes its Fréchet distance the FID.
+        samples: Prior samples of each evaluation, compared with as many held-out images.
+        chain_factor: Length of the long chains in multiples of langevin.steps: short-run chains can look good
+            without having mixed, and these show it.
+
+    """
+
+    every_steps: int = 0
+    features: Features = "classifier"
+    inception_weights: str | None = key(None, "judge", place=True)
+    samples: int = 2000
+    chain_factor: int = 20
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 0, "evaluation.every_steps", "must not be negative (0 is never)")
+        require(
+            self.features != "inceptionv3" or bool(self.inception_weights),
+            "evaluation.inception_weights",
+            "evaluation.features inceptionv3 needs a file with its weights; give the path of your copy of "
+            f"{INCEPTION_FILE} (jobs/evaluate.py: --inception-weights)",
+        )
+        require(self.samples >= 100, "evaluation.samples", "must be at least 100")
+        require(self.chain_factor >= 1, "evaluation.chain_factor", "must be at least 1")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the run takes of the cluster.
+
+    Args:
+        engine: ray (Ray Train; starts a local Ray where none runs) or process (this process alone, or the
+            processes that torchrun started).
+        workers: Number of data-parallel workers.
+        min_workers: Go on with as few as this when nodes are lost, and grow again when they return (Ray only;
+            the order of the images stays, the noise does not); null for a fixed number.
+        cpus_per_worker: CPUs (and torch threads) of each worker.
+        gpu: Give each worker one GPU.
+        max_failures: How often Ray may restart the workers after a crash.
+        autoscales: The cluster adds nodes on demand, so do not refuse what it has not got yet.
+
+    """
+
+    engine: Literal["ray", "process"] = "ray"
+    workers: int = 1
+    min_workers: int | None = None
+    cpus_per_worker: int = 1
+    gpu: bool = False
+    max_failures: int = 3
+    autoscales: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 1, "cluster.workers", "must be at least 1")
+        require(
+            self.min_workers is None or 1 <= self.min_workers <= self.workers,
+            "cluster.min_workers",
+            f"must lie between 1 and cluster.workers = {self.workers}",
+        )
+        require(1 <= self.cpus_per_worker <= 1_024, "cluster.cpus_per_worker", "must lie between 1 and 1,024")
+        require(self.max_failures >= 0, "cluster.max_failures", "must not be negative")
