@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from jebm.core.chain import closed_form_langevin
 from jebm.core.energy import SLOPE, ResolvedEnergy
+from jebm.core.kernels import TORCH
 from jebm.core.langevin import langevin, score_of
 from jebm.core.philox import PhiloxNoise
 from jebm.native import chain as native
@@ -199,11 +200,9 @@ def check(
     how: dict[str, Any] = {"steps": shape.steps, "step_size": shape.step_size}
     torch.manual_seed(1)
     expected = released(net, shape, start_BD)
-    for compiled in (False, True):
+    for kernel in (TORCH, None):
         torch.manual_seed(1)
-        z, _ = closed_form_langevin(
-            energy, start_BD, layerwise(shape, start_BD.device), compiled=compiled, **how
-        )
+        z, _ = closed_form_langevin(energy, start_BD, layerwise(shape, start_BD.device), kernel=kernel, **how)
         # Here and there a LeakyReLU lies so near its kink that rounding decides on its slope.
         difference = (z - expected).abs()
         assert (difference.amax(1) > 1e-4).float().mean() < 0.01, f"{difference.max()} from the released loop"
@@ -264,7 +263,7 @@ def ours(energy: ResolvedEnergy, shape: Shape, start_BD: Tensor) -> dict[str, Wa
     score = score_of(lambda z: energy.f(z) - 0.5 * z.square().sum(1))
     ways: dict[str, Way] = {
         "autograd, norm resolved": lambda: langevin(score, start_BD, normal, **how)[0],
-        "torch": lambda: closed_form_langevin(energy, start_BD, normal, compiled=False, **how)[0],
+        "torch": lambda: closed_form_langevin(energy, start_BD, normal, kernel=TORCH, **how)[0],
     }
     if native.usable(start_BD):
         ways["C, torch's noise"] = lambda: closed_form_langevin(energy, start_BD, normal, **how)[0]

@@ -12,7 +12,7 @@ torch's plain loop, and every figure of its log brought to the host at each step
 losses and gradients of both are compared at the same weights and noise. Both are handed the same batch; what
 ours takes to get one is a column of its own (the released code decodes and resizes pictures in the training
 process; that is left out). The processes take turns, one iteration each; figures are medians with quartiles.
-Ours is `train_step` with all that `fit` sets for a process.
+Ours is `JointUpdate` with all that `fit` sets for a process.
 """
 
 import argparse
@@ -46,8 +46,8 @@ from jebm.parser import load_config
 from jebm.rng import gaussian_noise
 from jebm.train.metrics import Clock, Meter
 from jebm.train.runtime import Runtime, prepare_process
-from jebm.train.state import TrainState
-from jebm.train.step import train_step
+from jebm.train.state import Horizon, TrainState
+from jebm.train.update import JointUpdate
 
 __all__ = ["Released", "gradients_of_both", "main"]
 
@@ -352,10 +352,10 @@ class Ours:
     """The iteration of `fit`: an update, and its metrics added up."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        self.config, self.clock, self.meter = config, Clock(device), Meter()
-        self.runtime = Runtime(0, 1, device)
-        self.state = TrainState.build(config, self.runtime)
-        self.noise = gaussian_noise(0, 0, device)
+        runtime, self.meter = Runtime(0, 1, device), Meter()
+        self.state = TrainState.build(config, runtime)
+        horizon, noise = Horizon(1000, 100_000), gaussian_noise(0, 0, device)
+        self.update = JointUpdate(self.state, config, runtime, noise, horizon, Clock(device))
         self.mark: Callable[[str], None] = lambda _: None
         self.state.objective.register_forward_pre_hook(lambda *_: self.mark("chain"))
         self.state.objective.register_forward_hook(lambda *_: self.mark("forward"))
@@ -364,11 +364,7 @@ class Ours:
     def iterate(self, x_BCHW: Tensor, mark: Callable[[str], None]) -> None:
         """Do one iteration; `mark(part)` is called when a part is done."""
         self.mark = mark
-        values, _ = train_step(
-            self.state, self.config, self.runtime, x_BCHW, self.noise, self.clock,
-            steps_per_epoch=1000, total_steps=100_000,
-        )  # fmt: skip
-        self.meter.add(values)
+        self.meter.add(self.update(x_BCHW).metrics)
         mark("optimizer")
 
 

@@ -46,8 +46,9 @@ from jebm.evaluate.quick import quick_look
 from jebm.parser import argument_parser, parse_arguments
 from jebm.sweep.space import Search, search_from_dict
 from jebm.sweep.study import sampler_of
-from jebm.train.loop import Report, fit
+from jebm.train.loop import fit
 from jebm.train.provenance import provenance
+from jebm.train.recorder import Report
 from jebm.train.runtime import process_runtime
 
 Point = tuple[float, int]

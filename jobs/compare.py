@@ -60,10 +60,11 @@ from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.records import DamagedRecordError, read_object, set_aside, understood
 from jebm.store.storage import ObjectMissingError, Store, open_store
 from jebm.train.lease import Lease
-from jebm.train.loop import Result, fit, total_steps_of
+from jebm.train.loop import Result, fit
 from jebm.train.plan import make_plan
 from jebm.train.provenance import provenance
 from jebm.train.runtime import check_processes, first_signal, prepare_process, process_runtime
+from jebm.train.start import total_steps_of
 from jebm.untrusted import typed
 
 ARMS: Mapping[str, Mapping[str, object]] = {

@@ -15,15 +15,16 @@ from scipy import stats
 from jebm.config import Energy, Langevin
 from jebm.core.chain import closed_form_langevin
 from jebm.core.energy import EnergyNet, ResolvedEnergy
+from jebm.core.kernels import TORCH
 from jebm.core.langevin import langevin, score_of
 from jebm.core.philox import PhiloxNoise, philox
-from jebm.core.prior import chain_kernel, sample_prior
+from jebm.core.prior import PriorSampler, sample_prior
 from jebm.native import chain as native
 from jebm.rng import gaussian_noise
 
 PLATFORM = Path(__file__).parents[2] / "platform"
 NOISE = gaussian_noise(seed=0, rank=0)
-ALL = pytest.mark.parametrize("compiled", [False, True], ids=["torch", "C"])
+ALL = pytest.mark.parametrize("kernel", [TORCH, None], ids=["torch", "C"])
 SHAPES = {
     # depth, width, latent width, steps, step size, output scale
     "hs": (4, 50, 16, 60, 0.4, 1.0),
@@ -38,7 +39,7 @@ SHAPES = {
 def _a_kernel_where_there_is_a_compiler(request):
     """A machine without a C compiler has the torch chain to test, and no other."""
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    if parameters.get("compiled") and not native.usable(torch.zeros(1)):
+    if "kernel" in parameters and parameters["kernel"] is None and not native.usable(torch.zeros(1)):
         pytest.skip(native.describe())
 
 
@@ -56,13 +57,13 @@ def reference(energy: ResolvedEnergy, start, normal, **how):
 @ALL
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("chains", [1, 100])
-def test_equals_autograd_with_the_same_noise(shape, chains, compiled):
+def test_equals_autograd_with_the_same_noise(shape, chains, kernel):
     depth, width, latent_dim, steps, step_size, scale = SHAPES[shape]
     energy = resolved(depth, width, latent_dim, scale)
     start, how = NOISE(0, "start")(chains, latent_dim), {"steps": steps, "step_size": step_size}
     before = start.clone()
     expected, info = reference(energy, start, NOISE(0, "chain"), **how)
-    z, ours = closed_form_langevin(energy, start, NOISE(0, "chain"), compiled=compiled, **how)
+    z, ours = closed_form_langevin(energy, start, NOISE(0, "chain"), kernel=kernel, **how)
     torch.testing.assert_close(z, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(torch.stack(ours), torch.stack(info), rtol=1e-5, atol=1e-5)
     assert torch.equal(start, before)
@@ -71,45 +72,45 @@ def test_equals_autograd_with_the_same_noise(shape, chains, compiled):
 
 
 @ALL
-def test_equals_autograd_with_counter_based_noise(compiled):
+def test_equals_autograd_with_counter_based_noise(kernel):
     energy, start = resolved(4, 50, 14, 4.0), NOISE(0, "start")(100, 14)
     how = {"steps": 60, "step_size": 0.4}
     expected, _ = reference(energy, start, PhiloxNoise(NOISE(0, "chain")), **how)
-    z, _ = closed_form_langevin(energy, start, PhiloxNoise(NOISE(0, "chain")), compiled=compiled, **how)
+    z, _ = closed_form_langevin(energy, start, PhiloxNoise(NOISE(0, "chain")), kernel=kernel, **how)
     torch.testing.assert_close(z, expected, rtol=0, atol=1e-5)
 
 
 @ALL
 @pytest.mark.parametrize("noise", ["torch", "philox"])
-def test_a_chain_in_two_parts_is_the_chain(noise, compiled):
+def test_a_chain_in_two_parts_is_the_chain(noise, kernel):
     energy, start = resolved(2, 20, 6), NOISE(0, "start")(33, 6)
     normal, again = (NOISE(0, "chain") if noise == "torch" else PhiloxNoise(NOISE(0, "c")) for _ in range(2))
-    whole, _ = closed_form_langevin(energy, start, normal, steps=9, step_size=0.4, compiled=compiled)
-    part, _ = closed_form_langevin(energy, start, again, steps=4, step_size=0.4, compiled=compiled)
-    part, _ = closed_form_langevin(energy, part, again, steps=5, step_size=0.4, compiled=compiled)
+    whole, _ = closed_form_langevin(energy, start, normal, steps=9, step_size=0.4, kernel=kernel)
+    part, _ = closed_form_langevin(energy, start, again, steps=4, step_size=0.4, kernel=kernel)
+    part, _ = closed_form_langevin(energy, part, again, steps=5, step_size=0.4, kernel=kernel)
     assert torch.equal(part, whole)
 
 
 @ALL
-def test_long_chains_draw_the_noise_that_short_ones_draw(compiled, monkeypatch):
+def test_long_chains_draw_the_noise_that_short_ones_draw(kernel, monkeypatch):
     """The C kernel is called again for every million draws: here for every step or two."""
     energy, start, how = resolved(2, 20, 6), NOISE(0, "start")(10, 6), {"steps": 5, "step_size": 0.4}
-    whole, info = closed_form_langevin(energy, start, NOISE(0, "chain"), compiled=compiled, **how)
+    whole, info = closed_form_langevin(energy, start, NOISE(0, "chain"), kernel=kernel, **how)
     monkeypatch.setattr("jebm.core.chain._NOISE_NUMBERS", 130)
-    cut, cut_info = closed_form_langevin(energy, start, NOISE(0, "chain"), compiled=compiled, **how)
+    cut, cut_info = closed_form_langevin(energy, start, NOISE(0, "chain"), kernel=kernel, **how)
     assert torch.equal(whole, cut)
     assert torch.equal(torch.stack(info), torch.stack(cut_info))
 
 
 @ALL
 @pytest.mark.parametrize("noise", ["torch", "philox"])
-def test_the_number_of_threads_does_not_matter(noise, compiled):
+def test_the_number_of_threads_does_not_matter(noise, kernel):
     energy, start = resolved(4, 50, 16), NOISE(0, "start")(101, 16)
     positions = []
     for threads in (1, 2, 3, 7, 50):
         torch.set_num_threads(threads)
         normal = NOISE(0, "chain") if noise == "torch" else PhiloxNoise(NOISE(0, "chain"))
-        z, _ = closed_form_langevin(energy, start, normal, steps=7, step_size=0.4, compiled=compiled)
+        z, _ = closed_form_langevin(energy, start, normal, steps=7, step_size=0.4, kernel=kernel)
         assert torch.get_num_threads() == threads
         positions.append(z)
     torch.set_num_threads(1)
@@ -132,9 +133,9 @@ def test_a_compiled_chain_does_not_depend_on_the_chains_beside_it():
 
 
 @ALL
-def test_starts_of_any_layout_and_no_chains_at_all(compiled):
+def test_starts_of_any_layout_and_no_chains_at_all(kernel):
     energy = resolved(2, 20, 6)
-    how = {"steps": 3, "step_size": 0.4, "compiled": compiled}
+    how = {"steps": 3, "step_size": 0.4, "kernel": kernel}
     start = NOISE(0, "start")(6, 40)
     z, _ = closed_form_langevin(energy, start.T, NOISE(0, "c"), **how)
     assert torch.equal(z, closed_form_langevin(energy, start.T.contiguous(), NOISE(0, "c"), **how)[0])
@@ -145,17 +146,17 @@ def test_starts_of_any_layout_and_no_chains_at_all(compiled):
 
 
 @ALL
-def test_what_is_not_finite_stays_visible(compiled):
+def test_what_is_not_finite_stays_visible(kernel):
     """A diverged net must be seen by the check of the loss, not be hidden by a comparison with NaN."""
     energy, start = resolved(2, 20, 6), NOISE(0, "start")(40, 6)
     start[3, 2] = math.nan
     how = {"steps": 2, "step_size": 0.4}
-    z, info = closed_form_langevin(energy, start, NOISE(0, "c"), compiled=compiled, **how)
+    z, info = closed_form_langevin(energy, start, NOISE(0, "c"), kernel=kernel, **how)
     assert torch.equal(z.isnan(), start.isnan())  # as with autograd: the slope at NaN is that at 0
     assert torch.equal(reference(energy, start, NOISE(0, "c"), **how)[0].isnan(), start.isnan())
     assert info.gradient_norm.isnan()
     energy.layers[1][0][5, 5] = math.nan
-    z, _ = closed_form_langevin(energy, start, NOISE(0, "c"), compiled=compiled, **how)
+    z, _ = closed_form_langevin(energy, start, NOISE(0, "c"), kernel=kernel, **how)
     assert z.isnan().all()
 
 
@@ -200,17 +201,17 @@ def test_a_generator_that_maps_noise_to_latents_goes_through_autograd(tiny_model
     """Its gradient is that of f(T(e)), which the closed form of grad f is not."""
     model, how = tiny_model((2, 1), output_scale=4.0), Langevin(20, 0.4)
     identity, _ = sample_prior(model, how, 30, NOISE(0, "chain"))
-    assert chain_kernel(model, how) == native.describe()
-    assert chain_kernel(model, Langevin(20, 0.4, "torch")) == "torch"
-    assert chain_kernel(model, Langevin(20, 0.4, "autograd")) == "autograd"
-    assert "Gaussian" in chain_kernel(tiny_model((2, 1), width=0), how)
+    assert PriorSampler(model, how).kernel == native.describe()
+    assert PriorSampler(model, Langevin(20, 0.4, "torch")).kernel == "torch"
+    assert PriorSampler(model, Langevin(20, 0.4, "autograd")).kernel == "autograd"
+    assert "Gaussian" in PriorSampler(tiny_model((2, 1), width=0), how).kernel
 
     class Stretched(type(model.generator)):
         def latents(self, noise):
             return 3 * noise
 
     model.generator.__class__ = Stretched
-    assert chain_kernel(model, how) == "autograd"
+    assert PriorSampler(model, how).kernel == "autograd"
     normal = NOISE(0, "chain")
     start, energy = normal(30, 3), model.energy.resolved()
     score = score_of(lambda e: energy.f(3 * e) - 0.5 * e.square().sum(1))
@@ -395,12 +396,12 @@ def test_streams_of_other_places_are_uncorrelated(sample):
 
 
 @ALL
-def test_stationary_variance_with_counter_based_noise(compiled):
+def test_stationary_variance_with_counter_based_noise(kernel):
     """f = 0: 1 / (1 - s^2/4), as with any noise that is white (test_langevin.py)."""
     energy = resolved(1, 4, 4).scaled(0)
     chains, step_size = 20_000, 0.8
     noise = PhiloxNoise(NOISE(5, "chain"))
-    how = {"steps": 60, "step_size": step_size, "compiled": compiled}
+    how = {"steps": 60, "step_size": step_size, "kernel": kernel}
     z, _ = closed_form_langevin(energy, NOISE(5, "start")(chains, 4), noise, **how)
     variance = 1 / (1 - step_size**2 / 4)
     assert z.var().item() == pytest.approx(variance, rel=5 * math.sqrt(2 / (4 * chains)))

@@ -13,8 +13,9 @@ import torch
 from jebm.config import Energy, Langevin
 from jebm.core.chain import closed_form_langevin
 from jebm.core.energy import EnergyNet, ResolvedEnergy
+from jebm.core.kernels import TORCH
 from jebm.core.philox import PhiloxNoise
-from jebm.core.prior import chain_kernel
+from jebm.core.prior import PriorSampler
 from jebm.native import triton_chain
 from jebm.rng import gaussian_noise
 
@@ -53,12 +54,12 @@ def test_equals_torch_with_the_same_noise(shape, noise):
     energy, start = resolved(depth, width, latent_dim, scale), NOISE(0, "start")(chains, latent_dim)
     assert triton_chain.describe(energy.layers, start) == "Triton kernel"
     before, how = start.clone(), {"steps": steps, "step_size": step_size}
-    expected, info = closed_form_langevin(energy, start, noise_of(noise), compiled=False, **how)
+    expected, info = closed_form_langevin(energy, start, noise_of(noise), kernel=TORCH, **how)
     z, ours = closed_form_langevin(energy, start, noise_of(noise), **how)
     torch.testing.assert_close(z, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(torch.stack(ours), torch.stack(info), rtol=1e-5, atol=1e-5)
     assert torch.equal(start, before)
-    still, _ = closed_form_langevin(energy.scaled(0), start, noise_of(noise), compiled=False, **how)
+    still, _ = closed_form_langevin(energy.scaled(0), start, noise_of(noise), kernel=TORCH, **how)
     assert (expected - still).abs().max() > 1e-3  # f takes part
 
 
@@ -67,7 +68,7 @@ def test_equals_torch_with_the_same_noise(shape, noise):
 def test_weights_that_do_not_fit_on_chip_are_read_again(depth, monkeypatch):
     energy, start = resolved(depth, 20, 6), NOISE(0, "start")(5, 6)
     how = {"steps": 3, "step_size": 0.4}
-    expected, _ = closed_form_langevin(energy, start, noise_of("torch"), compiled=False, **how)
+    expected, _ = closed_form_langevin(energy, start, noise_of("torch"), kernel=TORCH, **how)
     small = triton_chain._memory(depth, 32, 16, held=False)
     monkeypatch.setattr(triton_chain, "_memory_of", lambda _: small)
     assert triton_chain.usable(energy.layers, start)
@@ -134,8 +135,8 @@ def test_moments_of_the_noise():
 @needs_triton
 def test_the_log_names_the_kernel(tiny_model):
     model = tiny_model((2, 2)).to(DEVICE)
-    assert chain_kernel(model, Langevin()) == "Triton kernel"
-    assert chain_kernel(model, Langevin(kernel="torch")) == "torch"
+    assert PriorSampler(model, Langevin()).kernel == "Triton kernel"
+    assert PriorSampler(model, Langevin(kernel="torch")).kernel == "torch"
 
 
 def test_without_a_gpu_or_in_double_precision_it_is_not_used(monkeypatch):

@@ -19,8 +19,8 @@ from jebm.train.group import process_group
 from jebm.train.metrics import Clock, Meter
 from jebm.train.posteriors import posteriors
 from jebm.train.runtime import Runtime, prepare_process
-from jebm.train.state import TrainState
-from jebm.train.step import train_step
+from jebm.train.state import Horizon, TrainState
+from jebm.train.update import JointUpdate
 
 
 def train(runtime: Runtime, *, noisy: str) -> dict[str, object]:
@@ -45,20 +45,18 @@ def train(runtime: Runtime, *, noisy: str) -> dict[str, object]:
     state = TrainState.build(config, runtime)
     noise = gaussian_noise(0, 0 if noisy == "same" else runtime.rank)
     silence = lambda _position, _purpose: lambda *shape: torch.zeros(shape)  # noqa: E731
+    update = JointUpdate(
+        state,
+        config,
+        runtime,
+        silence if noisy == "silence" else noise,
+        Horizon(loader.steps_per_epoch, 20),
+        Clock(runtime.device),
+    )
     losses = []
     for step in range(20):
         meter = Meter()
-        values, _ = train_step(
-            state,
-            config,
-            runtime,
-            loader.batch(step).double(),
-            silence if noisy == "silence" else noise,
-            Clock(runtime.device),
-            steps_per_epoch=loader.steps_per_epoch,
-            total_steps=20,
-        )
-        meter.add(values)
+        meter.add(update(loader.batch(step).double()).metrics)
         losses.append(meter.take(runtime)["loss"])
     return {
         "losses": losses,

@@ -13,8 +13,9 @@ from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError
 from jebm.store.checkpoint import Checkpoints
 from jebm.store.retrieve import open_checkpoint, open_run
 from jebm.store.storage import open_store
-from jebm.train.loop import Report, Result, fit
+from jebm.train.loop import Result, fit
 from jebm.train.plan import make_plan
+from jebm.train.recorder import Report
 from jebm.train.runtime import process_runtime
 from jebm.train.state import TrainState
 

@@ -16,8 +16,9 @@ from helpers import tiny_config
 from jebm.config import Config
 from jebm.store.storage import LocalStore, StoreError, open_store
 from jebm.train.history import attempts_before, rows_before
-from jebm.train.loop import Report, Result, fit
+from jebm.train.loop import Result, fit
 from jebm.train.outbox import Outbox
+from jebm.train.recorder import Report
 from jebm.train.runtime import process_runtime
 
 ROW = b'{"step": 5, "loss": 1.5}\n'

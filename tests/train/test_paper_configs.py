@@ -11,8 +11,8 @@ from jebm.parser import load_config
 from jebm.rng import gaussian_noise
 from jebm.train.metrics import Clock, Meter
 from jebm.train.runtime import Runtime
-from jebm.train.state import TrainState
-from jebm.train.step import train_step
+from jebm.train.state import Horizon, TrainState
+from jebm.train.update import JointUpdate
 
 
 @pytest.mark.parametrize(
@@ -31,20 +31,12 @@ def test_three_updates_at_full_size(name: str, counts: dict[str, int], tmp_path:
     assert {net: sum(p.numel() for p in nets[net].parameters()) for net in counts} == counts
     before = {key: value.clone() for key, value in state.model.state_dict().items()}
     images = torch.rand(100, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    clock = Clock(runtime.device)
+    update = JointUpdate(state, config, runtime, gaussian_noise(0, 0), Horizon(10, 1000), clock)
     losses = []
     for _ in range(3):
         meter = Meter()
-        values, _ = train_step(
-            state,
-            config,
-            runtime,
-            images,
-            gaussian_noise(0, 0),
-            Clock(runtime.device),
-            steps_per_epoch=10,
-            total_steps=1000,
-        )
-        meter.add(values)
+        meter.add(update(images).metrics)
         losses.append(meter.take(runtime)["loss"])
     assert state.step == 3
     assert all(math.isfinite(loss) for loss in losses)

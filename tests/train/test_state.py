@@ -11,22 +11,22 @@ from helpers import tiny_config
 from jebm.config import Optimizer
 from jebm.train.metrics import Meter
 from jebm.train.runtime import Runtime
-from jebm.train.state import TrainState, learning_rate
+from jebm.train.state import Horizon, TrainState, learning_rate
 
 ALONE = Runtime(0, 1, torch.device("cpu"))
 
 
 def test_learning_rates_follow_their_closed_forms() -> None:
-    place = {"steps_per_epoch": 10, "total_steps": 100}
+    place = Horizon(steps_per_epoch=10, total_steps=100)
     constant = Optimizer(lr=0.1)
-    assert learning_rate(constant, 99, **place) == 0.1
+    assert learning_rate(constant, 99, place) == 0.1
     exponential = replace(constant, schedule="exponential", decay_per_epoch=0.5)
-    assert [learning_rate(exponential, step, **place) for step in (9, 10, 35)] == [0.1, 0.05, 0.0125]
+    assert [learning_rate(exponential, step, place) for step in (9, 10, 35)] == [0.1, 0.05, 0.0125]
     cosine = replace(constant, schedule="cosine")
-    assert learning_rate(cosine, 25, **place) == pytest.approx(0.05 * (1 + math.cos(math.pi / 4)))
-    assert learning_rate(cosine, 100, **place) == pytest.approx(0)
+    assert learning_rate(cosine, 25, place) == pytest.approx(0.05 * (1 + math.cos(math.pi / 4)))
+    assert learning_rate(cosine, 100, place) == pytest.approx(0)
     warm = replace(constant, warmup_steps=4)
-    assert [learning_rate(warm, step, **place) for step in (0, 1, 3, 4)] == pytest.approx(
+    assert [learning_rate(warm, step, place) for step in (0, 1, 3, 4)] == pytest.approx(
         [0.025, 0.05, 0.1, 0.1]
     )
 

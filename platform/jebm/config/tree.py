@@ -32,6 +32,7 @@ class Config:
     cluster: Cluster = field(default_factory=Cluster, metadata={"role": "where"})
 
     def __post_init__(self) -> None:
+        # The trunks halve the image once between two latent layers.
         layers = len(self.model.latent_dims)
         halvings = layers - 1
         expected = {
@@ -55,6 +56,7 @@ class Config:
             f"{layers} latent layers halve the image {halvings} times, but {self.model.image_size} pixels "
             f"can be halved only {reachable}; use larger images, or fewer latent_dims and channels",
         )
+        # The energy alone needs nets to stand on, and something to train.
         if self.train.regime == "two_stage":
             require(
                 self.run.init_from is not None,
@@ -69,6 +71,7 @@ class Config:
                 "train.gaussian_share",
                 "train.regime two_stage trains the energy from the start",
             )
+        # Each worker has the same share of a batch, also when there are fewer of them.
         fewest = self.cluster.min_workers or self.cluster.workers
         for workers in range(fewest, self.cluster.workers + 1):
             share = workers * self.train.accumulate
@@ -82,6 +85,10 @@ class Config:
     def has_energy(self) -> bool:
         """Whether the prior has an energy net; N(0, I) otherwise."""
         return self.prior.kind != "gaussian" and self.energy.width > 0
+
+    def energy_joins_at(self, total_steps: int) -> int | None:
+        """Return the first step with the energy; `total_steps` if it never joins, None if there is none."""
+        return round(self.train.gaussian_share * total_steps) if self.has_energy else None
 
 
 def fields(kind: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:

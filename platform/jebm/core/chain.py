@@ -6,17 +6,17 @@ D dimensions, K steps.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from jebm.core.energy import SLOPE, ResolvedEnergy
+from jebm.core.kernels import Compiled, Kernel, fastest
 from jebm.core.langevin import ChainInfo
 from jebm.core.philox import PhiloxNoise
 from jebm.native import chain as native
-from jebm.native import triton_chain
 from jebm.rng import Normal
 
 __all__ = ["closed_form_langevin", "cpu_kernel"]
@@ -41,21 +41,19 @@ def closed_form_langevin(
     *,
     steps: int,
     step_size: float,
-    compiled: bool = True,
+    kernel: Kernel | None = None,
 ) -> tuple[Tensor, ChainInfo]:
     """Return what `langevin` returns for the score grad f(z) - z: positions (B, D) and chain info.
 
-    Noise is drawn as there, one `normal(B, D)` a step. `start_BD` is left as it was. With `compiled` a
-    kernel of `jebm.native` computes it where it can, in float32: in C on a CPU with a C compiler, in Triton
-    on a GPU with triton. That changes rounding only.
+    Noise is drawn as there, one `normal(B, D)` a step. `start_BD` is left as it was. The kernel, the fastest
+    one if none is given, changes rounding only.
     """
     z_BD = start_BD.clone(memory_format=torch.contiguous_format)
-    if compiled and triton_chain.usable(energy.layers, z_BD):
-        gradient_BD = _compiled(triton_chain.run, energy, z_BD, normal, steps, step_size)
-    elif compiled and native.usable(z_BD):
-        gradient_BD = _compiled(native.run, energy, z_BD, normal, steps, step_size)
-    else:
+    compiled = (kernel or fastest(energy.layers, z_BD)).compiled
+    if compiled is None:
         gradient_BD = _in_place(energy, z_BD, normal, steps, step_size)
+    else:
+        gradient_BD = _in_kernel(compiled, energy, z_BD, normal, steps, step_size)
     length = torch.linalg.vector_norm  # Tensor.norm takes three times as long to find out what is asked of it
     return z_BD, ChainInfo(length(gradient_BD, dim=1).mean(), length(z_BD - start_BD, dim=1).mean())
 
@@ -76,8 +74,8 @@ def _in_place(energy: ResolvedEnergy, z_BD: Tensor, normal: Normal, steps: int, 
     return gradient_BD
 
 
-def _compiled(
-    kernel: Callable[..., Tensor],
+def _in_kernel(
+    compiled: Compiled,
     energy: ResolvedEnergy,
     z_BD: Tensor,
     normal: Normal,
@@ -85,7 +83,7 @@ def _compiled(
     step_size: float,
 ) -> Tensor:
     """Do what `_in_place` does in a kernel."""
-    run = functools.partial(kernel, energy.layers, z_BD, slope=SLOPE, step_size=step_size)
+    run = functools.partial(compiled, energy.layers, z_BD, slope=SLOPE, step_size=step_size)
     if isinstance(normal, PhiloxNoise):
         first_step, normal.step = normal.step, normal.step + steps
         return run(normal.key, steps=steps, first_step=first_step)

@@ -132,6 +132,10 @@ class EnergyNet(nn.Module):
         f_B: Tensor = self.linears[-1](h).squeeze(1)
         return self.output_scale * f_B
 
+    def layers(self) -> Iterable[nn.Linear]:
+        """Return the linear maps, first to last: of the columns of z that f sees."""
+        return cast(Iterable[nn.Linear], self.linears)
+
     @torch.no_grad()
     def resolved(self) -> ResolvedEnergy:
         """Return f with its weights as they are now, those of unseen columns zero.
@@ -140,7 +144,7 @@ class EnergyNet(nn.Module):
         them before the next optimizer step.
         """
         layers = []
-        for linear in cast(Iterable[nn.Linear], self.linears):
+        for linear in self.layers():
             weight = linear.normalised_weight() if isinstance(linear, SpectralLinear) else linear.weight
             layers.append((weight.detach(), linear.bias.detach()))
         if self.unseen:

@@ -95,11 +95,12 @@ class GeneratorNet(nn.Module):
 
     def __init__(self, model: Model, config: GeneratorConfig) -> None:
         super().__init__()
+        # The trunk, top first, which is the order of computation.
         self.latent_dims = list(model.latent_dims)
         levels = len(model.latent_dims) - 1
         sizes = halved_sizes(model.image_size, levels)
         image = (model.image_channels, model.image_size, model.image_size)
-        self.levels = nn.ModuleList()  # top first, the order of computation
+        self.levels = nn.ModuleList()
         final: list[nn.Module] = []
         if levels == 0:
             top_out = model.image_channels * model.image_size**2
@@ -119,6 +120,7 @@ class GeneratorNet(nn.Module):
                 pair, plane = (channels[i], channels[i - 1]), (sizes[i], sizes[i - 1])
                 self.levels.append(_ConcatLevel(model.latent_dims[i - 1], pair, plane))
             final.append(ToImage(channels[0], model.image_channels))
+        # Above it the map of the top latent layer.
         self.top = multilayer_perceptron(
             model.latent_dims[-1], config.width, config.width, top_out, slope=_SLOPE
         )

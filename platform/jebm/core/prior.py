@@ -11,14 +11,13 @@ from torch import Tensor
 from jebm.config import Langevin
 from jebm.core.chain import closed_form_langevin
 from jebm.core.energy import EnergyNet
+from jebm.core.kernels import TORCH, Kernel, fastest
 from jebm.core.langevin import ChainInfo, langevin, score_of
 from jebm.core.model import JointModel
 from jebm.core.philox import PhiloxNoise
-from jebm.native import chain as native
-from jebm.native import triton_chain
 from jebm.rng import Normal
 
-__all__ = ["chain_kernel", "log_density", "sample_prior"]
+__all__ = ["PriorSampler", "log_density", "sample_prior"]
 
 
 def log_density(energy: EnergyNet, latents: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -34,51 +33,54 @@ def log_density(energy: EnergyNet, latents: Callable[[Tensor], Tensor]) -> Calla
     return density
 
 
-@torch.no_grad()
-def sample_prior(
-    model: JointModel, config: Langevin, count: int, normal: Normal
-) -> tuple[Tensor, ChainInfo | None]:
-    """Return `count` latents (B, D) from the model's prior, and the chain's info.
+class PriorSampler:
+    """Samples of a model's prior; what computes the chains is decided here, for the device the model is on.
 
     With an energy: `config.steps` Langevin steps from fresh N(0, I) (short-run: the chain is part of the
     model), without autograd where T is the identity. Without (the Gaussian prior): exact samples, and no
-    chain.
+    chain. The weights may move between calls.
     """
-    start_BD = normal(count, model.latent_dim)
-    start_z_BD = model.generator.latents(start_BD)
-    if model.energy is None:
-        return start_z_BD, None
-    if config.noise == "philox":
-        normal = PhiloxNoise(normal)
-    if start_z_BD is start_BD and config.kernel != "autograd":  # T is the identity
-        unseen = model.energy.unseen
-        z_BD, info = closed_form_langevin(
-            model.energy.resolved().without_columns(unseen),
-            start_BD[:, unseen:],
-            normal,
-            steps=config.steps,
-            step_size=config.step_size,
-            compiled=config.kernel == "auto",
-        )
-        # What f does not see is N(0, I) and independent of the rest: exact, as it was drawn.
-        return torch.cat([start_BD[:, :unseen], z_BD], 1), info
-    score = score_of(log_density(model.energy, model.generator.latents))
-    noise_BD, info = langevin(score, start_BD, normal, steps=config.steps, step_size=config.step_size)
-    return model.generator.latents(noise_BD), info
+
+    def __init__(self, model: JointModel, config: Langevin) -> None:
+        self._model, self._config = model, config
+        self._kernel: Kernel | None = None
+        self.kernel = "none (Gaussian prior)"
+        """In a few words, what computes the chains."""
+        energy = model.energy
+        if energy is None:
+            return
+        probe_BD = next(energy.parameters()).detach().new_zeros(1, model.latent_dim)
+        if config.kernel == "autograd" or model.generator.latents(probe_BD) is not probe_BD:
+            self.kernel = "autograd"
+            return
+        layers = [(linear.weight, linear.bias) for linear in energy.layers()]
+        self._kernel = TORCH if config.kernel == "torch" else fastest(layers, probe_BD[:, energy.unseen :])
+        self.kernel = self._kernel.description
+
+    @torch.no_grad()
+    def __call__(self, count: int, normal: Normal) -> tuple[Tensor, ChainInfo | None]:
+        """Return `count` latents (B, D), and the chain's info."""
+        model, steps, step_size = self._model, self._config.steps, self._config.step_size
+        start_BD = normal(count, model.latent_dim)
+        if model.energy is None:
+            return model.generator.latents(start_BD), None
+        if self._config.noise == "philox":
+            normal = PhiloxNoise(normal)
+        if self._kernel is not None:
+            # What f does not see is N(0, I) and independent of the rest: exact, as it was drawn.
+            unseen = model.energy.unseen
+            seen = model.energy.resolved().without_columns(unseen)
+            z_BD, info = closed_form_langevin(
+                seen, start_BD[:, unseen:], normal, steps=steps, step_size=step_size, kernel=self._kernel
+            )
+            return torch.cat([start_BD[:, :unseen], z_BD], 1), info
+        score = score_of(log_density(model.energy, model.generator.latents))
+        noise_BD, info = langevin(score, start_BD, normal, steps=steps, step_size=step_size)
+        return model.generator.latents(noise_BD), info
 
 
-@torch.no_grad()
-def chain_kernel(model: JointModel, config: Langevin) -> str:
-    """Return in a few words what computes the chains of `sample_prior` for this model, where it is now."""
-    if model.energy is None:
-        return "none (Gaussian prior)"
-    noise_BD = next(model.energy.parameters()).new_zeros(1, model.latent_dim)
-    if config.kernel == "autograd" or model.generator.latents(noise_BD) is not noise_BD:
-        return "autograd"
-    if config.kernel == "torch" or noise_BD.dtype != torch.float32:
-        return "torch"
-    layers = model.energy.resolved().without_columns(model.energy.unseen).layers
-    seen_BD = noise_BD[:, model.energy.unseen :]
-    if not noise_BD.is_cpu or triton_chain.usable(layers, seen_BD):
-        return triton_chain.describe(layers, seen_BD)
-    return native.describe()
+def sample_prior(
+    model: JointModel, config: Langevin, count: int, normal: Normal
+) -> tuple[Tensor, ChainInfo | None]:
+    """Return what one call of a `PriorSampler` returns: latents (B, D) and the chain's info."""
+    return PriorSampler(model, config)(count, normal)

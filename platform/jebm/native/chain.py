@@ -72,6 +72,9 @@ def run(
     library, why = _library()
     if library is None:
         raise RuntimeError(f"no C kernel: {why}")
+    if z_BD.dtype != torch.float32:
+        raise TypeError(f"the C kernel computes in float32, not in {z_BD.dtype}")
+    # Arrays of pointers that live until the call has returned.
     hidden = [
         (weight.contiguous(), weight.mT.contiguous(), bias.contiguous()) for weight, bias in layers[:-1]
     ]
@@ -80,6 +83,7 @@ def run(
     last = layers[-1][0].contiguous()
     gradient_BD = torch.empty_like(z_BD)
     given = noise.contiguous() if isinstance(noise, Tensor) else None
+    # The fields of the struct, in its order.
     job = _Job(
         *(*z_BD.shape, steps, first_step, len(hidden), torch.get_num_threads()),
         *(ctypes.addressof(array) for array in (widths, weights, transposed, biases)),

@@ -54,6 +54,7 @@ def run(
     """
     from jebm.native.triton_kernel import chain_kernel  # noqa: PLC0415 (imports triton)
 
+    # Matrices as large as Triton's products need them: rows and columns of zeros change nothing.
     chains, dims = z_BD.shape
     depth, width, padded_dims = _sizes(layers)
     first_WD = _pad(layers[0][0], width, padded_dims)
@@ -62,6 +63,7 @@ def run(
     biases_LW = torch.cat([_pad(bias[None], 1, width) for _, bias in layers[:-1]])
     gradient_BD = torch.zeros_like(z_BD)
     given, key = (noise.contiguous(), (0, 0)) if isinstance(noise, Tensor) else (None, noise)
+    # One program for each block of chains.
     if chains:
         with torch.cuda.device(z_BD.get_device()):  # triton launches on the current one
             chain_kernel[(-(-chains // _BLOCK),)](

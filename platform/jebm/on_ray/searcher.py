@@ -19,7 +19,7 @@ from jebm.errors import ConfigError
 from jebm.on_ray.trial import METRICS
 from jebm.sweep.space import Halving, Objective, with_parameters
 from jebm.sweep.study import Status, SweepStudy, run_name
-from jebm.train.loop import total_steps_of
+from jebm.train.start import total_steps_of
 
 if TYPE_CHECKING:
     from jebm.on_ray.tuner import SweepPlan

@@ -24,7 +24,8 @@ from jebm.on_ray.worker import SNAPSHOT, work
 from jebm.store.checkpoint import Checkpoints
 from jebm.store.storage import open_store
 from jebm.train.lease import Lease
-from jebm.train.loop import Result, total_steps_of
+from jebm.train.loop import Result
+from jebm.train.start import total_steps_of
 
 __all__ = ["train", "train_workers"]
 

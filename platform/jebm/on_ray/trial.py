@@ -24,7 +24,8 @@ from jebm.on_ray.reservations import free_abandoned_groups
 from jebm.on_ray.stopping import StoppedError, StopRequest, follow_stop_request, in_background
 from jebm.on_ray.trainer import train_workers
 from jebm.parser import config_from_dict
-from jebm.train.loop import Report, Result, fit
+from jebm.train.loop import Result, fit
+from jebm.train.recorder import Report
 from jebm.train.runtime import Runtime, prepare_process
 
 __all__ = ["METRICS", "run_trial"]

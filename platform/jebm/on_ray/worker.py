@@ -17,7 +17,8 @@ from jebm.on_ray.stopping import follow_stop_request
 from jebm.parser import config_from_dict
 from jebm.store.manifest import Manifest, step_and_attempt
 from jebm.train.group import last_to_hold_the_group
-from jebm.train.loop import Report, fit
+from jebm.train.loop import fit
+from jebm.train.recorder import Report
 from jebm.train.runtime import Runtime, prepare_process
 
 __all__ = ["SNAPSHOT", "work"]

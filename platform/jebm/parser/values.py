@@ -138,6 +138,7 @@ def converted(value: Any, kind: Any, key: str) -> Any:  # noqa: ANN401  (any pla
         return converted(value, kind, key)
     if value is None:
         raise ConfigError(f"{key}: needs a value, not null")
+    # One of several words, a list, or a plain value.
     if origin is Literal:
         return _chosen(value, inner, key)
     if origin in (tuple, list):

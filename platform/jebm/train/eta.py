@@ -13,8 +13,8 @@ def time_left(config: Config, step: int, total_steps: int, seconds_per_step: flo
     """
     left = int((total_steps - step) * seconds_per_step)
     text = f"{left // 60}:{left % 60:02d} left"
-    joins = round(config.train.gaussian_share * total_steps)
-    known_from = joins + config.train.report_every_steps if joins and config.has_energy else 0
+    joins = config.energy_joins_at(total_steps) or 0
+    known_from = joins + config.train.report_every_steps if joins else 0
     if step >= min(known_from, total_steps):
         return text
     return f"more than {text}" + (f" (the energy joins at step {joins})" if step < joins else "")

@@ -65,6 +65,7 @@ def rows_before(run: Store, step: int) -> Rows:
     Raises:
         StoreError: the store cannot be reached, or what is damaged cannot be set aside.
     """
+    # The good rows, and what is wrong with the others.
     kept, size = bytearray(), 0
     bad: list[str] = []
     try:
@@ -77,6 +78,7 @@ def rows_before(run: Store, step: int) -> Rows:
                 half = not line.endswith(b"\n") and line.startswith(b"{") and len(line) <= _ROW_BYTES
                 if not half:
                     bad.append(f"line {number}: {error}")
+        # Damage is worth a line in the log, and the file as it was.
         with understood(run, METRICS):
             if bad:
                 raise ValueError(bad[0] + (f"; and {len(bad) - 1:,} more lines" if bad[1:] else ""))

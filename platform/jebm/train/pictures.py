@@ -3,17 +3,21 @@
 Shapes: N images, C channels, H height, W width, D latent width.
 """
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from jebm.config import Langevin
+from jebm.config import Config, Langevin
 from jebm.core.model import JointModel
 from jebm.core.objective import reconstruct
 from jebm.core.prior import sample_prior
-from jebm.rng import Normal
+from jebm.data.dataset import ImageSet
+from jebm.data.loader import to_float
+from jebm.rng import Normal, gaussian_noise
+from jebm.train.state import TrainState
 
-__all__ = ["PICTURED_IMAGES", "grid", "hierarchical_samples", "pictures", "sheet"]
+__all__ = ["PICTURED_IMAGES", "Painter", "grid", "hierarchical_samples", "pictures", "sheet"]
 
 _COLUMNS = 10
 PICTURED_IMAGES = 2 * _COLUMNS
@@ -53,6 +57,21 @@ def pictures(model: JointModel, config: Langevin, x_NCHW: Tensor, normal: Normal
         caption = f"hierarchical samples: z{layer + 1} ({place}) varies along a row"
         sheets[caption] = grid(hierarchical_samples(model, config, layer, normal))
     return sheets
+
+
+class Painter:
+    """Pictures of the state's current model, always of the same images with the same noise."""
+
+    def __init__(self, config: Config, state: TrainState, images: ImageSet, device: torch.device) -> None:
+        self._langevin, self._state = config.langevin, state
+        self._noise = gaussian_noise(config.run.seed, 0, device)
+        first = np.arange(PICTURED_IMAGES) % len(images.images_NHWC)
+        self._x_NCHW = to_float(images.images_NHWC[first], device)
+
+    def __call__(self) -> dict[str, Tensor]:
+        """Return what `pictures` returns."""
+        normal = self._noise(0, "pictures")
+        return pictures(self._state.picture_model, self._langevin, self._x_NCHW, normal)
 
 
 def grid(x_NCHW: Tensor) -> Tensor:

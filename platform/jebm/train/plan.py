@@ -16,9 +16,9 @@ from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.parts import damages, fitting_headers
 from jebm.store.retrieve import open_checkpoint
 from jebm.store.storage import Store, open_store
-from jebm.train.loop import check_images, total_steps_of
 from jebm.train.resume import check_same, origin_of
 from jebm.train.runtime import Runtime
+from jebm.train.start import check_images, total_steps_of
 from jebm.train.state import TrainState
 
 __all__ = ["Plan", "make_plan"]
@@ -45,15 +45,9 @@ class Plan:
         """Whether nothing is left to do."""
         return self.resumes_at is not None and self.resumes_at >= self.total_steps
 
-    @property
-    def energy_joins_at(self) -> int | None:
-        """The first step with the energy; `total_steps` if it never joins, None if there is no energy."""
-        if not self.config.has_energy:
-            return None
-        return round(self.config.train.gaussian_share * self.total_steps)
-
     def describe(self) -> str:
         """Return the plan as a few lines for a person."""
+        # What is not a plain value of the config.
         config, data = self.config, self.data
         latents = " + ".join(str(width) for width in config.model.latent_dims)
         counts = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
@@ -66,6 +60,7 @@ class Plan:
             prior = f"{which}, {config.langevin.steps} Langevin steps of size {config.langevin.step_size:g}"
         if config.train.regime == "two_stage":
             start += f", only the energy, on the nets of {config.run.init_from}"
+        # One line for each part of the run.
         shape = f"{data.height}x{data.width}x{data.channels}"
         return "\n".join(
             [
@@ -84,7 +79,7 @@ class Plan:
 
     def _energy_line(self) -> list[str]:
         """Return when the energy joins, if not at once."""
-        joins = self.energy_joins_at
+        joins = self.config.energy_joins_at(self.total_steps)
         if not joins:
             return []
         share = f"train.gaussian_share {self.config.train.gaussian_share:g}"
@@ -115,6 +110,7 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} is more than the {data.images} images of data.train"
         )
+    # The storage, and the checkpoint that the run begins with.
     state = _initial_state(config)
     store = open_store(config.run.storage)
     store.probe()
@@ -125,6 +121,7 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
         parent = _resumed(config, store, data, state.tensors(), deep=True)
     if parent is None and config.run.init_from is not None:
         _check_origin(config, state.tensors(), deep=deep)
+    # What is left to do, and whether a start will find a number for its attempt.
     parameters = {
         name: sum(parameter.numel() for parameter in net.parameters())
         for name, net in state.model.named_children()
@@ -180,6 +177,7 @@ def _resumed(
     config: Config, store: Store, data: DatasetManifest, tensors: dict[str, Tensor], *, deep: bool = False
 ) -> Manifest | None:
     """Return the checkpoint that `resume` will read; None if the run is new. Raises what `resume` would."""
+    # As `resume`: the newest one, or else the newest that is right in every byte.
     checkpoints = Checkpoints(store, config.run.name)
     failure: CheckpointError | None = None
     for every_byte in (True,) if deep else (False, True):
@@ -195,6 +193,7 @@ def _resumed(
             failure = error
         else:
             return manifest
+    # There is none, or none that fits.
     if failure is not None:
         accepted = "; choose a new run.name" if config.run.accept_changes else ""
         raise CheckpointError(f"{failure}{accepted}") from failure

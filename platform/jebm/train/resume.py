@@ -30,6 +30,7 @@ def resume(
         CheckpointError: there are checkpoints, and none that is whole, or the model is another.
         ConfigError: the checkpoint is of another model, objective or data set.
     """
+    # Its own newest checkpoint; if that is damaged, the newest that is whole in every byte.
     damage: CheckpointError | None = None
     for deep in (False, True):
         with runtime.together():
@@ -52,6 +53,7 @@ def resume(
             return manifest
     if damage is not None:
         raise damage  # there was one, it is damaged, and half of it stands in the tensors
+    # A new run: the tensors of another one, or the initial ones.
     if config.run.init_from is not None:
         with runtime.together():
             chosen = origin_of(config) if runtime.is_main else ""

@@ -5,14 +5,12 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from jebm.config import Config, config_to_dict
-from jebm.data.manifest import DatasetManifest
+from jebm.config import config_to_dict
 from jebm.errors import JebmError, StoreError
-from jebm.store.checkpoint import Checkpoints, Facts, Manifest
+from jebm.store.checkpoint import Facts, Manifest
 from jebm.store.shares import Share
 from jebm.store.writer import AsyncWriter
-from jebm.train.runtime import Runtime
-from jebm.train.state import TrainState
+from jebm.train.start import Start
 
 __all__ = ["Saver"]
 
@@ -24,21 +22,14 @@ class Saver:
     nothing is done.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        runtime: Runtime,
-        state: TrainState,
-        checkpoints: Checkpoints,
-        parent: Manifest | None,
-        data: DatasetManifest,
-        provenance: Mapping[str, str],
-    ) -> None:
+    def __init__(self, start: Start, provenance: Mapping[str, str]) -> None:
+        config, runtime, state, parent = start.config, start.runtime, start.state, start.parent
         self._state, self._is_main = state, runtime.is_main
         self._parent = () if parent is None else (parent,)
+        # A number above all earlier attempts, and a token that tells two of the same number apart.
         with runtime.together():
-            own = (checkpoints.next_attempt(), uuid.uuid4().hex[:8]) if runtime.is_main else None
-        attempt, start = cast(tuple[int, str], runtime.from_main(own))
+            own = (start.checkpoints.next_attempt(), uuid.uuid4().hex[:8]) if runtime.is_main else None
+        attempt, token = cast(tuple[int, str], runtime.from_main(own))
         self._facts = Facts(
             step=state.step,
             attempt=attempt,
@@ -46,16 +37,17 @@ class Saver:
             config=config_to_dict(config),
             provenance=dict(provenance),
             metrics={},
-            state={"data_sha256": data.sha256, "init_from": config.run.init_from},
+            state={"data_sha256": start.images.manifest.sha256, "init_from": config.run.init_from},
             parent=None if parent is None else parent.name,
         )
+        # Rank 0 writes, or each rank its share.
         share: Share | None = None
         if config.checkpoint.sharded and runtime.world_size > 1:
-            share = Share(runtime.rank, runtime.world_size, start)
+            share = Share(runtime.rank, runtime.world_size, token)
         self._writer: AsyncWriter | None = None
         if runtime.is_main or share is not None:
             self._writer = AsyncWriter(
-                checkpoints,
+                start.checkpoints,
                 keep_last=config.checkpoint.keep_last,
                 like=state.tensors(),
                 protect=[manifest.name for manifest in self._parent],

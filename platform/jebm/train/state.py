@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +17,23 @@ from jebm.core.model import JointModel, build_model
 from jebm.core.objective import Objective
 from jebm.train.runtime import Runtime
 
-__all__ = ["Player", "TrainState", "learning_rate"]
+__all__ = ["Horizon", "Player", "TrainState", "learning_rate"]
 
 
-def learning_rate(config: Optimizer, step: int, *, steps_per_epoch: int, total_steps: int) -> float:
+class Horizon(NamedTuple):
+    """How far a run goes, in updates."""
+
+    steps_per_epoch: int
+    total_steps: int
+
+
+def learning_rate(config: Optimizer, step: int, horizon: Horizon) -> float:
     """Return the learning rate of update `step` (from 0): a function of the position, so nothing to save."""
     rate = config.lr
     if config.schedule == "exponential":  # once an epoch, as the paper's code
-        rate *= config.decay_per_epoch ** (step // steps_per_epoch)
+        rate *= config.decay_per_epoch ** (step // horizon.steps_per_epoch)
     elif config.schedule == "cosine":
-        rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / total_steps)))
+        rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / horizon.total_steps)))
     if step < config.warmup_steps:
         rate *= (step + 1) / config.warmup_steps
     return rate

@@ -1,0 +1,59 @@
+"""What computes Langevin chains without autograd: torch, or a compiled kernel of `jebm.native`.
+
+Shapes: B chains, D dimensions, K steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from jebm.native import chain as native
+from jebm.native import triton_chain
+
+__all__ = ["TORCH", "Compiled", "Kernel", "fastest"]
+
+Layers = Sequence[tuple[Tensor, Tensor]]
+"""Weight and bias of each linear map of f, the last one with one row."""
+
+
+class Compiled(Protocol):
+    """A chain as one call: moves `z_BD` in place, returns the gradient (B, D) of log p at the last step."""
+
+    def __call__(
+        self,
+        layers: Layers,
+        z_BD: Tensor,
+        noise: Tensor | tuple[int, int],
+        *,
+        first_step: int = 0,
+        slope: float,
+        steps: int,
+        step_size: float,
+    ) -> Tensor:
+        """Do `steps` from `first_step` on with the given noise (K, B, D), or a key of philox noise."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A way to compute chains."""
+
+    description: str
+    """In a few words; where it is torch, why it is no compiled one."""
+    compiled: Compiled | None
+    """None: torch operations in place."""
+
+
+TORCH = Kernel("torch", None)
+
+
+def fastest(layers: Layers, z_BD: Tensor) -> Kernel:
+    """Return the fastest kernel for such layers and positions: compiled ones take float32 only."""
+    if z_BD.dtype != torch.float32:
+        return TORCH
+    in_triton = triton_chain.usable(layers, z_BD)
+    if in_triton or not z_BD.is_cpu:
+        return Kernel(triton_chain.describe(layers, z_BD), triton_chain.run if in_triton else None)
+    return Kernel(native.describe(), native.run if native.usable(z_BD) else None)

@@ -1,0 +1,152 @@
+"""What a run leaves behind: its journal, pictures, measures and checkpoints, each when it is due."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+
+from torch import Tensor
+
+from jebm.core.model import JointModel
+from jebm.store.checkpoint import Manifest
+from jebm.train.journal import Journal
+from jebm.train.metrics import Clock, Meter
+from jebm.train.pictures import Painter
+from jebm.train.saver import Saver
+from jebm.train.start import Start
+
+__all__ = ["Measure", "OnReport", "Recorder", "Report"]
+
+_LOG = logging.getLogger("jebm.train")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What training tells its surroundings, the same on every rank but for `checkpoints`."""
+
+    step: int
+    metrics: dict[str, float]
+    checkpoints: Sequence[Manifest]
+    """What was resumed from, then this attempt's newest, oldest first; only rank 0 knows them."""
+
+
+OnReport = Callable[[Report], bool]
+"""Takes a report on every rank; True: this machine is about to go."""
+
+Measure = Callable[[JointModel, int], Mapping[str, float]]
+"""`measure(model, step)`, on rank 0: metrics of a model, by name."""
+
+
+class Recorder:
+    """Takes every step's metrics on every rank; knows what is due then; rank 0 writes."""
+
+    def __init__(
+        self, start: Start, provenance: Mapping[str, str], on_report: OnReport, measure: Measure | None
+    ) -> None:
+        """Open the journal and begin an attempt; raises what they raise, on all ranks."""
+        config, runtime, state = start.config, start.runtime, start.state
+        self._config, self._runtime, self._state = config, runtime, state
+        self._total_steps = start.horizon.total_steps
+        self._on_report, self._measure = on_report, measure
+        self._journal: Journal | None = None
+        self._meter, self.clock = Meter(), Clock(runtime.device)
+        self.metrics: dict[str, float] = {}
+        """Of the last report."""
+        with ExitStack() as stack:
+            with runtime.together():
+                if runtime.is_main:
+                    facts = _facts(start, provenance)
+                    self._journal = stack.enter_context(
+                        Journal(start.store, config, step=state.step, facts=facts)
+                    )
+            if runtime.is_main:
+                self._painter = Painter(config, state, start.held_out, runtime.device)
+                begins = (config.run.name, state.step, self._total_steps, start.place)
+                _LOG.info("run %s: step %d of %d, results in %s", *begins)
+            self._saver = stack.enter_context(Saver(start, provenance))
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank can write no more checkpoints; `finish` raises why."""
+        return self._saver.failure is not None
+
+    def record(self, metrics: Mapping[str, Tensor], *, stopped: bool) -> None:
+        """Add a step's metrics of this rank, and do what is due after it; all of it after the last one."""
+        config, step = self._config, self._state.step
+        self._meter.add(metrics)
+        last = stopped or step == self._total_steps
+        measured = self._measure is not None and (
+            step == self._total_steps or (_due(step, config.evaluation.every_steps) and not stopped)
+        )
+        leaving = False
+        if last or measured or _due(step, config.train.report_every_steps):
+            leaving = self._report(measured=measured)
+        if self._journal is not None and (last or _due(step, config.train.pictures_every_steps)):
+            self._journal.pictures(step, self._painter())
+        if last or leaving or _due(step, config.checkpoint.every_steps):
+            self._saver.save(self.metrics)
+
+    def finish(self) -> None:
+        """Write the hyperparameters, and wait for the last checkpoint; raises on all ranks if it failed."""
+        with self._runtime.together():
+            if self._journal is not None:
+                self._journal.hyperparameters(self.metrics)
+            self._saver.close()
+
+    def tell(self) -> bool:
+        """Give the last metrics, and the checkpoints there are, to `on_report`; return what it returns."""
+        return self._on_report(Report(self._state.step, self.metrics, self._saver.kept()))
+
+    def _report(self, *, measured: bool) -> bool:
+        """Report the metrics since the last time; return whether some machine is about to go."""
+        steps = self._meter.steps
+        self.metrics = self._meter.take(self._runtime) | self._speed(steps)
+        if measured:
+            self.metrics |= self._measured()
+            self.clock.take()  # not a part of training's speed
+        if self._journal is not None:
+            self._journal.metrics(self._state.step, self._total_steps, self.metrics | self._saver.metrics())
+        return not all(self._runtime.agree(not self.tell()))
+
+    def _speed(self, steps: int) -> dict[str, float]:
+        """Return the speed since the last report, and shares of its time."""
+        wall, seconds = self.clock.take()
+        return {
+            "time/images_per_second": steps * self._config.train.batch_size / wall,
+            "time/seconds_per_step": wall / steps,
+            "time/chain_share": seconds.get("chain", 0.0) / wall,
+            "time/data_share": seconds["data"] / wall,
+        }
+
+    def _measured(self) -> dict[str, float]:
+        """Return what rank 0 measures of the model, on every rank."""
+        values: dict[str, float] = {}
+        with self._runtime.together():
+            if self._runtime.is_main and self._measure is not None:
+                measures = self._measure(self._state.picture_model, self._state.step)
+                values = {f"evaluation/{name}": value for name, value in measures.items()}
+        return self._runtime.from_main(values)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _facts(start: Start, provenance: Mapping[str, str]) -> dict[str, object]:
+    return {
+        "world_size": start.runtime.world_size,
+        "device": str(start.runtime.device),
+        "data_sha256": start.images.manifest.sha256,
+        "resumed_from": None if start.parent is None else start.parent.name,
+        "provenance": dict(provenance),
+    }

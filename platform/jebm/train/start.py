@@ -1,0 +1,88 @@
+"""What a start of a run finds: its data, its state, and the checkpoint that it resumes from."""
+
+from dataclasses import dataclass
+
+from jebm.config import Config
+from jebm.data.dataset import ImageSet, load_images
+from jebm.data.loader import Loader
+from jebm.data.manifest import DatasetManifest, read_manifest
+from jebm.errors import ConfigError
+from jebm.store.checkpoint import Checkpoints, Manifest
+from jebm.store.storage import Store, open_store
+from jebm.train.resume import resume
+from jebm.train.runtime import Runtime
+from jebm.train.state import Horizon, TrainState
+
+__all__ = ["Start", "begin", "check_images", "total_steps_of"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run that is about to be trained, the same on every rank but for the rows of its loader."""
+
+    config: Config
+    runtime: Runtime
+    images: ImageSet
+    held_out: ImageSet
+    """The training images if there are no others."""
+    loader: Loader
+    state: TrainState
+    horizon: Horizon
+    store: Store
+    """That of `run.storage`."""
+    checkpoints: Checkpoints
+    parent: Manifest | None
+    """The checkpoint that it resumes from."""
+
+    @property
+    def place(self) -> str:
+        """Where the run's files are."""
+        return self.store.child(self.config.run.name).uri
+
+
+def total_steps_of(config: Config, steps_per_epoch: int) -> int:
+    """Return the number of updates of the whole run, at least 1."""
+    return max(1, round(config.train.epochs * steps_per_epoch))
+
+
+def check_images(config: Config, manifest: DatasetManifest, key: str) -> None:
+    """Raise `ConfigError` where the images' shape is not the model's."""
+    have = (manifest.height, manifest.width, manifest.channels)
+    want = (config.model.image_size, config.model.image_size, config.model.image_channels)
+    if have != want:
+        raise ConfigError(
+            f"{key}: images are {have[0]}x{have[1]}x{have[2]}, but model.image_size and "
+            f"model.image_channels ask for {want[0]}x{want[1]}x{want[2]}; "
+            "set them to the data's, or ingest again with --size and --channels"
+        )
+
+
+def begin(config: Config, runtime: Runtime) -> Start:
+    """Read the data and the newest checkpoint of the run; every rank calls this.
+
+    Raises:
+        ConfigError, DataError, StoreError, CheckpointError: on all ranks, nothing written.
+    """
+    with runtime.together():
+        images = _load(config, "data.train", config.data.train)
+        held_out = _load(config, "data.held_out", config.data.held_out) if config.data.held_out else images
+        loader = Loader(
+            images,
+            batch_size=config.train.batch_size,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            seed=config.run.seed,
+            device=runtime.device,
+        )
+    state = TrainState.build(config, runtime)
+    horizon = Horizon(loader.steps_per_epoch, total_steps_of(config, loader.steps_per_epoch))
+    store = open_store(config.run.storage)
+    checkpoints = Checkpoints(store, config.run.name)
+    parent = resume(config, runtime, state, checkpoints, images.manifest)
+    return Start(config, runtime, images, held_out, loader, state, horizon, store, checkpoints, parent)
+
+
+def _load(config: Config, key: str, uri: str) -> ImageSet:
+    store = open_store(uri)
+    check_images(config, read_manifest(store), key)
+    return load_images(store)

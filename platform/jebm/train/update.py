@@ -1,0 +1,204 @@
+"""One update of all three nets, or of the energy net alone: built once for a run, then called at each step.
+
+Shapes: B this rank's share of the batch, C channels, H height, W width, D latent width, L latent layers.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from jebm.config import Config
+from jebm.core.distributions import DiagGaussian
+from jebm.core.energy import EnergyNet
+from jebm.core.langevin import ChainInfo
+from jebm.core.objective import Terms, mean_f
+from jebm.core.prior import PriorSampler
+from jebm.errors import DivergedError
+from jebm.rng import Noise
+from jebm.train.metrics import Clock
+from jebm.train.runtime import Runtime
+from jebm.train.state import Horizon, TrainState, learning_rate
+
+__all__ = ["EnergyUpdate", "JointUpdate", "Outcome"]
+
+_REMEDY = "lower optimizer.energy.lr or energy.output_scale, or turn energy.spectral_norm on"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an update did."""
+
+    metrics: Mapping[str, Tensor]
+    """Of this rank: () and (L,) tensors on the device."""
+    stop: bool
+    """Whether any rank asked to stop."""
+
+
+class EnergyUpdate:
+    """Updates of the energy net alone, `train.energy_updates` a step, the others' weights held."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        config: Config,
+        runtime: Runtime,
+        noise: Noise,
+        horizon: Horizon,
+        clock: Clock,
+    ) -> None:
+        self._state, self._runtime, self._noise = state, runtime, noise
+        self._horizon, self._clock = horizon, clock
+        self.net = cast(EnergyNet, state.model.energy)
+        self._player = state.players[-1]
+        self._updates = config.train.energy_updates
+        self.sample = PriorSampler(state.model, config.langevin)
+        self.kernel = self.sample.kernel
+        """What computes the chains."""
+
+    def __call__(self, posterior: DiagGaussian, stop: bool = False) -> Outcome:
+        """Do step `state.step` on posteriors (B, D); the metrics are those of its last update.
+
+        Raises:
+            DivergedError: the gradient is not finite. Raised on all ranks; updates before it have moved.
+        """
+        (all_go_on,) = self._runtime.agree(not stop)
+        metrics = [self.again(posterior, i) for i in range(self._updates)][-1]
+        self._state.average()
+        self._state.step += 1
+        return Outcome(metrics, not all_go_on)
+
+    def again(self, posterior: DiagGaussian, i: int) -> dict[str, Tensor]:
+        """Do the `i`-th update of step `state.step`: new chains, new samples of the posteriors (B, D)."""
+        step, player, shape = self._state.step, self._player, posterior.mean_BD.shape
+        with self._clock("chain"):
+            prior_z, chain = self.sample(shape[0], self._noise(step, f"prior chain {i}"))
+        posterior_z = posterior.rsample(self._noise(step, f"posterior {i}")(*shape))
+        f_posterior, f_prior = mean_f(self.net, posterior_z, prior_z)
+        self._differentiate(f_prior - f_posterior)
+        norm = player.gradient_norm()
+        if not math.isfinite(float(norm)):  # of the mean over ranks: the same on all of them
+            raise DivergedError(f"the energy's gradient is not finite at step {step}; {_REMEDY}")
+        player.update(learning_rate(player.config, step, self._horizon))
+        player.adam.zero_grad()
+        self.net.power_iteration()
+        metrics = {
+            "loss": f_prior - f_posterior,
+            "f_posterior": f_posterior,
+            "f_prior": f_prior,
+            "gradient_norm/energy": norm,
+            **_chain_metrics(chain),
+        }
+        return {name: value.detach() for name, value in metrics.items()}
+
+    def _differentiate(self, loss: Tensor) -> None:
+        """Set the energy's gradient to the mean over ranks.
+
+        A few thousand numbers: reduced by one all-reduce here, and not by DDP, which has the same parameters
+        in its buckets.
+        """
+        parameters = list(self._player.parameters.values())
+        gradients = torch.autograd.grad(loss, parameters)
+        flat = self._runtime.mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        parts = torch.split(flat, [parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+class JointUpdate:
+    """Updates of all three nets from one loss, and further ones of the energy (`train.energy_updates`)."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        config: Config,
+        runtime: Runtime,
+        noise: Noise,
+        horizon: Horizon,
+        clock: Clock,
+    ) -> None:
+        self._state, self._runtime, self._noise = state, runtime, noise
+        self._horizon, self._clock = horizon, clock
+        self._pieces = config.train.accumulate
+        self._further = range(1, config.train.energy_updates)
+        joins = config.energy_joins_at(horizon.total_steps)
+        self._joins_at = math.inf if joins is None else joins
+        self._energy: EnergyUpdate | None = None
+        self.kernel = "none (Gaussian prior)"
+        """What computes the chains."""
+        if state.model.energy is not None:
+            self._energy = EnergyUpdate(state, config, runtime, noise, horizon, clock)
+            self.kernel = self._energy.kernel
+        self._without_energy = [player for player in state.players if player.name != "energy"]
+
+    def __call__(self, x_BCHW: Tensor, stop: bool = False) -> Outcome:
+        """Do step `state.step` on this rank's images in [-1, 1].
+
+        Raises:
+            DivergedError: loss or gradient is not finite on some rank. Raised on all ranks, before any
+                parameter moved; where it is that of a further update of the energy, the others have moved.
+        """
+        state, step = self._state, self._state.step
+        energy = self._energy if step >= self._joins_at else None
+
+        # Negative phase, on the bare energy net: nothing here belongs to DDP.
+        prior_z, chain = None, None
+        if energy is not None:
+            with self._clock("chain"):
+                prior_z, chain = energy.sample(len(x_BCHW), self._noise(step, "prior chain"))
+
+        # One loss, one forward and one backward of all nets; then all ranks agree that the step may be taken.
+        terms = self._backward(x_BCHW, prior_z)
+        means = {
+            name.removesuffix("_L"): torch.stack([getattr(piece, name) for piece in terms]).mean(0).detach()
+            for name in ("loss", "distortion", "rate_L", "f_posterior", "f_prior")
+        }
+        moving = self._without_energy if energy is None else state.players
+        norms = {f"gradient_norm/{player.name}": player.gradient_norm().detach() for player in moving}
+        stopped = self._agreed_to_stop(means["loss"] + sum(norms.values()), stop)
+
+        # The optimizers move, then what follows the weights; then further updates of the energy.
+        for player in moving:
+            player.update(learning_rate(player.config, step, self._horizon))
+        for player in state.players:
+            player.adam.zero_grad()
+        if energy is not None:
+            energy.net.power_iteration()
+            posterior = DiagGaussian(*map(torch.cat, zip(*(t.posterior for t in terms), strict=True)))
+            for i in self._further:
+                energy.again(posterior, i)
+        state.average()
+        state.step += 1
+        return Outcome(means | norms | _chain_metrics(chain), stopped)
+
+    def _backward(self, x_BCHW: Tensor, prior_z_BD: Tensor | None) -> list[Terms]:
+        """Add up the gradients of the batch's pieces, reduced over ranks; return their terms."""
+        noise_BD = self._noise(self._state.step, "posterior")(len(x_BCHW), self._state.model.latent_dim)
+        pieces = self._pieces
+        prior_pieces = [None] * pieces if prior_z_BD is None else prior_z_BD.chunk(pieces)
+        terms: list[Terms] = []
+        for x, e, z in zip(x_BCHW.chunk(pieces), noise_BD.chunk(pieces), prior_pieces, strict=True):
+            with self._state.gradients_stay_local(when=len(terms) < pieces - 1):
+                terms.append(self._state.objective(x, e, z))
+                torch.autograd.backward(terms[-1].loss / pieces)
+        return terms
+
+    def _agreed_to_stop(self, total: Tensor, stop: bool) -> bool:
+        """Return whether any rank asks to stop; raises `DivergedError` on all if a total is not finite."""
+        finite = math.isfinite(float(total))
+        all_finite, all_go_on = self._runtime.agree(finite, not stop)
+        if not all_finite:
+            raise DivergedError(
+                f"loss or gradient is not finite at step {self._state.step} (no parameter was moved by it); "
+                f"{_REMEDY}"
+            )
+        return not all_go_on
+
+
+def _chain_metrics(chain: ChainInfo | None) -> dict[str, Tensor]:
+    if chain is None:  # there was none: the prior is Gaussian
+        return {}
+    return {"chain/gradient_norm": chain.gradient_norm, "chain/displacement": chain.displacement}
