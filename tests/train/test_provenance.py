@@ -45,3 +45,5 @@ def test_links_that_lead_nowhere_and_odd_names_are_no_obstacle(tmp_path: Path) -
     odd = facts_of(tmp_path)
     assert odd["source_sha256"] != plain["source_sha256"]
     assert odd["git_revision"].endswith("+changes")
+    (tmp_path / "jebm/native/chain.c").write_text("another kernel")
+    assert facts_of(tmp_path)["source_sha256"] not in (plain["source_sha256"], odd["source_sha256"])

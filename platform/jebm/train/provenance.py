@@ -11,6 +11,7 @@ import jebm
 
 __all__ = ["provenance"]
 
+_SOURCES = (".py", ".c")
 _PACKAGES = ("torch", "ray", "numpy", "pyarrow", "boto3")
 
 
@@ -21,7 +22,8 @@ def provenance() -> dict[str, str]:
     """
     root = Path(jebm.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*.py") if path.is_file()):  # editors leave broken links
+    sources = [path for path in root.rglob("*") if path.suffix in _SOURCES and path.is_file()]
+    for path in sorted(sources):  # that are files: editors leave broken links
         digest.update(os.fsencode(path.relative_to(root).as_posix()) + b"\0" + path.read_bytes())
     facts = {
         "jebm": jebm.__version__,
