@@ -35,7 +35,7 @@ from jebm.config import (
 from jebm.errors import ConfigError
 from jebm.parser import argument_parser, config_from_dict, config_to_yaml, load_config, parse_arguments
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def parse(*arguments: str) -> Config:

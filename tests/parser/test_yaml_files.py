@@ -13,7 +13,7 @@ from jebm.parser import argument_parser, load_config, parse_arguments
 from jebm.parser.yaml_file import read_yaml
 from jebm.sweep.space import load_search
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def written(folder: Path, text: str | bytes) -> Path:
