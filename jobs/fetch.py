@@ -1,55 +1,11 @@
-"""Bring the results of a run, a sweep or a comparison: pictures, TensorBoard files, metrics.jsonl, run.json.
-
-  python jobs/fetch.py s3://bucket/runs/fashion_mnist results/fashion_mnist
-
-Checkpoints are not among them: jobs/checkpoints.py get. Typed again, it brings what has changed since
-(.fetched.json in the folder says what is there).
-Exit code 0: all is there; 1: some objects could not be brought, named on stderr; 2: wrong use, or a storage
-that cannot be reached.
-"""
+"""`jebm fetch` where jebm is not installed: `ray job submit … -- python jobs/fetch.py …`."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from tqdm import tqdm
-
-from jebm.cli import log_lines, run, tell, warn
-from jebm.errors import ConfigError
-from jebm.parser import job_parser, parse
-from jebm.store.results import fetch_results
-from jebm.store.storage import LocalStore, open_store
-
-_SHOWN = 20  # objects that could not be brought, in full
-
-
-def main() -> int:
-    """Copy what changed and say how much."""
-    log_lines(stream=sys.stderr)
-    parser = job_parser(__doc__ or "")
-    parser.add_argument("run", type=str, help="URI of the run: its run.storage and run.name")
-    parser.add_argument("folder", type=str, help="folder to write to")
-    arguments = parse(parser)
-    store, target = open_store(arguments.run), open_store(arguments.folder)
-    if not isinstance(target, LocalStore):
-        raise ConfigError(f"folder: {arguments.folder} is no folder of this machine")
-    with tqdm(unit="B", unit_scale=True, disable=None) as bar:
-
-        def begin(size: int) -> Callable[[int], object]:
-            bar.reset(total=size)
-            return bar.update
-
-        done = fetch_results(store, target.folder, begin)
-    for line in done.refused[:_SHOWN]:
-        warn(f"not brought: {line}")
-    if more := done.refused[_SHOWN:]:
-        warn(f"not brought: {len(more)} more")
-    unchanged = f", {done.unchanged} unchanged" if done.unchanged else ""
-    tell(f"{done.files} files, {done.bytes / 1e6:.1f} MB from {store.uri} to {target.folder}{unchanged}")
-    return 1 if done.refused else 0
-
+from jebm.commands import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("fetch")

@@ -1,89 +1,11 @@
-r"""Train a hierarchical generator with a joint EBM prior, on Ray.
-
-  on this machine:   python jobs/train.py --config jobs/configs/fashion_mnist.yaml
-  on a cluster:      ray job submit --working-dir . -- python jobs/train.py \
-                       --config jobs/configs/fashion_mnist.yaml --run.storage s3://bucket/prefix
-  look before:       … --dry-run      all keys and values: … --print_config
-
-Any key can be set on the command line: --energy.width 50 --langevin.step_size 0.3 --cluster.workers 4.
-The same run.name goes on from its newest checkpoint; a finished run says so and does nothing.
-Without Ray: --cluster.engine process, or torchrun --nproc-per-node 2 jobs/train.py … --cluster.workers 2.
-"""
+"""`jebm train` where jebm is not installed: `ray job submit … -- python jobs/train.py …`."""
 
 import sys
-import threading
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from jebm.cli import log_lines, run, tell
-from jebm.config import Config
-from jebm.evaluate.quick import check_quick_look, quick_look
-from jebm.parser import argument_parser, parse_arguments
-from jebm.store.storage import open_store
-from jebm.train.lease import Lease
-from jebm.train.loop import Result, fit
-from jebm.train.plan import make_plan
-from jebm.train.provenance import provenance
-from jebm.train.runtime import check_processes, first_signal, process_runtime, started_by_torchrun
-
-
-def train_here(config: Config) -> Result:
-    """Train in this process, or as one of torchrun's.
-
-    The first SIGTERM or SIGINT stops after the current step; a second one does what it always did.
-    """
-    asked = threading.Event()
-    with process_runtime(config) as runtime, ExitStack() as stack:
-        with runtime.together():
-            if runtime.is_main:
-                stack.enter_context(Lease(open_store(config.run.storage).child(config.run.name)))
-        stack.enter_context(first_signal(lambda _: asked.set()))
-        return fit(
-            config,
-            runtime,
-            provenance=provenance(),
-            should_stop=asked.is_set,
-            measure=quick_look(config),
-        )
-
-
-def main() -> None:
-    """Parse, check, train, and say how it ended."""
-    log_lines()
-    parser = argument_parser(__doc__ or "")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check all that a start checks, print the plan, start nothing"
-    )
-    config, arguments = parse_arguments(parser)
-    if started_by_torchrun():
-        config = replace(config, cluster=replace(config.cluster, engine="process"))
-    here = config.cluster.engine == "process"
-    if here:
-        check_processes(config)
-    else:
-        # Without Ray: no ray needed.
-        from jebm.on_ray.cluster import check_room, runs_here  # noqa: PLC0415
-        from jebm.on_ray.places import resolve_paths  # noqa: PLC0415
-        from jebm.on_ray.trainer import train  # noqa: PLC0415
-
-        config = resolve_paths(config)
-    plan = make_plan(config, read_images=here or runs_here(), deep=arguments.dry_run)
-    check_quick_look(config, plan.data, plan.held_out, plan.images)
-    tell(plan.describe())
-    if plan.finished:
-        tell(f"already finished: all {plan.total_steps:,} steps; to train further, raise train.epochs")
-        return
-    if arguments.dry_run:
-        Lease(open_store(config.run.storage).child(config.run.name)).check()
-        if not here:
-            check_room(config)
-        return
-    result = train_here(config) if here else train(config, provenance())
-    tell(f"{result.status}: step {result.step:,} of {result.total_steps:,}; results in {result.place}")
-
+from jebm.commands import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("train")

@@ -1,11 +1,11 @@
 """The rules of the house, read from the source: who may import whom, and what a module may do on import.
 
     {errors, paths, untrusted} -> config -> rng -> {core, data, store} -> report
-        -> {train, evaluate, sweep} -> on_ray
+        -> {train, evaluate, sweep} -> on_ray -> commands
 
 Left to right only; rooms in one brace do not know each other. `native` (compiled kernels) knows only paths,
 and only core knows it. `parser` and `cli` stand beside this line: they know errors and config, and only
-train, evaluate and sweep (parser alone), on_ray and the jobs know them.
+train, evaluate and sweep (parser alone), on_ray and the commands know them.
 """
 
 import ast
@@ -38,8 +38,10 @@ KNOWS = {
     | {"config", "rng", "core", "data", "store", "report", "train", "evaluate", "sweep", "parser", "cli"},
     "parser": _BASE | {"config"},
     "cli": _BASE | {"config"},
+    "__main__": {"commands"},
     "jebm": set(),
 }
+KNOWS["commands"] = set(KNOWS) - {"__main__"}
 OUTSIDE = {
     "errors": set(),
     "paths": set(),

@@ -6,15 +6,33 @@ come from a store, and so from anybody.
 
 import json
 import logging
+import math
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import NoReturn, TextIO
+
+from tqdm import tqdm
 
 from jebm.errors import CheckpointError, ConfigError, DataError, JebmError, StoreError
 from jebm.untrusted import escaped
 
-__all__ = ["log_lines", "run", "tell", "tell_json", "warn"]
+__all__ = [
+    "age_text",
+    "log_lines",
+    "progress",
+    "run",
+    "size_text",
+    "table",
+    "tell",
+    "tell_json",
+    "warn",
+]
+
+_LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -44,13 +62,75 @@ def tell(text: str) -> None:
 
 
 def tell_json(document: object) -> None:
-    """Print one JSON document on one line of stdout, in ASCII."""
-    print(json.dumps(document).replace("\x7f", "\\u007f"), flush=True)
+    """Print one JSON document on one line of stdout, in ASCII; numbers that are not finite become null."""
+    print(json.dumps(_plain(document), allow_nan=False).replace("\x7f", "\\u007f"), flush=True)
 
 
 def warn(text: str) -> None:
     """Print one line on stderr, escaped."""
     sys.stderr.write(f"{escaped(' '.join(text.split()))}\n")
+
+
+def table(rows: Sequence[Sequence[str]], right: int = 0) -> str:
+    """Return aligned columns, the first `right` of them to the right; no cell can forge another row."""
+    rows = [[escaped(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if index < right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+    return "\n".join(lines)
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes with a unit: 17.9 MB."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} GB"
+
+
+def age_text(moment: datetime) -> str:
+    """Return how long ago a moment was, with a unit: 5 min; a moment to come is 0 s ago."""
+    seconds = max((datetime.now(UTC) - moment).total_seconds(), 0)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield what shows progress on stderr: a bar with the time left on a terminal, else some lines.
+
+    It is called with the bytes done since the last call, and with those of all.
+    """
+    if sys.stderr.isatty():
+        with tqdm(desc=title, unit="B", unit_scale=True) as bar:
+
+            def draw(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done)
+
+            yield draw
+        return
+    began = last_line = time.monotonic()
+    so_far = 0
+
+    def write(done: int, total: int) -> None:
+        nonlocal last_line, so_far
+        so_far += done
+        now = time.monotonic()
+        if now - last_line >= _LINE_SECONDS and so_far:
+            last_line = now
+            left = (now - began) * (total - so_far) / so_far
+            warn(f"{title}: {size_text(so_far)} of {size_text(total)}, {left:.0f} s left")
+
+    yield write
 
 
 class _Lines(logging.Formatter):
@@ -80,6 +160,15 @@ def log_lines(level: int = logging.INFO, stream: TextIO | None = None) -> None:
 def _report(kind: str, error: Exception | str, code: int) -> int:
     warn(f"{kind}: {error}" if str(error) else kind)
     return code
+
+
+def _plain(value: object) -> object:
+    """Return what strict JSON can say: null for numbers that are not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _safe_lines(text: str) -> str:

@@ -74,7 +74,7 @@ def test_a_bad_file_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
 def test_help_teaches_with_examples() -> None:
     result = ingest("--help")
     assert result.returncode == 0
-    assert "\n  SVHN           python jobs/ingest.py train_32x32.mat --output s3://" in result.stdout
+    assert "\n  SVHN           jebm ingest train_32x32.mat --output s3://" in result.stdout
 
 
 def test_without_a_label_it_is_another_data_set(tmp_path: Path) -> None:

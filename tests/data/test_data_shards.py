@@ -184,7 +184,7 @@ def test_a_store_that_fills_up_is_left_empty(store: Store, room: int) -> None:
 
 
 def test_a_missing_data_set_says_how_to_make_one(store: Store) -> None:
-    with pytest.raises(DataError, match=r"jobs/ingest\.py"):
+    with pytest.raises(DataError, match=r"jebm ingest"):
         read_manifest(store)
 
 

@@ -114,7 +114,7 @@ def test_what_is_not_there_is_said(storage: str, tmp_path: Path) -> None:
     for name in ("step-00000009-a0001", "latest"):
         message = refusal(f"{storage}/mine/checkpoints/{name}")
         assert f"checkpoints/{name}: no whole checkpoint" in message
-        assert "jobs/checkpoints.py list" in message
+        assert "jebm checkpoints list" in message
 
 
 def test_a_config_of_another_version_is_named_with_its_key(storage: str) -> None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from jebm.errors import CheckpointError, StoreError
-from jebm.store.bench import measure
 from jebm.store.checkpoint import Checkpoints, Facts, Manifest
 from jebm.store.compare import compare
 from jebm.store.mirror import download
@@ -154,7 +153,7 @@ def test_a_uri_names_the_store_and_the_run(monkeypatch: pytest.MonkeyPatch, tmp_
         run = open_run(uri)
         assert (run.root.uri, run.name) == (root, name)
     for uri in ["s3://bucket", "s3://", "memory://a", "/"]:
-        with pytest.raises(StoreError, match="names no run"):
+        with pytest.raises(StoreError, match=r"names no (run|bucket)"):
             open_run(uri)
     with pytest.raises(StoreError, match="an empty storage URI"):
         open_run("")
@@ -422,7 +421,8 @@ def test_only_what_checksums_leave_open_is_read(local: RunStore) -> None:
     found = compare(run, first, save(local.checkpoints, 2, tensors))
     assert found.changed == ("optimizer.moment",)
     assert found.equal == 5
-    assert found.bytes_read == store.bytes_read < 2 * 2 * PART
+    assert 0 < found.bytes_read - 2 * tensors["optimizer.moment"].nbytes < 1000  # and of its small neighbours
+    assert store.bytes_read <= 2 * 2 * PART  # the parts that it lies in
     assert max(size for _, size in store.reads) <= SLICE
     everything = compare(local, first, save(local.checkpoints, 3, state(seed=1)))
     assert set(everything.changed) == set(tensors) - {"model.empty"}
@@ -467,13 +467,3 @@ def test_what_is_pinned_survives_every_prune(store: Store) -> None:
         with pytest.raises(CheckpointError, match="no such checkpoint"):
             checkpoints.pin(name)
     assert {info.key.split("/")[2] for info in store.list()} == {names[2]}
-
-
-# ── Measurement ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_measurement_leaves_nothing_behind(local: RunStore) -> None:
-    done = measure(local, 3_000_000)
-    assert 0 <= done.size - 3_000_000 < 1000  # its header
-    assert min(done.upload_seconds, done.download_seconds) > 0
-    assert list(local.root.list()) == []

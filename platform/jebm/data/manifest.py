@@ -121,7 +121,7 @@ def read_manifest(store: Blobs) -> DatasetManifest:
     listed = _listed_bytes(store)
     if listed is None:
         raise DataError(
-            f"{store.uri}: no data set here; make one with jobs/ingest.py SOURCE --output {store.uri}"
+            f"{store.uri}: no data set here; make one with jebm ingest SOURCE --output {store.uri}"
         )
     try:
         if listed > _MOST_MANIFEST_BYTES:  # it is not even fetched

@@ -1,22 +1,29 @@
-"""In what the tensors of two checkpoints differ, with as little read as their CRC32s allow."""
+"""In what two checkpoints differ; what equal CRC32s of parts show to be equal is not read."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
+import torch
+
+from jebm.config import leaves
 from jebm.store.layout import StoredObject, TensorEntry
 from jebm.store.manifest import Manifest
-from jebm.store.parts import Parts, read_headers
-from jebm.store.protocol import Store, in_parallel
-from jebm.store.retrieve import RunStore
+from jebm.store.parts import read_headers
+from jebm.store.retrieve import RunStore, read_tensors
+from jebm.untrusted import JsonObject
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "compare_facts"]
 
-_WINDOW_BYTES = 2 << 20  # held of each side by each of the four threads
+_BATCH_BYTES = 64 << 20  # of tensors that are held of each side; a larger tensor is a batch of its own
+_Value = TypeVar("_Value")
+_Place = tuple[StoredObject, TensorEntry]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the tensors of a second checkpoint differ from those of a first, and the bytes read to find out."""
+    """How the tensors of a second checkpoint differ from those of a first, and the bytes compared for it."""
 
     changed: tuple[str, ...]
     added: tuple[str, ...]
@@ -26,134 +33,84 @@ class Comparison:
 
 
 def compare(run: RunStore, first: Manifest, second: Manifest) -> Comparison:
-    """Say which tensors of `second` are other bytes than in `first`, are new there, or are gone.
+    """Return which tensors of `second` are other bytes than in `first`, are new there, or are gone.
 
-    Where both lie at the same place, equal CRC32s of the parts around a tensor make it equal, and another
-    one of a part within it makes it changed: neither is read. Raises CheckpointError, StoreError.
+    Raises CheckpointError where a part that has to be read is damaged or holds NaN, and StoreError.
     """
     one, other = _located(run, first), _located(run, second)
-    differing = {
-        name
-        for name in one.keys() & other.keys()
-        if (one[name].entry.dtype, one[name].entry.shape)
-        != (other[name].entry.dtype, other[name].entry.shape)
-    }
-    doubtful: list[_Pair] = []
-    for name in sorted(one.keys() & other.keys() - differing):
-        pairs = _doubts(name, one[name], other[name])
-        if pairs is None:
-            differing.add(name)
-        else:
-            doubtful += pairs
-    folders = run.folder(first.name), run.folder(second.name)
-    read = _compare_bytes(folders, doubtful, differing)
     common = one.keys() & other.keys()
+    changed = {name for name in common if _form(one[name]) != _form(other[name])}
+    doubtful = {name: one[name] for name in common - changed if not _equal_parts(one[name], other[name])}
+    for names in _batches(doubtful):
+        before, after = read_tensors(run, first, names), read_tensors(run, second, names)
+        changed |= {name for name in names if not torch.equal(_bits(before[name]), _bits(after[name]))}
     return Comparison(
-        changed=tuple(sorted(differing)),
-        added=tuple(sorted(other.keys() - one.keys())),
-        removed=tuple(sorted(one.keys() - other.keys())),
-        equal=len(common) - len(differing),
-        bytes_read=read,
+        changed=tuple(sorted(changed)),
+        added=tuple(sorted(other.keys() - common)),
+        removed=tuple(sorted(one.keys() - common)),
+        equal=len(common) - len(changed),
+        bytes_read=2 * sum(map(_size, doubtful.values())),
     )
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A tensor, and the object that it lies in."""
-
-    stored: StoredObject
-    entry: TensorEntry
-
-    def part_size(self, number: int) -> int:
-        """Return how long a part is: the last one of an object may be shorter."""
-        return min(self.stored.part_size, self.stored.size - number * self.stored.part_size)
+def compare_facts(first: Manifest, second: Manifest) -> dict[str, JsonObject]:
+    """Return what differs in config and metrics: by key the value of each side, None where there is none."""
+    return {
+        "config": _differences(dict(leaves(first.config)), dict(leaves(second.config))),
+        "metrics": _differences(first.metrics, second.metrics),
+    }
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """Two equally long ranges, of which only their bytes can say whether they are equal."""
-
-    name: str
-    one: StoredObject
-    one_begin: int
-    other: StoredObject
-    other_begin: int
-    size: int
+def _differences(one: Mapping[str, _Value], other: Mapping[str, _Value]) -> JsonObject:
+    pairs = {name: [one.get(name), other.get(name)] for name in sorted(one.keys() | other.keys())}
+    return {name: pair for name, pair in pairs.items() if str(pair[0]) != str(pair[1])}  # nan is like nan
 
 
 def _located(run: RunStore, manifest: Manifest) -> dict[str, _Place]:
     headers = read_headers(run.folder(manifest.name), manifest.objects)
     return {
-        name: _Place(stored, entry)
+        name: (stored, entry)
         for stored, header in zip(manifest.objects, headers, strict=True)
         for name, entry in header.items()
     }
 
 
-def _doubts(name: str, one: _Place, other: _Place) -> list[_Pair] | None:
-    """Return what must be read to compare a tensor, None where its CRC32s say already that it has changed."""
-    size = one.entry.end - one.entry.begin
-    part_size = one.stored.part_size
-    if one.entry.begin != other.entry.begin or part_size != other.stored.part_size:
-        return (
-            [_Pair(name, one.stored, one.entry.begin, other.stored, other.entry.begin, size)] if size else []
-        )
-    pairs = []
-    for number in range(one.entry.begin // part_size, -(-one.entry.end // part_size)):
-        begin = max(one.entry.begin, number * part_size)
-        end = min(one.entry.end, (number + 1) * part_size)
-        if one.part_size(number) == other.part_size(number):
-            if one.stored.crc32[number] == other.stored.crc32[number]:
-                continue
-            if end - begin == one.part_size(number):
-                return None
-        if begin < end:
-            pairs.append(_Pair(name, one.stored, begin, other.stored, begin, end - begin))
-    return pairs
+def _form(place: _Place) -> tuple[torch.dtype, tuple[int, ...]]:
+    return place[1].dtype, tuple(place[1].shape)
 
 
-def _windows(pairs: Sequence[_Pair]) -> list[list[_Pair]]:
-    """Return the pairs regrouped to runs without gaps, each short enough to be held."""
-    windows: list[list[_Pair]] = []
-    room = 0
-    for pair in sorted(pairs, key=lambda pair: (pair.one.key, pair.other.key, pair.one_begin)):
-        done = 0
-        while done < pair.size:
-            last = windows[-1][-1] if windows else None
-            begin, other_begin = pair.one_begin + done, pair.other_begin + done
-            if not (
-                last
-                and room
-                and (last.one.key, last.one_begin + last.size) == (pair.one.key, begin)
-                and (last.other.key, last.other_begin + last.size) == (pair.other.key, other_begin)
-            ):
-                windows.append([])
-                room = _WINDOW_BYTES
-            size = min(pair.size - done, room)
-            windows[-1].append(_Pair(pair.name, pair.one, begin, pair.other, other_begin, size))
-            done, room = done + size, room - size
-    return windows
+def _size(place: _Place) -> int:
+    return place[1].end - place[1].begin
 
 
-def _compare_bytes(folders: tuple[Store, Store], pairs: Sequence[_Pair], differing: set[str]) -> int:
-    """Add the names of the pairs that differ to `differing`; return how many bytes were read."""
-    sides = {(0, pair.one) for pair in pairs} | {(1, pair.other) for pair in pairs}
-    etags = {(side, stored): Parts(folders[side], stored).etag for side, stored in sides}
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).view(torch.uint8)  # -0.0 is another value than 0.0
 
-    def look(_index: int, window: Sequence[_Pair]) -> int:
-        if all(pair.name in differing for pair in window):
-            return 0
-        first, size = window[0], sum(pair.size for pair in window)
-        one, other = bytearray(size), bytearray(size)
-        folders[0].read_into(first.one.key, first.one_begin, [memoryview(one)], etag=etags[0, first.one])
-        folders[1].read_into(
-            first.other.key, first.other_begin, [memoryview(other)], etag=etags[1, first.other]
-        )
-        begin = 0
-        for pair in window:
-            if one[begin : begin + pair.size] != other[begin : begin + pair.size]:
-                differing.add(pair.name)
-            begin += pair.size
-        return 2 * size
 
-    return sum(in_parallel(look, _windows(pairs)))
+def _equal_parts(one: _Place, other: _Place) -> bool:
+    """Return whether a tensor is empty, or lies at the same place in parts of equal length and CRC32."""
+    if _size(one) == 0:
+        return True
+    (a, entry), (b, other_entry) = one, other
+    size = a.part_size
+    if (entry.begin, size) != (other_entry.begin, b.part_size):
+        return False
+    parts = range(entry.begin // size, math.ceil(entry.end / size))
+    return all(
+        a.crc32[part] == b.crc32[part] and min((part + 1) * size, a.size) == min((part + 1) * size, b.size)
+        for part in parts
+    )
+
+
+def _batches(places: Mapping[str, _Place]) -> Iterator[list[str]]:
+    """Yield the names in groups that are neighbours in an object, so that few parts are read twice."""
+    batch: list[str] = []
+    room = _BATCH_BYTES
+    for name, place in sorted(places.items(), key=lambda item: (item[1][0].key, item[1][1].begin)):
+        if batch and room < _size(place):
+            yield batch
+            batch, room = [], _BATCH_BYTES
+        batch.append(name)
+        room -= _size(place)
+    if batch:
+        yield batch

@@ -151,7 +151,7 @@ def planned(
 def _results(store: Store) -> list[ObjectInfo]:
     """List what a run, a sweep or a comparison has left; raises StoreError where the store is none."""
     if any(step_and_attempt(name) for name in store.uri.split("/")):
-        raise StoreError(f"{store.uri}: is a checkpoint; python jobs/checkpoints.py get brings it")
+        raise StoreError(f"{store.uri}: is a checkpoint; jebm checkpoints get brings it")
     results: list[ObjectInfo] = []
     places: set[tuple[str, ...]] = set()  # of runs, sweeps and comparisons
     for info in store.list():
@@ -174,7 +174,7 @@ def _results(store: Store) -> list[ObjectInfo]:
             f"give one of them, such as {store.uri}/{names[0]}"
         )
     if not results:
-        raise StoreError(f"{store.uri}: holds no results yet, or only checkpoints (jobs/checkpoints.py get)")
+        raise StoreError(f"{store.uri}: holds no results yet, or only checkpoints (jebm checkpoints get)")
     return results
 
 

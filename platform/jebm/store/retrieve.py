@@ -151,7 +151,7 @@ def open_checkpoint(uri: str) -> tuple[RunStore, Manifest]:
         return run, run.choose()
     found = run.checkpoints.find(name)
     if found is None or found.manifest is None or found.status != "committed":
-        raise CheckpointError(f"{uri}: no whole checkpoint; jobs/checkpoints.py list {place} shows them")
+        raise CheckpointError(f"{uri}: no whole checkpoint; jebm checkpoints list {place} shows them")
     return run, found.manifest
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMOKE = ["--config", str(ROOT / "jobs/configs/smoke.yaml")]
 
 
@@ -37,7 +37,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     [
         (["--energy.widht", "50"], r"unknown key energy\.widht; did you mean energy\.width\?"),
         (["--energy.width", "wide"], r"energy\.width: needs an integer, not 'wide'"),
-        (["--data.train", "no/such/set"], r"no/such/set.*jobs/ingest\.py"),
+        (["--data.train", "no/such/set"], r"no/such/set.*jebm ingest"),
         (["--model.image_size", "3"], r"model\.image_size: 3 latent layers halve the image 2 times"),
         (["--model.image_size", "32"], r"data\.train: images are 28x28x1.*ask for 32x32x1"),
         (["--train.batch_size", "99"], r"train\.batch_size: 99 must divide by .* = 2"),

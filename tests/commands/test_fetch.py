@@ -1,7 +1,6 @@
 """`fetch.py`: what it brings and leaves, twice, from storages, and from buckets that a stranger filled."""
 
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -19,12 +18,12 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 
-from jebm.cli import run
+from jebm.commands import run_command
 from jebm.store.protocol import ObjectInfo
 from jebm.store.results import planned
 from jebm.store.storage import open_store
 
-FETCH = Path(__file__).resolve().parents[1] / "jobs" / "fetch.py"
+FETCH = Path(__file__).resolve().parents[2] / "jobs" / "fetch.py"
 Fetch = Callable[..., tuple[int, str, str]]
 
 
@@ -36,7 +35,7 @@ def fetch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         monkeypatch.setattr(sys, "argv", ["fetch.py", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            run(runpy.run_path(str(FETCH))["main"])
+            run_command("fetch")
         assert isinstance(ended.value.code, int)
         return ended.value.code, *capsys.readouterr()
 
@@ -199,7 +198,7 @@ def test_of_a_storage_it_names_what_is_there_and_brings_nothing(
     [
         ("nothing", "holds no results of a run; give run.storage/run.name"),
         ("new", "holds no results yet, or only checkpoints"),
-        ("new/checkpoints/step-00000010-a0001", "is a checkpoint; python jobs/checkpoints.py get brings it"),
+        ("new/checkpoints/step-00000010-a0001", "is a checkpoint; jebm checkpoints get brings it"),
         ("new/checkpoints", "holds no results yet, or only checkpoints"),
     ],
 )

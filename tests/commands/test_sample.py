@@ -1,19 +1,17 @@
 """The job that draws samples: what is in its files, and how it ends."""
 
-import importlib.util
 import io
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from jebm.cli import run
+from jebm.commands import run_command
 from jebm.config import Config, Energy, Generator, Inference, Langevin, Model, config_to_dict
 from jebm.core.model import JointModel, build_model
 from jebm.data.loader import to_uint8
@@ -21,7 +19,6 @@ from jebm.store.checkpoint import Facts
 from jebm.store.retrieve import open_run
 from jebm.store.storage import open_store
 
-JOB = Path(__file__).resolve().parents[1] / "jobs" / "sample.py"
 SIZE = 16
 
 Arrays = dict[str, np.ndarray]
@@ -58,27 +55,17 @@ def read(npz: bytes) -> Arrays:
         return dict(file)
 
 
-@pytest.fixture(scope="module")
-def job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("job_sample", JOB)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 Sample = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def sample(job: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sample:
+def sample(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sample:
     """Run the job in this process: `sample("--count", 3, …)` returns exit code, stdout and stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
-            run(job.main)
+            run_command("sample")
         captured = capsys.readouterr()
         assert isinstance(caught.value.code, int)
         return caught.value.code, captured.out, captured.err
@@ -265,4 +252,4 @@ def test_samples_that_are_not_finite_are_refused(
 def test_the_help_shows_how(sample: Sample) -> None:
     code, out, _ = sample("--help")
     assert code == 0
-    assert "python jobs/sample.py --checkpoint s3://bucket/runs/mine --count 100" in out
+    assert "jebm sample --checkpoint s3://bucket/runs/mine --count 100" in out

@@ -17,7 +17,7 @@ from jebm.core.model import build_model
 from jebm.store.checkpoint import Checkpoints, Facts
 from jebm.store.storage import open_store
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FASHION = ROOT / "jobs/data/fashion_mnist_2000"
 CONFIG = Config(
     data=Data(str(FASHION / "train"), str(FASHION / "test")),
@@ -147,7 +147,7 @@ def places(storage: Path) -> dict[str, str]:
         (["--checkpoint", "{storage}/tiny/checkpoints/step-00000099-a0001"], r"no whole checkpoint"),
         (["--checkpoint", "{storage}/old"], r"config is not one of this version \(.*energy\.heat.*\)"),
         (["--checkpoint", "{storage}/holed"], r"tensor model\.inference\.moments\.2\.bias is missing"),
-        (["--data", "{storage}/none"], r"{storage}/none: no data set here; make one with jobs/ingest\.py"),
+        (["--data", "{storage}/none"], r"{storage}/none: no data set here; make one with jebm ingest"),
         (["--data", "{empty}"], r"dataset\.json: .*images is no number"),
         (["--data", "{other}"], r"data: images are 28x28x3, but the checkpoint's model has 28x28x1"),
         (["--out-of-distribution", "svhn={other}"], r"out_of_distribution: svhn: images are 28x28x3"),

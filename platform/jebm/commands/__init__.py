@@ -1,0 +1,73 @@
+"""The commands: `jebm NAME …`, and `python jobs/NAME.py …` where jebm is not installed.
+
+Each module here is one: it parses, calls the room that does the work, and tells the result. Only the module
+of the command that runs is imported, so `jebm --help` needs neither torch nor ray.
+"""
+
+import ast
+import difflib
+import importlib
+import pkgutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+import jebm
+from jebm.cli import run, tell
+from jebm.errors import ConfigError
+
+_HELP = """\
+usage: jebm COMMAND …
+
+Distributed training of multi-layer generators with a joint latent-space energy-based prior.
+
+{commands}
+
+A first run, of two minutes, on images that come with jebm, and what it has left:
+
+  jebm train --config smoke --cluster.engine process --cluster.workers 1
+  jebm status runs/smoke
+  jebm sample --checkpoint runs/smoke --count 100
+
+jebm COMMAND --help explains a command and its options. On a Ray cluster jebm need not be installed:
+
+  ray job submit --working-dir . -- python jobs/train.py --config jobs/configs/smoke.yaml --run.storage s3://…"""
+
+
+def main() -> NoReturn:
+    """Run the command that this process's command line names, and leave the process with its exit code."""
+    name = (sys.argv[1:2] or ["--help"])[0]
+    if name in ("-h", "--help", "--version"):
+        run(lambda: tell(f"jebm {jebm.__version__}" if name == "--version" else _help()))
+    if name not in _names():
+        run(lambda: _refuse(name))
+    del sys.argv[1]
+    run_command(name)
+
+
+def run_command(name: str) -> NoReturn:
+    """Run a command with this process's arguments, and leave the process with its exit code."""
+    sys.argv[0] = f"jebm {name}"  # what a usage line calls the program
+    run(importlib.import_module(f"jebm.commands.{name}").main)
+
+
+def _names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def _help() -> str:
+    """Return the help: each command with the first line of its docstring, read without importing it."""
+    lines = []
+    for name in _names():
+        spec = find_spec(f"jebm.commands.{name}")
+        source = Path(spec.origin).read_text("utf-8") if spec and spec.origin else ""
+        summary = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+        lines.append(f"  {name:<13}{summary}")
+    return _HELP.format(commands="\n".join(lines))
+
+
+def _refuse(name: str) -> NoReturn:
+    close = difflib.get_close_matches(name, _names(), n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_names())}"
+    raise ConfigError(f"unknown command {name}; {hint}")

@@ -1,0 +1,116 @@
+r"""Measure a checkpoint and write a report: one page with figures, tables, curves and pictures.
+
+  a first look:      jebm evaluate --checkpoint runs/fashion_mnist
+  every experiment:  … --suite paper --out-of-distribution digits=data/mnist_digits/test
+  certain ones:      … --suite likelihood chains
+  another step:      … --checkpoint runs/fashion_mnist/checkpoints/step-00001200-a0001
+  on two processes:  torchrun --nproc-per-node 2 -m jebm evaluate --checkpoint …
+  on a cluster:      ray job submit --working-dir . -- python jobs/evaluate.py --engine ray --workers 8 \
+                       --checkpoint s3://bucket/prefix/name
+
+Suites: quick (likelihood, samples, hierarchy in pictures, chains) and paper (all, in full); or names of
+measures: likelihood, samples, hierarchy, ood, chains, each in full (docs/evaluation.md says what each is).
+The figures do not depend on the number of workers. Nothing of the run is changed.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jsonargparse import Namespace
+
+from jebm.cli import log_lines, tell
+from jebm.config import Cluster, Config, Features, Train
+from jebm.errors import ConfigError
+from jebm.evaluate.samples import group_share
+from jebm.evaluate.suite import Request, check, evaluate_request
+from jebm.parser import JobParser, job_parser, parse
+from jebm.report.findings import Findings
+from jebm.report.write import write_report
+from jebm.store.storage import open_store
+from jebm.train.provenance import provenance
+from jebm.train.runtime import process_runtime, started_by_torchrun
+
+__all__ = ["main"]
+
+
+def build_parser() -> JobParser:
+    """Return the parser of the command line."""
+    parser = job_parser(__doc__ or "")
+    parser.add_argument(
+        "--checkpoint", type=str, required=True, help="run (its newest), or …/checkpoints/NAME"
+    )
+    parser.add_argument("--suite", type=str, nargs="+", default=["quick"], help="quick, paper, or measures")
+    parser.add_argument("--output", type=str | None, default=None, help="default: RUN/evaluations/STEP-SUITE")
+    parser.add_argument("--data", type=str | None, default=None, help="unseen images; default: data.held_out")
+    parser.add_argument("--train", type=str | None, default=None, help="where the run's data.train is now")
+    parser.add_argument(
+        "--samples", type=int, default=10_000, help="of the prior, and at most images of a set"
+    )
+    parser.add_argument(
+        "--out-of-distribution", type=str, nargs="+", default=[], metavar="NAME=URI", help="other images"
+    )
+    parser.add_argument("--features", type=Features | None, default=None, help="where distances are taken")
+    parser.add_argument(
+        "--inception-weights", type=str | None, default=None, metavar="FILE", help="of --features inceptionv3"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the noise of the evaluation")
+    parser.add_argument("--engine", type=Literal["process", "ray"], default="process", help="where it runs")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes; with --engine ray, of one CPU each"
+    )
+    parser.add_argument("--gpu", action="store_true", help="give each worker one GPU")
+    return parser
+
+
+def evaluate_here(request: Request, arguments: Namespace) -> Findings | None:
+    """Evaluate in this process, or as one of torchrun's; None where another one writes the report."""
+    workers = int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
+    if arguments.workers not in (1, workers):
+        raise ConfigError(f"workers: {arguments.workers} processes need torchrun, or --engine ray")
+    cluster = Cluster("process", workers, cpus_per_worker=torch.get_num_threads())
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if arguments.gpu else "cpu"
+    with process_runtime(Config(train=Train(batch_size=workers), cluster=cluster)) as runtime:
+        share = group_share()
+        findings = evaluate_request(request, device=device, share=share, provenance=provenance())
+        return findings if runtime.is_main else None
+
+
+def main() -> None:
+    """Parse, check, measure, write the report, and say where it is."""
+    log_lines()
+    arguments = parse(build_parser())
+    others = [text.rpartition("=") for text in arguments.out_of_distribution]
+    weights = arguments.inception_weights
+    request = Request(
+        checkpoint=arguments.checkpoint,
+        suite=tuple(arguments.suite),
+        data=arguments.data,
+        train=arguments.train,
+        out_of_distribution={name or Path(uri).name: uri for name, _, uri in others},
+        features=arguments.features,
+        inception_weights=weights and str(Path(weights).absolute()),  # workers may run in another folder
+        samples=arguments.samples,
+        seed=arguments.seed,
+    )
+    if arguments.engine == "ray":
+        # Else no ray needed.
+        from jebm.on_ray.evaluation import check_output, evaluate_on_ray, resolve_request  # noqa: PLC0415
+
+        request = resolve_request(request)
+    checked = check(request)
+    name = f"step-{checked.manifest.step:08d}-{'-'.join(request.suite)}"
+    place = arguments.output or f"{checked.run}/evaluations/{name}"
+    findings: Findings | None
+    if arguments.engine == "ray":
+        check_output(place)
+        workers, gpu = arguments.workers, arguments.gpu
+        findings = evaluate_on_ray(request, workers=workers, gpu=gpu, provenance=provenance())
+    else:
+        findings = evaluate_here(request, arguments)
+    if findings is None:
+        return
+    output = open_store(place)
+    write_report(findings, output, "evaluation")
+    tell(f"report   {output.uri.removeprefix('file://')}/evaluation.html")

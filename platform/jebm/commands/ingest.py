@@ -1,0 +1,149 @@
+"""Turn original image files into a data set: Parquet parts and a manifest, in a folder or on S3.
+
+  Fashion-MNIST  jebm ingest data/original/fashion-mnist --split train --output data/fashion/train
+  SVHN           jebm ingest train_32x32.mat --output s3://bucket/svhn/train
+  CIFAR-10       jebm ingest cifar-10-binary.tar.gz --split test --output data/cifar10/test
+  CelebA, 64x64  jebm ingest img_align_celeba.zip --split train --output s3://bucket/celeba/train
+  pictures       jebm ingest pictures.zip --size 64 --channels 3 --output data/pictures
+  Hugging Face   jebm ingest folder-of-parquet --split test --output data/set/test
+  NumPy          jebm ingest images.npy --labels labels.npy --output data/set/train
+  MNIST, no 4s   jebm ingest data/original/mnist-digits --without-label 4 --output data/no_4/train
+
+Pixels stay as they are unless --size or --channels says otherwise. The last line says how many images, labels
+and classes there are, and what was passed over. Safe to run twice: a data set of the same files and options
+is left alone. Exit code 2 and one line where an input cannot be used.
+"""
+
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jsonargparse import Namespace
+from tqdm import tqdm
+
+from jebm.cli import tell
+from jebm.data.manifest import DatasetManifest, dataset_exists, read_manifest
+from jebm.data.readers import FORMATS, open_source
+from jebm.data.shards import write_dataset
+from jebm.data.source import Batch, Source, counted
+from jebm.errors import DataError
+from jebm.parser import job_parser, parse
+from jebm.store.local import LocalStore
+from jebm.store.storage import Store, open_store
+
+__all__ = ["main"]
+
+
+def arguments() -> Namespace:
+    """Return the arguments; raises ConfigError for a wrong one."""
+    parser = job_parser(__doc__ or "")
+    add = parser.add_argument
+    add("source", help="original file or folder")
+    add("--output", required=True, metavar="URI", help="folder or s3://bucket/prefix of the new data set")
+    add("--format", default="auto", choices=FORMATS, help="of the source (auto looks into it)")
+    add("--labels", type=str | None, metavar="FILE", help="label file, or 'folders': class = parent folder")
+    add("--split", type=str | None, help="train, test, val: the part to take, and its name")
+    add("--size", type=int | None, metavar="N", help="resize the centre square to N pixels (LANCZOS)")
+    add("--channels", type=int | None, metavar="1|3", help="convert to grey (1) or RGB (3)")
+    add("--partition", type=str | None, metavar="FILE", help="CelebA's list_eval_partition.txt")
+    add("--without-label", type=int | None, metavar="N", help="leave out the images of this class")
+    add("--limit", type=int | None, metavar="N", help="only the first N images")
+    add("--overwrite", action="store_true", help="replace the data set at the output")
+    return parse(parser)
+
+
+class Tally:
+    """Counts the labels of a source while it is read."""
+
+    def __init__(self) -> None:
+        self.labels = 0
+        self.classes: set[int] = set()
+
+    def of(self, source: Source) -> Source:
+        """Return the source, counted as it is read."""
+
+        def read() -> Iterator[Batch]:
+            for batch in source.read():
+                if batch.labels_N is not None:
+                    known = batch.labels_N[batch.labels_N >= 0]
+                    self.labels += len(known)
+                    self.classes.update(np.unique(known).tolist())
+                yield batch
+
+        return replace(source, read=read)
+
+    def __str__(self) -> str:
+        return f"{counted(self.labels, 'label')}, {counted(len(self.classes), 'class', 'classes')}"
+
+
+def main() -> None:
+    """Read, write, and say what came of it."""
+    warnings.filterwarnings("ignore", module="PIL")  # about fields of a picture that do not matter
+    wanted = arguments()
+    store = open_store(wanted.output)
+    check_apart(wanted.source, store)
+    exists = dataset_exists(store)
+    keys = ("split", "labels", "partition", "size", "channels", "without_label", "limit")
+    options = {key: wanted[key] for key in keys}
+    source = open_source(wanted.source, wanted.format, **options)
+    if exists and not wanted.overwrite:
+        found = read_manifest(store)
+        if (found.source, found.split) != (source.description, source.split):
+            what = f"{found.name}, {found.split}, of other files or options"
+            raise DataError(f"{store.uri}: holds a data set already ({what}); --overwrite replaces it")
+        labels = "with labels" if found.labels_sha256 else "no labels"
+        known = f"already there: {counted(found.images, 'image')}, {labels}, sha256 {found.sha256[:12]}"
+        tell("; ".join([f"{known}  {store.uri}", *remarks(source)]))
+        return
+    begun, tally = time.monotonic(), Tally()
+    manifest = write(tally.of(source), store, overwrite=wanted.overwrite)
+    shape = "x".join(str(length) for length in manifest.shape[1:])
+    size = sum(part.bytes for part in manifest.parts) / 1e6
+    rate = counted(round(manifest.images / (time.monotonic() - begun)), "image") + "/s"
+    made = f"{counted(manifest.images, 'image')} of {shape}, {tally}, {size:.1f} MB, {rate}"
+    tell("; ".join([f"{made}, sha256 {manifest.sha256[:12]}  {store.uri}", *remarks(source)]))
+
+
+def check_apart(source: str, store: Store) -> None:
+    """Raise DataError if the data set would lie in its own source, and be read as a part of it next time."""
+    if not isinstance(store, LocalStore):
+        return
+    try:
+        original, output = Path(source).expanduser().resolve(), Path(store.folder).resolve()
+        is_folder = original.is_dir()
+    except (OSError, RuntimeError):
+        return  # open_source says what is wrong with it
+    if is_folder and output.is_relative_to(original):
+        raise DataError(f"--output {output} lies in the source {original}; give a folder outside of it")
+    if output == original:
+        raise DataError(f"--output {output} is the source itself; give a folder")
+    if is_folder and dataset_exists(LocalStore(original)):
+        raise DataError(f"{source}: is a data set already; train on it, or give the original files")
+
+
+def remarks(source: Source) -> list[str]:
+    """Return what a person should know of a source beside its numbers."""
+    found = list(source.remarks)
+    if source.height != source.width:
+        shape = f"{source.height}x{source.width}"
+        found.append(f"no model takes images that are not square ({shape}): --size N cuts and resizes them")
+    return found
+
+
+def write(source: Source, store: Store, *, overwrite: bool) -> DatasetManifest:
+    """Write the data set with a progress bar, or a line now and then where there is no terminal."""
+    said = time.monotonic()
+    with tqdm(total=source.images, unit=" images", disable=not sys.stderr.isatty()) as bar:
+
+        def progress(images: int) -> None:
+            nonlocal said
+            bar.update(images - bar.n)
+            if bar.disable and time.monotonic() - said > 5:
+                said = time.monotonic()
+                tell(f"{images:,} of {source.images or '?'} images")
+
+        return write_dataset(source, store, overwrite=overwrite, progress=progress)

@@ -1,0 +1,126 @@
+r"""Draw samples from the prior of a trained model, as pictures or as arrays with their latents.
+
+  a page to look at:      jebm sample --checkpoint s3://bucket/runs/mine --count 100
+  one PNG each:           … --count 10000 --format png --output samples
+  arrays, into a bucket:  … --count 100000 --format npz --output s3://bucket/samples
+  what a layer does:      … --count 80 --vary z2
+
+CHECKPOINT is a run, run.storage/run.name, whose newest checkpoint it takes, or one of its checkpoints,
+…/checkpoints/NAME (jebm checkpoints list RUN shows them). Averaged weights are preferred.
+With --vary all samples of a row share every layer but that one, which is drawn from its prior given the
+others: z1, the bottom layer, should change detail, the top layer the kind of thing.
+The chains are as long as in training, unless --steps says otherwise: samples that change much with more steps
+are those of the chain rather than of the prior. The first samples of a seed are the same for any --count and
+--format. Each .npz holds images (N, H, W, C), uint8, and latents z1 … zL, float32: numpy.load reads it.
+samples.json, written last, says what the samples were made with.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import count
+from pathlib import Path
+from typing import get_args
+
+import torch
+from jsonargparse import Namespace
+from tqdm import tqdm
+
+from jebm.cli import log_lines, tell
+from jebm.config import Langevin
+from jebm.core.model import JointModel
+from jebm.errors import ConfigError
+from jebm.evaluate.export import Drawn, Format, draw, write
+from jebm.evaluate.restore import restored
+from jebm.parser import JobParser, job_parser, parse
+from jebm.rng import gaussian_noise
+from jebm.store.storage import Store, open_store
+from jebm.train.provenance import provenance
+
+__all__ = ["main"]
+
+
+def output_of(place: str | None) -> Store:
+    """Return an empty place to write to: the one asked for, or the first of samples, samples-2, and so on."""
+    if place is None:
+        names = ("samples" if number == 1 else f"samples-{number}" for number in count(1))
+        place = next(name for name in names if not Path(name).is_file() and not any(Path(name).glob("*")))
+    output = open_store(place)
+    output.probe()
+    if next(iter(output.list()), None) is not None:
+        raise ConfigError(f"--output {place}: is not empty; name another place")
+    return output
+
+
+def build_parser() -> JobParser:
+    """Return the parser of the command line."""
+    parser = job_parser(__doc__ or "")
+    parser.usage = "%(prog)s --checkpoint URI --count N [--output PLACE] [--format grid|png|npz] [--vary zL]"
+    parser.add_argument("--checkpoint", required=True, metavar="URI", help="a run, or one of its checkpoints")
+    parser.add_argument("--count", type=int, required=True, metavar="N", help="how many samples")
+    parser.add_argument(
+        "--output", metavar="PLACE", help="empty folder or s3://bucket/… (default: samples, samples-2, …)"
+    )
+    parser.add_argument("--format", type=Format, default="grid", help=f"{', '.join(get_args(Format))}")
+    parser.add_argument(
+        "--vary", metavar="zL", help="the one layer that varies along a row: z1 is the bottom"
+    )
+    parser.add_argument("--columns", type=int, default=10, help="samples of a row")
+    parser.add_argument("--steps", type=int, help="Langevin steps of a chain (default: the run's)")
+    parser.add_argument("--step-size", type=float, help="standard deviation of a step (default: the run's)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other samples")
+    return parser
+
+
+def chain_of(arguments: Namespace, model: JointModel, config: Langevin) -> Langevin:
+    """Return how to sample: the run's way, with what the command line changes of it."""
+    given = {key: arguments[key] for key in ("steps", "step_size") if arguments[key] is not None}
+    if given and model.energy is None:
+        raise ConfigError("--steps, --step-size: this model has the Gaussian prior, which needs no chain")
+    return replace(config, **given)
+
+
+def layer_of(name: str | None, layers: int) -> int | None:
+    """Return the number of a layer, counted from 0, None where none is named."""
+    if name is None:
+        return None
+    if not re.fullmatch(r"z[1-9]\d?", name) or int(name[1:]) > layers:
+        raise ConfigError(f"--vary {name}: this model has z1 (bottom) to z{layers} (top)")
+    return int(name[1:]) - 1
+
+
+def main() -> None:
+    """Sample and write, a few hundred at a time."""
+    log_lines()
+    arguments = parse(build_parser())
+    for key in ("count", "columns"):
+        if arguments[key] < 1:
+            raise ConfigError(f"--{key} {arguments[key]}: must be 1 or more")
+    output = output_of(arguments.output)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = restored(arguments.checkpoint, device=device)
+    model, dims = found.model, found.config.model.latent_dims
+    chain, layer = chain_of(arguments, model, found.config.langevin), layer_of(arguments.vary, len(dims))
+    noise = gaussian_noise(arguments.seed, 0, device)
+    batches = draw(model, chain, arguments.count, noise, columns=arguments.columns, vary=layer)
+
+    def shown() -> Iterator[Drawn]:
+        with tqdm(total=arguments.count, unit=" samples", disable=None) as bar:
+            for batch in batches:
+                yield batch
+                bar.update(len(batch.z_ND))
+
+    files = write(shown(), arguments.format, output, columns=arguments.columns, latent_dims=dims)
+    facts = {
+        "checkpoint": found.uri,
+        "weights": found.weights,
+        "langevin": None if model.energy is None else asdict(chain),
+        **{key: arguments[key] for key in ("count", "format", "vary", "columns", "seed")},
+        "files": files,
+        "provenance": provenance(),
+    }
+    output.put("samples.json", json.dumps(facts, indent=1).encode())
+    tell(
+        f"{arguments.count} samples in {files} file{'s' * (files > 1)}: {output.uri.removeprefix('file://')}"
+    )

@@ -1,0 +1,110 @@
+r"""Search for a better config: trials on Ray, as many at once as fit, led by Optuna; then a report.
+
+  on this machine:   jebm tune --config jobs/configs/fashion_mnist.yaml \
+                       --search jobs/searches/joint.yaml --run.name joint \
+                       --cluster.workers 1 --evaluation.every_steps 200
+  on a cluster:      ray job submit --working-dir . -- python jobs/tune.py --config … --search … \
+                       --run.storage s3://bucket/prefix
+  look before:       … --dry-run
+  the report alone:  jebm tune report s3://bucket/prefix/joint --output report
+
+The config is what all trials share; any key can be set on the command line. The search file names the keys
+that differ, the metric to judge by, how many trials, and whether weak ones end early (docs/sweeps.md).
+The sweep is called run.name and lies in run.storage; each trial is a run of its own, in trials/ below it.
+The same command goes on where a sweep was stopped or killed; with more --trials it adds to it.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from jebm.cli import log_lines, tell
+from jebm.evaluate.quick import check_quick_look
+from jebm.parser import argument_parser, job_parser, parse, parse_arguments
+from jebm.store.storage import Store, open_store
+from jebm.sweep.report import make_report, write_tensorboard
+from jebm.sweep.space import load_search
+from jebm.sweep.study import run_name
+from jebm.train.lease import Lease
+from jebm.train.plan import make_plan
+from jebm.train.provenance import provenance
+
+__all__ = ["main"]
+
+
+def report(arguments: list[str]) -> None:
+    """Make the report of a sweep, finished or not, in a folder here."""
+    parser = job_parser("Make the report of a sweep, finished or not, and best.yaml: the best config so far.")
+    parser.usage = "%(prog)s report SWEEP [--output DIR] [--tensorboard]"
+    parser.add_argument("sweep", help="run.storage/run.name of the sweep")
+    parser.add_argument("--output", type=Path, default=Path("report"), help="folder to write to")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="also write what TensorBoard's HPARAMS page compares"
+    )
+    values = parse(parser, arguments)
+    tell(str(make_report(open_store(values.sweep), values.output)))
+    if values.tensorboard:
+        tell(str(write_tensorboard(open_store(values.sweep), values.output)))
+
+
+def store_report(store: Store) -> None:
+    """Make the report, and put it and the best config beside the trials."""
+    with tempfile.TemporaryDirectory(prefix="jebm-") as scratch:
+        make_report(store, Path(scratch))
+        for path in sorted(found for found in Path(scratch).rglob("*") if found.is_file()):
+            key = path.relative_to(scratch).as_posix()
+            store.put(key if key == "best.yaml" else f"report/{key}", path.read_bytes())
+
+
+def search() -> int:
+    """Parse, check, run the trials, and say which is best; return 1 where none has finished."""
+    from jebm.on_ray.cluster import check_room, runs_here  # noqa: PLC0415
+    from jebm.on_ray.places import resolve_paths  # noqa: PLC0415  (a report needs no ray)
+    from jebm.on_ray.tuner import plan_sweep, tune  # noqa: PLC0415
+
+    parser = argument_parser(__doc__ or "")
+    parser.usage = "%(prog)s --search FILE [--config FILE] [--KEY VALUE ...]\n       %(prog)s report SWEEP"
+    parser.add_argument("--search", required=True, help="YAML file: the space, the objective, the trials")
+    parser.add_argument("--trials", type=int, help="number of trials, in place of the search file's")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check all that a start checks, print the plan, start nothing"
+    )
+    config, arguments = parse_arguments(parser)
+    config = resolve_paths(config)
+    base = make_plan(config, read_images=runs_here(), deep=arguments.dry_run)
+    check_quick_look(config, base.data, base.held_out, base.images)
+    plan = plan_sweep(load_search(arguments.search, config, arguments.trials), base)
+    tell(plan.describe())
+    if arguments.dry_run:
+        Lease(open_store(config.run.storage).child(config.run.name)).check()
+        check_room(config)
+        return 0
+    ending = tune(plan, provenance())
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(ending.trials.items()))
+    place = ending.place.removeprefix("file://")
+    tell(f"{ending.status}: {counts}; results in {place}")
+    if ending.status == "stopped":
+        tell("the same command goes on from here")
+        return 0
+    store_report(open_store(ending.place))
+    tell(f"report   {place}/report/report.html")
+    if not ending.best:
+        tell("no trial has finished: there is no best one")
+        return 1
+    first, *others = ending.best
+    goals = zip(plan.search.objectives, first.values, strict=True)
+    tell(f"best     {run_name(first.number)}: " + ", ".join(f"{goal.metric} {v:.5g}" for goal, v in goals))
+    if others:
+        tell(f"         unbeaten as well: {', '.join(run_name(trial.number) for trial in others)}")
+    fetch = f"jebm tune report {place} && " if "://" in place else ""
+    tell(f"train    {fetch}jebm train --config {'report' if fetch else place}/best.yaml")
+    return 0
+
+
+def main() -> int:
+    """Search, or make the report of an earlier search."""
+    log_lines()
+    if sys.argv[1:2] == ["report"]:
+        report(sys.argv[2:])
+        return 0
+    return search()
