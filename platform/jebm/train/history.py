@@ -15,7 +15,7 @@ from jebm.store.records import (
 from jebm.store.storage import ObjectMissingError, Store
 from jebm.untrusted import JsonObject, parsed_object, typed, whole_number
 
-__all__ = ["METRICS", "RUN", "Rows", "attempts_before", "rows_before"]
+__all__ = ["METRICS", "RUN", "Rows", "attempts_before", "last_row", "planned_steps", "rows_before"]
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
@@ -54,6 +54,38 @@ def attempts_before(run: Store) -> list[JsonObject]:
         name = set_aside(run, RUN)
         _LOG.warning("%s; it is kept as %s, and a new one lists the attempts from this one on", error, name)
         return []
+
+
+def planned_steps(run: Store) -> int | None:
+    """Return how many steps the newest attempt has planned; None if run.json is missing, damaged or older.
+
+    Raises:
+        StoreError: the store cannot be reached.
+    """
+    try:
+        attempts = listed_objects(read_object(run, RUN), "attempts")
+        return whole_number(attempts[-1], "total_steps", 0, _LAST_STEP) if attempts else None
+    except (DamagedRecordError, ObjectMissingError, ValueError):
+        return None
+
+
+def last_row(run: Store) -> JsonObject | None:
+    """Return the newest row of metrics.jsonl, its `step` a whole number; None if there is none yet.
+
+    Only the end of the file is read. Raises StoreError if the store cannot be reached.
+    """
+    info = run.head(METRICS)
+    if info is None:
+        return None
+    end = bytearray(min(info.size, _ROW_BYTES))
+    run.read_into(METRICS, info.size - len(end), [memoryview(end)])
+    for line in reversed(bytes(end).splitlines()):
+        try:
+            _step_of(line)  # refuses what is no row of ours
+            return parsed_object(line, _ROW_BYTES)
+        except ValueError:  # half a row: it is being written, or a crash has left it
+            continue
+    return None
 
 
 def rows_before(run: Store, step: int) -> Rows:

@@ -26,7 +26,7 @@ from jebm.store.sealed import READS, sealed, unsealed
 from jebm.store.storage import ObjectChangedError, ObjectExistsError, ObjectMissingError, Store
 from jebm.untrusted import JsonObject, typed, whole_number
 
-__all__ = ["Lease"]
+__all__ = ["LastHolder", "Lease", "last_holder"]
 
 _LOG = logging.getLogger("jebm.train")
 _FOLDER = "lease/"
@@ -267,6 +267,30 @@ class Lease:
                 failing = True
             else:
                 failing = False
+
+
+@dataclass(frozen=True)
+class LastHolder:
+    """Who holds a run, or held it last: in words, whether it has ended, and when it last showed life."""
+
+    description: str
+    released: bool
+    renewed: datetime
+
+
+def last_holder(store: Store) -> LastHolder | None:
+    """Return the last holder of the run in `store`; None if it never had one. Takes and watches nothing.
+
+    Raises:
+        StoreError: the store cannot be reached.
+    """
+    place = _newest(store)
+    info = None if place is None else store.head(place.key)
+    if place is None or info is None:
+        return None
+    holder = Lease(store)._read(place.number)
+    words = str(holder or f"an unknown process ({place.key} cannot be read)")
+    return LastHolder(words, holder is not None and holder.released, info.modified)
 
 
 def _key(number: int) -> str:

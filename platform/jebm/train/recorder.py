@@ -147,6 +147,7 @@ def _facts(start: Start, provenance: Mapping[str, str]) -> dict[str, object]:
         "world_size": start.runtime.world_size,
         "device": str(start.runtime.device),
         "data_sha256": start.images.manifest.sha256,
+        "total_steps": start.horizon.total_steps,
         "resumed_from": None if start.parent is None else start.parent.name,
         "provenance": dict(provenance),
     }

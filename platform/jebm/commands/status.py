@@ -1,0 +1,92 @@
+"""Tell how a run stands, or each run of a storage: from the storage alone, without Ray.
+
+  jebm status runs/fashion_mnist
+  jebm status s3://bucket/runs
+  jebm status s3://bucket/runs/fashion_mnist --json
+
+running   its job renews its lease
+finished  the last step has a checkpoint
+stopped   its job has ended before that; the same command resumes the run
+dead      its job has not renewed its lease for a minute; the same command resumes the run
+unknown   nobody has held a lease on it, as on a trial of a sweep
+
+Exit code 0: told; 2: wrong use, no run there, or a storage that cannot be reached.
+"""
+
+import logging
+import sys
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from jebm.cli import age_text, log_lines, table, tell, tell_json
+from jebm.parser import job_parser, parse
+from jebm.store.retrieve import open_run
+from jebm.store.storage import open_store
+from jebm.train.status import RunStatus, run_status, statuses
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Look, and tell."""
+    log_lines(logging.ERROR, sys.stderr)
+    parser = job_parser(__doc__ or "")
+    parser.add_argument("place", type=str, help="run.storage/run.name, or run.storage for all its runs")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    arguments = parse(parser)
+    store = open_store(arguments.place)
+    store.probe(write=False)
+    if any(next(iter(store.list(part)), None) for part in ("run.json", "checkpoints/", "lease/")):
+        run = open_run(arguments.place)
+        status = run_status(run.root, run.name)
+        found, text = [status], f"run         {run.uri}\n{described(status)}"
+    else:
+        found = statuses(store)
+        text = table([["run", "state", "step", "checkpoint", "lease renewed"], *map(row, found)])
+    if arguments.json:
+        tell_json({"place": store.uri, "runs": [plain(status) for status in found]})
+    else:
+        tell(text)
+
+
+def described(status: RunStatus) -> str:
+    """Return what is known of a run, for a person; a table each of facts and metrics."""
+    holder = status.holder
+    released = "ended" if holder and holder.released else "renewed"
+    facts = {
+        "state": f"{status.state}, step {steps(status)}",
+        "lease": f"{holder.description}; {released} {ago(holder.renewed)}" if holder else "none",
+        "checkpoint": f"{status.checkpoint}, {ago(status.checkpoint_written)}"
+        if status.checkpoint
+        else "none",
+        "metrics": ago(status.metrics_written) if status.metrics else "none",
+    }
+    values = [
+        (f"  {name}", "-" if value is None else f"{value:.6g}") for name, value in status.metrics.items()
+    ]
+    return "\n".join([table(list(facts.items())), *([table(values)] if values else [])])
+
+
+def row(status: RunStatus) -> list[str]:
+    """Return a run's line of the table of a storage."""
+    renewed = ago(status.holder.renewed) if status.holder else "-"
+    return [status.name, status.state, steps(status), ago(status.checkpoint_written), renewed]
+
+
+def steps(status: RunStatus) -> str:
+    """Return the step, and of how many where that is known."""
+    return f"{status.step:,}" + (f" of {status.total_steps:,}" if status.total_steps is not None else "")
+
+
+def ago(moment: datetime | None) -> str:
+    """Return how long ago something was."""
+    return f"{age_text(moment)} ago" if moment else "-"
+
+
+def plain(status: RunStatus) -> dict[str, Any]:
+    """Return a run's status as JSON can hold it; moments in UTC, as ISO 8601 writes them."""
+    values = asdict(status)
+    for part in (values, values["holder"] or {}):
+        part.update({name: item.isoformat() for name, item in part.items() if isinstance(item, datetime)})
+    return values
