@@ -1,4 +1,4 @@
-"""Paths that depend on who runs this: what `~` means, and where this user's cache lies.
+"""Paths that depend on who runs this, and from where: `~`, this user's cache, what comes with jebm.
 
 A container may run under a user id that nobody knows: no HOME, no passwd entry, or a home that cannot be
 written. All that asks for the home does so here.
@@ -10,7 +10,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["cache_folder", "expanded"]
+__all__ = ["cache_folder", "expanded", "shipped"]
+
+_PACKAGE = Path(__file__).parent
 
 
 def expanded(path: str | Path) -> Path:
@@ -30,6 +32,23 @@ def expanded(path: str | Path) -> Path:
         whose = f"{user!r} has no home folder here" if user else f"user id {os.getuid()} has no home folder"
         remedy = "write the whole path" if user else "set HOME, or write the whole path"
         raise ValueError(f"{text}: {whose}; {remedy}") from None
+
+
+def shipped(path: str | Path, folder: str = "") -> Path:
+    """Return the path, or, where nothing is there, what comes with jebm under this name.
+
+    That is `jobs/configs/smoke.yaml`, from any working directory, and with `folder` "configs" just `smoke`.
+    A wheel holds it in jebm/shipped/, a checkout in jobs/.
+    """
+    path = Path(path)
+    there = os.path.lexists(path) and not (folder and path.is_dir())  # a run may be called smoke, too
+    if there or path.is_absolute() or ".." in path.parts:
+        return path
+    root = next(filter(Path.is_dir, (_PACKAGE / "shipped", _PACKAGE.parents[1] / "jobs")), _PACKAGE)
+    name = root / folder / f"{path}.yaml" if folder and len(path.parts) == 1 else path
+    if path.parts[:1] == ("jobs",):
+        name = root.joinpath(*path.parts[1:])
+    return name if os.path.lexists(name) else path
 
 
 def cache_folder() -> Path:

@@ -33,6 +33,13 @@ def test_a_mistyped_command_is_one_line_with_the_near_one() -> None:
     assert "unknown command x; there are checkpoints, " in jebm("x").stderr
 
 
+def test_without_ray_one_line_says_what_to_install() -> None:
+    done = jebm("train", "--config", "smoke", "--dry-run", prelude="sys.modules['ray'] = None; ")
+    assert (done.returncode, done.stdout) == (2, "")
+    line = "error: ray is not installed; install jebm[ray]; to train without Ray: --cluster.engine process\n"
+    assert done.stderr == line
+
+
 def test_the_module_and_the_front_door_of_a_cluster_are_the_same_command() -> None:
     commands = [("-m", "jebm", "doctor"), ("jobs/doctor.py",)]
     texts = {

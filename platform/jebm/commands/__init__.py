@@ -49,7 +49,18 @@ def main() -> NoReturn:
 def run_command(name: str) -> NoReturn:
     """Run a command with this process's arguments, and leave the process with its exit code."""
     sys.argv[0] = f"jebm {name}"  # what a usage line calls the program
-    run(importlib.import_module(f"jebm.commands.{name}").main)
+
+    def started() -> int | None:
+        try:
+            code: int | None = importlib.import_module(f"jebm.commands.{name}").main()
+        except ModuleNotFoundError as error:
+            if error.name not in ("optuna", "ray"):
+                raise
+            hint = "; to train without Ray: --cluster.engine process" if name == "train" else ""
+            raise ConfigError(f"{error.name} is not installed; install jebm[ray]{hint}") from None
+        return code
+
+    run(started)
 
 
 def _names() -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from jebm.errors import ConfigError
 from jebm.parser.values import checked, converted, key_types, meant, sections, with_home
 from jebm.parser.yaml_file import read_value, read_yaml
+from jebm.paths import shipped
 
 __all__ = ["Option", "checked_words", "read_config"]
 
@@ -147,7 +148,12 @@ class _Words:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Return the dotted keys and values of a config file, checked; raises `ConfigError` that names it."""
+    """Return the dotted keys and values of a config file, checked; `smoke` is one that comes with jebm.
+
+    Raises:
+        ConfigError: in one line that names the file.
+    """
+    path = shipped(path, "configs")
     values = read_yaml(path)
     if all(key in values for key in _SEARCH):
         raise ConfigError(f"{path}: that is a search file; give it to jobs/tune.py as --search {path}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlencode
 
 from jebm.errors import StoreError
-from jebm.paths import expanded
+from jebm.paths import expanded, shipped
 from jebm.store.local import LocalStore
 from jebm.store.memory import MemoryStore
 from jebm.store.protocol import (
@@ -130,9 +130,9 @@ def _split(uri: str) -> tuple[str, str, str]:
 
 
 def _local(path: str) -> str:
-    """Return the path with its `~` expanded, such that it is still a path when it is read again."""
+    """Return the path, expanded and found where jebm ships it, such that it is still one when read again."""
     try:
-        found = str(expanded(path))
+        found = str(shipped(expanded(path)))
     except ValueError as error:
         raise StoreError(str(error)) from None
     return f"./{found}" if _SCHEME.match(found) or found.startswith("~") else found

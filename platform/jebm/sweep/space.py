@@ -31,6 +31,7 @@ from jebm.errors import ConfigError
 from jebm.parser import override
 from jebm.parser.values import sections
 from jebm.parser.yaml_file import read_yaml
+from jebm.paths import shipped
 
 __all__ = [
     "Halving",
@@ -117,6 +118,7 @@ def load_search(path: str | Path, base: Config, trials: int | None = None) -> Se
     Raises:
         ConfigError: in one line that names the file, the key and the remedy.
     """
+    path = shipped(path, "searches")
     values = read_yaml(path)
     if "space" not in values and any(key in sections() for key in values):
         raise ConfigError(f"{path}: that is a config; give it as --config {path}")
