@@ -130,7 +130,7 @@ def test_credentials_that_break_in_mid_run_say_so(alone, s3, s3_uri):
     alone.write_text(f"[profile ours]\ncredential_process = {program}\n")
     store = open_store(s3_uri)
     store.put("a", b"1")
-    found = store._connection.session.get_credentials()
+    found = store.connection.session.get_credentials()
     found._expiry_time = found._expiry_time.replace(year=2020)
     program.unlink()
     with pytest.raises(AccessDeniedError) as caught:

@@ -20,10 +20,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jebm.data.manifest import Blobs, DatasetManifest, Part, most_bytes, read_manifest
+from jebm.data.manifest import DatasetManifest, Part, most_bytes, read_manifest
 from jebm.data.pages import pages_of
 from jebm.errors import DataError
 from jebm.paths import cache_folder, expanded
+from jebm.store.protocol import Store
 
 __all__ = ["ImageSet", "default_cache_directory", "load_images"]
 
@@ -59,7 +60,7 @@ def default_cache_directory() -> Path:
         raise DataError(f"{error}; set JEBM_CACHE to a folder that can be written") from error
 
 
-def load_images(store: Blobs, cache_directory: Path | None = None) -> ImageSet:
+def load_images(store: Store, cache_directory: Path | None = None) -> ImageSet:
     """Return the images of a data set, mapped into memory from one decoded copy on this node.
 
     The first process decodes the parts into `<cache>/<sha256>.images.u8` (and labels beside it), every hash
@@ -95,7 +96,7 @@ def _is_whole(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
-def _decode(store: Blobs, manifest: DatasetManifest, images_path: Path, labels_path: Path | None) -> None:
+def _decode(store: Store, manifest: DatasetManifest, images_path: Path, labels_path: Path | None) -> None:
     """Write pixels and labels of all parts to the two paths, which appear whole or not at all."""
     pixels, labels = hashlib.sha256(), hashlib.sha256()
     with contextlib.ExitStack() as stack:
@@ -119,7 +120,7 @@ def _decode(store: Blobs, manifest: DatasetManifest, images_path: Path, labels_p
             )
 
 
-def _decoded(store: Blobs, part: Part, manifest: DatasetManifest) -> Iterator[tuple[memoryview, memoryview]]:
+def _decoded(store: Store, part: Part, manifest: DatasetManifest) -> Iterator[tuple[memoryview, memoryview]]:
     """Yield pixels, as they lie in Arrow's memory, and labels, some rows at a time."""
     place = f"{store.uri}/{part.name}"
     # Asked for before it is fetched: the object may be larger than memory.

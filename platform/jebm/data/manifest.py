@@ -10,18 +10,18 @@ Shapes: N images, H rows, W columns, C channels.
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from jebm.data.source import SourceDescription, SourceFile
 from jebm.errors import DataError
+from jebm.store.protocol import Store
 from jebm.untrusted import JsonObject, parsed_object, typed, whole_number
 
 __all__ = [
     "MANIFEST",
     "PART_NAME",
-    "Blobs",
     "DatasetManifest",
     "Part",
     "dataset_exists",
@@ -40,38 +40,6 @@ _MOST_IMAGES = 1 << 32
 _MOST_BYTES = 1 << 62
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _T = TypeVar("_T")
-
-
-class BlobInfo(Protocol):
-    """What a listing tells of one object."""
-
-    @property
-    def key(self) -> str:
-        """The key, relative to the store's URI."""
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-
-
-class Blobs(Protocol):
-    """What this room needs of an object store. Keys are relative to `uri`; `get` of none is a StoreError."""
-
-    @property
-    def uri(self) -> str:
-        """The prefix, for messages."""
-
-    def get(self, key: str, /) -> bytes:
-        """Return the whole object."""
-
-    def put(self, key: str, data: bytes, /) -> object:
-        """Write the whole object, or nothing."""
-
-    def list(self, prefix: str, /) -> Iterable[BlobInfo]:
-        """Return what lies under keys that begin with `prefix`."""
-
-    def delete(self, keys: Iterable[str], /) -> None:
-        """Delete objects; absent ones are fine."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +79,12 @@ class DatasetManifest:
         return self.height * self.width * self.channels
 
 
-def dataset_exists(store: Blobs) -> bool:
+def dataset_exists(store: Store) -> bool:
     """Return whether a data set (its manifest) is there; StoreError where the store cannot be asked."""
     return _listed_bytes(store) is not None
 
 
-def read_manifest(store: Blobs) -> DatasetManifest:
+def read_manifest(store: Store) -> DatasetManifest:
     """Return the checked manifest; DataError where there is none or it is damaged."""
     listed = _listed_bytes(store)
     if listed is None:
@@ -133,7 +101,7 @@ def read_manifest(store: Blobs) -> DatasetManifest:
         ) from error
 
 
-def _listed_bytes(store: Blobs) -> int | None:
+def _listed_bytes(store: Store) -> int | None:
     return next((info.size for info in store.list(MANIFEST) if info.key == MANIFEST), None)
 
 

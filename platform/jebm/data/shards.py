@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from jebm.data.manifest import (
     MANIFEST,
     PART_NAME,
-    Blobs,
     DatasetManifest,
     Part,
     dataset_exists,
@@ -29,6 +28,7 @@ from jebm.data.manifest import (
 )
 from jebm.data.source import Source
 from jebm.errors import DataError, StoreError
+from jebm.store.protocol import Store
 
 __all__ = ["write_dataset"]
 
@@ -38,7 +38,7 @@ _PART_PIXELS_LIMIT = 1 << 30  # a part is held in memory
 
 def write_dataset(
     source: Source,
-    store: Blobs,
+    store: Store,
     *,
     images_per_part: int = 8192,
     overwrite: bool = False,
@@ -79,7 +79,7 @@ def write_dataset(
 class _Writer:
     """Writes parts and keeps what the manifest will say of them."""
 
-    def __init__(self, source: Source, store: Blobs) -> None:
+    def __init__(self, source: Source, store: Store) -> None:
         self.parts: list[Part] = []
         self.images = 0
         self._source, self._store = source, store

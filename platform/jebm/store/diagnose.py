@@ -28,7 +28,8 @@ from jebm.store.protocol import (
     Store,
     one_line,
 )
-from jebm.store.s3_session import Connection, connect
+from jebm.store.s3 import S3Store
+from jebm.store.s3_session import Connection
 from jebm.store.s3_watch import watch_connections, watched
 from jebm.store.storage import open_store
 
@@ -79,8 +80,8 @@ def examine(uri: str) -> Iterator[Check]:
     Raises StoreError for an invalid URI, or a profile that cannot be used.
     """
     store = open_store(uri).patient(_PATIENCE_SECONDS)
-    if store.uri.startswith("s3://"):
-        for check in _examine_account(connect(), store.uri.removeprefix("s3://").partition("/")[0]):
+    if isinstance(store, S3Store):
+        for check in _examine_account(store.connection, store.uri.removeprefix("s3://").partition("/")[0]):
             yield check
             if check.level == "fail":
                 return

@@ -77,6 +77,10 @@ class S3Store:
     def limits(self) -> Mapping[str, str]:
         return self._dialect.lacking
 
+    @property
+    def connection(self) -> Connection:
+        return self._connection
+
     def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> ObjectInfo:
         return self._put(key, [memoryview(data).cast("B")], if_absent=if_absent).info
 

@@ -122,7 +122,6 @@ class AsyncWriter:
         checkpoints: Checkpoints,
         *,
         keep_last: int,
-        keep_every: int | None = None,
         protect: Collection[str] = (),
         tolerate_failures: int = 3,
         patience_seconds: float = PATIENCE_SECONDS,
@@ -140,7 +139,7 @@ class AsyncWriter:
         """
         self._checkpoints = checkpoints.patient(patience_seconds, self._count_retry)
         self._share, self._patience_seconds = share, patience_seconds
-        self._keep_last, self._keep_every, self._protect = keep_last, keep_every, protect
+        self._keep_last, self._protect = keep_last, protect
         self._tolerate_failures = tolerate_failures
         self._changed = threading.Condition()
         # All below is guarded by it.
@@ -314,7 +313,7 @@ class AsyncWriter:
         try:
             # Later steps may lie there, damaged as only reading finds: ours is the one to resume from.
             protected = {*self._protect, *(manifest.name for manifest in self.kept[-1:])}
-            pruned = self._checkpoints.prune(self._keep_last, self._keep_every, protected)
+            pruned = self._checkpoints.prune(self._keep_last, None, protected)
         except Exception as error:  # the next commit tries again; one too many harms nobody
             _logger.warning("old checkpoints were not pruned: %s", error)
         else:

@@ -5,6 +5,7 @@ import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import TypedDict, Unpack
 
 import pyarrow.parquet as pq
 
@@ -20,44 +21,53 @@ from jebm.data.readers.pictures import open_images
 from jebm.data.readers.svhn import open_svhn
 from jebm.data.source import IMAGE_PIXELS_LIMIT, Request, Source, damage_is_named, leaving_out, limited
 from jebm.errors import ConfigError, DataError
+from jebm.paths import expanded
 
-__all__ = ["FORMATS", "open_source"]
+__all__ = ["FORMATS", "Options", "open_source"]
 
 FORMATS = ("auto", "celeba", "cifar10", "idx", "images", "mnist-digits", "npy", "parquet", "svhn")
 
 
-def open_source(
-    path: str | Path,
-    file_format: str = "auto",
-    *,
-    split: str | None = None,
-    labels: str | None = None,
-    partition: str | Path | None = None,
-    size: int | None = None,
-    channels: int | None = None,
-    without_label: int | None = None,
-    limit: int | None = None,
-) -> Source:
+class Options(TypedDict, total=False):
+    """What may be asked of original files; None is the same as nothing."""
+
+    split: str | None
+    """train, test, …: which part to take where the source has parts, and the name of it."""
+    labels: str | None
+    """A label file (idx or .npy) for idx and npy; "folders" takes an image's class from its folder."""
+    partition: str | Path | None
+    """CelebA's list_eval_partition.txt; looked for beside the archive without it."""
+    size: int | None
+    """Edge in pixels: the centre square is resized to it (Pillow LANCZOS)."""
+    channels: int | None
+    """1 (grey) or 3 (RGB) to convert to; without it those of the first image."""
+    without_label: int | None
+    """Leave out the images of this class, so that it can be looked for as an anomaly."""
+    limit: int | None
+    """Only this many images, the first ones (of those that `without_label` leaves)."""
+
+
+def open_source(path: str | Path, file_format: str = "auto", **options: Unpack[Options]) -> Source:
     """Open original files and return a `Source`, its shape and (where knowable) its image count known.
 
-    - `path`: file or folder; `~` is the home folder, here as in `labels` and `partition`.
-    - `file_format`: one of `FORMATS`; "auto" looks at names and first bytes.
-    - `split`: "train", "test", …: which part to take where the source has parts, and the name of it.
-    - `labels`: a label file (idx or .npy) for idx and npy; "folders" takes an image's class from its folder.
-    - `partition`: CelebA's list_eval_partition.txt; looked for beside the archive when not given.
-    - `size`: edge in pixels: the centre square is resized to it (Pillow LANCZOS).
-    - `channels`: 1 (grey) or 3 (RGB) to convert to; the channels of the first image when not given.
-    - `without_label`: leave out the images of this class, so that it can be looked for as an anomaly.
-    - `limit`: take only this many images, the first ones (of those that `without_label` leaves).
+    `path` is a file or folder, `file_format` one of `FORMATS`; "auto" looks at names and first bytes. `~` is
+    the home folder in all paths.
 
     Raises ConfigError where an argument does not fit the format; DataError where a file is missing, damaged,
     hostile, or of another format.
     """
     path = _expanded(path, "source")
-    list_of_parts = None if partition is None else _expanded(partition, "partition")
+    labels, partition = options.get("labels"), options.get("partition")
+    without_label, limit = options.get("without_label"), options.get("limit")
     if labels not in {None, "folders"}:
         labels = str(_expanded(str(labels), "labels"))
-    request = Request(split, labels, list_of_parts, size, channels)
+    request = Request(
+        options.get("split"),
+        labels,
+        None if partition is None else _expanded(partition, "partition"),
+        options.get("size"),
+        options.get("channels"),
+    )
     _check_options(file_format, request, limit)
     with damage_is_named(path):
         if not path.exists():
@@ -81,9 +91,9 @@ def _expanded(path: str | Path, what: str) -> Path:
             f"{what}: {str(path)!r} is no path of this machine; fetch the files, and give their path"
         )
     try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"{what}: {path}: no such home folder is known; write the whole path") from error
+        return expanded(path)
+    except ValueError as error:
+        raise ConfigError(f"{what}: {error}") from error
 
 
 def _check_options(file_format: str, request: Request, limit: int | None) -> None:
