@@ -6,7 +6,6 @@ error of its own room.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -15,7 +14,6 @@ __all__ = [
     "JsonObject",
     "encoded_json",
     "escaped",
-    "natural",
     "parsed_json",
     "parsed_object",
     "typed",
@@ -28,7 +26,6 @@ JsonObject: TypeAlias = dict[str, Any]
 DEEPEST_JSON = 64
 """The most levels of lists and objects that are read; our own files have fewer than ten."""
 
-_NATURAL = re.compile(r"0|[1-9]\d*", re.ASCII)
 _Kind = TypeVar("_Kind")
 
 
@@ -41,13 +38,6 @@ def escaped(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def natural(text: str, most: int) -> int:
-    """Return the number 0..most that ASCII digits without leading zeros say; raises ValueError otherwise."""
-    if len(text) > len(str(most)) or not _NATURAL.fullmatch(text) or int(text) > most:
-        raise ValueError(f"{escaped(text[:40])} is no number in 0..{most}")
-    return int(text)
 
 
 def encoded_json(value: object) -> bytes:

@@ -58,8 +58,8 @@ def test_folders_are_what_holds_objects(store):
     for key in ["x/1/a", "x/1/b", "x/2/deep/a", "x/file", "y"]:
         store.put(key, b"")
     assert list(store.folders()) == ["x"]
-    assert list(store.folders("x")) == list(store.folders("x/")) == ["1", "2"]
-    assert list(store.folders("x/1")) == list(store.folders("none")) == []
+    assert list(store.child("x").folders()) == ["1", "2"]
+    assert list(store.child("x/1").folders()) == list(store.child("none").folders()) == []
 
 
 def test_deleting_what_is_not_there_is_fine(store):

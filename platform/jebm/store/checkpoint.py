@@ -248,22 +248,22 @@ class Checkpoints:
                 )
         return 1
 
-    def orphans(self, older_than_seconds: float, attempt: int | None = None) -> Sequence[str]:
+    def orphans(self, older_than_seconds: float) -> Sequence[str]:
         """Return the names of folders that have no manifest and in which nothing was written for so long.
 
-        They are what killed writers left. Spared are those of `attempt`, the one that runs now. Choose an
-        age well above what a save may take with all its retries: an hour or more.
+        They are what killed writers left. Choose an age well above what a save may take with all its
+        retries: an hour or more.
         """
         border = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
-        return [name for name, objects in self._folders() if _is_orphan(name, objects, border, attempt)]
+        return [name for name, objects in self._folders() if _is_orphan(objects, border)]
 
-    def delete_orphans(self, older_than_seconds: float, attempt: int | None = None) -> Sequence[str]:
+    def delete_orphans(self, older_than_seconds: float) -> Sequence[str]:
         """Delete what `orphans` names, and uploads as old that never ended; return the folders' names."""
         border = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
         deleted = []
-        for name in self.orphans(older_than_seconds, attempt):
+        for name in self.orphans(older_than_seconds):
             objects = self._objects(name)
-            if _is_orphan(name, objects, border, attempt):  # it still is
+            if _is_orphan(objects, border):  # it still is
                 self._store.delete([f"{name}/{key}" for key in objects])
                 deleted.append(name)
         try:
@@ -335,12 +335,8 @@ def _position(name: str) -> tuple[int, int]:
     return cast(tuple[int, int], step_and_attempt(name))
 
 
-def _is_orphan(name: str, objects: Mapping[str, ObjectInfo], border: datetime, attempt: int | None) -> bool:
-    return (
-        MANIFEST not in objects
-        and _position(name)[1] != attempt
-        and all(info.modified < border for info in objects.values())
-    )
+def _is_orphan(objects: Mapping[str, ObjectInfo], border: datetime) -> bool:
+    return MANIFEST not in objects and all(info.modified < border for info in objects.values())
 
 
 def _data_key(rank: int) -> str:

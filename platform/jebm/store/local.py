@@ -21,7 +21,6 @@ from jebm.store.protocol import (
     Uploaded,
     checked_key,
     crc32_of,
-    folder_of,
     one_line,
     probe_writes,
 )
@@ -91,15 +90,8 @@ class LocalStore:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         yield from sorted(self._walk(prefix), key=lambda info: info.key)
 
-    def folders(self, prefix: str = "") -> Iterator[str]:
-        folder = folder_of(prefix)
-        yield from sorted(
-            {
-                rest.partition("/")[0]
-                for rest in (info.key[len(folder) :] for info in self._walk(folder))
-                if "/" in rest
-            }
-        )
+    def folders(self) -> Iterator[str]:
+        yield from sorted({info.key.partition("/")[0] for info in self._walk("") if "/" in info.key})
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:

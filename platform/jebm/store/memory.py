@@ -82,10 +82,8 @@ class MemoryStore:
         start = folder_of(self._prefix) + prefix
         yield from (self._relative(info) for name, (info, _) in items if name.startswith(start))
 
-    def folders(self, prefix: str = "") -> Iterator[str]:
-        folder = folder_of(prefix)
-        rests = (info.key[len(folder) :] for info in self.list(folder))
-        yield from sorted({rest.partition("/")[0] for rest in rests if "/" in rest})
+    def folders(self) -> Iterator[str]:
+        yield from sorted({info.key.partition("/")[0] for info in self.list() if "/" in info.key})
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:

@@ -132,8 +132,8 @@ class Store(Protocol):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield every object whose key begins with `prefix`; sort them where the order matters."""
 
-    def folders(self, prefix: str = "") -> Iterator[str]:
-        """Yield the names right below the folder `prefix` that have objects below them.
+    def folders(self) -> Iterator[str]:
+        """Yield the names right below this store's URI that have objects below them.
 
         Some servers go on naming a folder for a while after its last object is deleted.
         """

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 RECORD_BYTES = 16 * 2**20
-"""The longest record that is read unless the caller sets another bound."""
+"""The longest record that is read."""
 
 _COPIED_BYTES = 64 * 2**20  # of what is set aside, at a time
 
@@ -67,11 +67,11 @@ def read_pieces(store: Store, key: str, most_bytes: int, piece_bytes: int = 8 * 
             yield bytes(piece)
 
 
-def read_object(store: Store, key: str, most_bytes: int = RECORD_BYTES) -> JsonObject:
+def read_object(store: Store, key: str) -> JsonObject:
     """Return the JSON object under a key; raises as `read_bytes`, also where it is not strict JSON."""
-    encoded = read_bytes(store, key, most_bytes)
+    encoded = read_bytes(store, key, RECORD_BYTES)
     with understood(store, key):
-        return parsed_object(encoded, most_bytes)
+        return parsed_object(encoded, RECORD_BYTES)
 
 
 def listed_objects(record: JsonObject, name: str) -> list[JsonObject]:

@@ -170,10 +170,9 @@ class S3Store:
                 if key and not key.endswith("/"):  # empty objects that some tools make to show folders
                     yield replace(info, key=key)
 
-    def folders(self, prefix: str = "") -> Iterator[str]:
-        folder = folder_of(prefix)
-        skip = len(folder_of(self._prefix) + folder)
-        for page in self._pages(folder, by_folder=True):
+    def folders(self) -> Iterator[str]:
+        skip = len(folder_of(self._prefix))
+        for page in self._pages("", by_folder=True):
             for name in page.folders:
                 yield name[skip:].rstrip("/")
 
