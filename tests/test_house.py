@@ -54,7 +54,7 @@ OUTSIDE = {
 """What else a room may import beside the standard library; a room that is not named here: all but ray."""
 
 UNSAFE = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
-WEIGHTS_ALLOWED = "evaluate/features.py"
+WEIGHTS_ALLOWED = "evaluate/features/"
 """Reads the weights of a published net, a file known by its sha256, only by torch.load(weights_only=True)."""
 
 
@@ -111,7 +111,7 @@ def torch_loads(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
         node.func
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
-        and file == WEIGHTS_ALLOWED
+        and file.startswith(WEIGHTS_ALLOWED)
         and any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
     }
     for node in ast.walk(tree):
@@ -257,9 +257,9 @@ PLANTED = [
     ("store/a.py", "import pickle", "pickle runs what is in a file"),
     ("store/a.py", "import torch\n\ndef f(x):\n    return torch.load(x)", "torch.load is for"),
     ("store/a.py", "import torch\n\ndef f(x):\n    torch.load(x, weights_only=True)", "torch.load is for"),
-    ("evaluate/features.py", "import torch\n\ndef f(x):\n    return torch.load(x)", "torch.load is for"),
+    ("evaluate/features/a.py", "import torch\n\ndef f(x):\n    return torch.load(x)", "torch.load is for"),
     (
-        "evaluate/features.py",
+        "evaluate/features/a.py",
         "import torch\n\ndef f(x):\n    return torch.load(x, weights_only=False)",
         "torch.load is for",
     ),
@@ -291,7 +291,7 @@ def test_what_is_allowed_passes(tmp_path):
         tmp_path, "core/a.py", "import math\nimport torch\nfrom jebm.rng import x\nfrom jebm.core.b import y"
     )
     weights = "import torch\n\ndef f(x):\n    return torch.load(x, weights_only=True)"
-    plant(tmp_path, "evaluate/features.py", weights)
+    plant(tmp_path, "evaluate/features/a.py", weights)
     plant(tmp_path, "train/a.py", "import jebm\nimport boto3\nfrom jebm.store.storage import x\nX = len('a')")
     plant(tmp_path, "evaluate/a.py", "from jebm.core import model\nif __name__ == '__main__':\n    print(1)")
     package = plant(

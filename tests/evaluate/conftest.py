@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jebm.data.dataset import ImageSet, load_images
-from jebm.evaluate.features import ClassifierFeatures, classifier_features
+from jebm.evaluate.features.classifier import ClassifierFeatures, classifier_features
 from jebm.store.storage import open_store
 
 FASHION = Path(__file__).resolve().parents[2] / "jobs/data/fashion_mnist_2000"

@@ -17,7 +17,7 @@ from jebm.core.model import build_model
 from jebm.errors import ConfigError
 from jebm.evaluate.comparison import GATES, Comparison, compare, document
 from jebm.evaluate.comparison_findings import comparison_findings
-from jebm.evaluate.features import ClassifierFeatures
+from jebm.evaluate.features.classifier import ClassifierFeatures
 from jebm.evaluate.measures import LONG_STEPS, Row, measures
 from jebm.parser import load_config
 from jebm.report.markdown import markdown

@@ -21,12 +21,9 @@ from jebm.data.shards import write_dataset
 from jebm.data.source import source_from_arrays
 from jebm.errors import ConfigError, DataError
 from jebm.evaluate.distances import distances
-from jebm.evaluate.features import (
-    ClassifierFeatures,
-    classifier_features,
-    efficientnet_features,
-    feature_net,
-)
+from jebm.evaluate.features import feature_net
+from jebm.evaluate.features.classifier import ClassifierFeatures, classifier_features
+from jebm.evaluate.features.efficientnet import efficientnet_features
 from jebm.store.storage import open_store
 
 

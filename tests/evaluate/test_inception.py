@@ -23,7 +23,8 @@ from jebm.data.dataset import ImageSet
 from jebm.data.manifest import read_manifest
 from jebm.errors import ConfigError
 from jebm.evaluate.distances import Moments, frechet_distance
-from jebm.evaluate.features import InceptionFeatures, feature_net, inception_features, is_fid
+from jebm.evaluate.features import feature_net, is_fid
+from jebm.evaluate.features.inception import InceptionFeatures, inception_features
 from jebm.evaluate.quick import check_quick_look
 from jebm.store.storage import open_store
 

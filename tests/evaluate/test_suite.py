@@ -23,7 +23,7 @@ from jebm.data.source import SourceDescription
 from jebm.errors import ConfigError
 from jebm.evaluate import section_chains, section_hierarchy, section_likelihood
 from jebm.evaluate import subject as subject_room
-from jebm.evaluate.features import ClassifierFeatures
+from jebm.evaluate.features.classifier import ClassifierFeatures
 from jebm.evaluate.restore import Restored
 from jebm.evaluate.section_chains import chains_section
 from jebm.evaluate.section_hierarchy import hierarchy_section

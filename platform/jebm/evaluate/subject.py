@@ -25,7 +25,8 @@ from jebm.data.dataset import ImageSet, load_images
 from jebm.data.loader import to_float, to_uint8
 from jebm.errors import ConfigError
 from jebm.evaluate.estimates import Estimate, Means
-from jebm.evaluate.features import ClassifierFeatures, FeatureNet, classifier_features, feature_net
+from jebm.evaluate.features import FeatureNet, feature_net
+from jebm.evaluate.features.classifier import ClassifierFeatures, classifier_features
 from jebm.evaluate.hierarchy import tilt_of
 from jebm.evaluate.partition import AnnealedLogPartition, log_partition_annealed
 from jebm.evaluate.restore import Restored

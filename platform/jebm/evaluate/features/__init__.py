@@ -1,0 +1,77 @@
+"""Feature nets: maps from images to vectors in which distances mean something.
+
+    classifier    a small classifier trained on the run's own labelled data; 64 features, for its classes
+    effnetlite0   EfficientNet-Lite0 trained on ImageNet, from two small packages; 320 features, for any data
+    inceptionv3   InceptionV3 with weights from a file of the user's; 2,048 features, for any data
+
+Two distances compare only if both were taken in the same net: the same `sha256`. A Fréchet distance is an FID
+only in InceptionV3 with the known weights (`is_fid`).
+
+Shapes: N images of a set, B batch, C channels, H height, W width, F features, K classes.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from jebm.config import Evaluation
+from jebm.data.dataset import ImageSet
+from jebm.data.manifest import DatasetManifest
+from jebm.errors import ConfigError
+from jebm.evaluate.features.classifier import check_classes, classifier_features
+from jebm.evaluate.features.efficientnet import efficientnet_features
+from jebm.evaluate.features.inception import PUBLISHED_SHA256, InceptionFeatures, inception_features
+
+__all__ = ["FeatureNet", "check_feature_net", "feature_net", "is_fid"]
+
+
+class FeatureNet(Protocol):
+    """A fixed map from images to features."""
+
+    @property
+    def name(self) -> str:
+        """The name of the net, for the names of distances."""
+
+    @property
+    def dimension(self) -> int:
+        """F."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights: distances compare only where it is the same."""
+
+    def __call__(self, x_BCHW: Tensor) -> Tensor:
+        """Return features (B, F), float32, without gradient, for images in [-1, 1] on any device."""
+
+
+def feature_net(evaluation: Evaluation, train: ImageSet, *, device: torch.device | str = "cpu") -> FeatureNet:
+    """Return the net that `evaluation.features` names; raises as the function that makes it."""
+    if evaluation.features == "effnetlite0":
+        return efficientnet_features(device=device)
+    if evaluation.features == "inceptionv3":
+        return inception_features(evaluation.inception_weights or "", device=device)
+    return classifier_features(train, device=device)
+
+
+def check_feature_net(evaluation: Evaluation, train: DatasetManifest, images: ImageSet | None) -> None:
+    """Check that `feature_net` can make its net, without training one; `images` may be read already.
+
+    Raises ConfigError as `feature_net`.
+    """
+    if evaluation.features == "effnetlite0":
+        efficientnet_features()
+    elif evaluation.features == "inceptionv3":
+        inception_features(evaluation.inception_weights or "")
+    elif train.labels_sha256 is None:
+        raise ConfigError(
+            "evaluation.features: a classifier needs labels, and data.train has none; "
+            "set it to effnetlite0, or ingest again with --labels"
+        )
+    elif images is not None:
+        check_classes(images)
+
+
+def is_fid(net: FeatureNet) -> bool:
+    """Return whether a Fréchet distance in this net is the FID: InceptionV3 with the known weights."""
+    return net.name == InceptionFeatures.name and net.sha256.startswith(PUBLISHED_SHA256)
