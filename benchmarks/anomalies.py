@@ -47,7 +47,7 @@ from jebm.data.shards import write_dataset
 from jebm.errors import ConfigError, DivergedError
 from jebm.evaluate.ood import average_precision, detections, scores
 from jebm.evaluate.restore import restored, stored_config
-from jebm.evaluate.samples import ALONE
+from jebm.evaluate.share import ALONE
 from jebm.evaluate.statistics import t_interval
 from jebm.parser import argument_parser, config_from_dict, parse_arguments
 from jebm.rng import gaussian_noise

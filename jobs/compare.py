@@ -287,7 +287,7 @@ class Rows:
         values = config_to_dict(trial.config)
         return {
             "format": "jebm-comparison-row",
-            "version": 1,
+            "version": 2,
             "run": trial.name,
             "steps": trial.total_steps,
             "checkpoint": None if manifest is None else manifest.name,

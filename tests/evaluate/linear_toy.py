@@ -2,12 +2,16 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from jebm.config import Config, Energy, Generator, Inference, Model
 from jebm.core.distributions import DiagGaussian
 from jebm.core.model import JointModel
+from jebm.data.dataset import ImageSet
+from jebm.data.manifest import DatasetManifest
+from jebm.data.source import SourceDescription
 
 PIXELS = 16
 
@@ -72,3 +76,12 @@ def transparent_model(latent_dims: tuple[int, ...]) -> JointModel:
         torch.eye(width, PIXELS), torch.zeros(width), torch.full((width,), 1e-12)
     )
     return model
+
+
+def image_set(images_NHWC: np.ndarray, labels_N: np.ndarray | None = None) -> ImageSet:
+    n, height, width, channels = images_NHWC.shape
+    """Return a set of images as `load_images` would."""
+    source = SourceDescription((), "numpy", ())
+    labels = None if labels_N is None else "0"
+    manifest = DatasetManifest("toy", "test", height, width, channels, n, (), "0", labels, source, "")
+    return ImageSet(images_NHWC, labels_N, manifest)

@@ -37,7 +37,7 @@ def page_of(comparison: Comparison) -> str:
 
 def row(**changes: float) -> Row:
     plain = {measure.name: 1.0 for measure in measures(2)}
-    return plain | {"f_drift": 0.1, "frechet_long": 40.0, "mse": 0.02, "ais_share": 0.9, **changes}
+    return plain | {"f_drift": 0.1, "frechet_long": 40.0, "mse": 0.02, "log_z_share": 0.9, **changes}
 
 
 def rows(changes: dict[str, list[float]]) -> dict[int, Row]:
@@ -63,8 +63,8 @@ BETTER = rows(
         (2, {"norm_ratio": 1.49}, {"norm_ratio": 1.5}),
         (3, {"mse": 0.0219}, {"mse": 0.0221}),
         (3, {"mse": 0.001}, {"mse": math.nan}),
-        (4, {"ais_share": 0.2}, {"ais_share": 0.19}),
-        (4, {"ais_share": 0.2}, {"ais_share": math.nan}),
+        (4, {"log_z_share": 0.2}, {"log_z_share": 0.19}),
+        (4, {"log_z_share": 0.2}, {"log_z_share": math.nan}),
     ],
 )
 def test_a_gate_counts_the_seeds_that_pass_it(gate, passing, failing):
@@ -135,7 +135,7 @@ def test_the_table_has_a_cell_for_each_arm_and_each_difference():
     page = page_of(compare({"gaussian": GAUSSIAN, "joint": BETTER, "top": BETTER}, 2))
     table = [line for line in page.split("## Gates")[0].splitlines() if line.startswith("| ")]
     assert {line.count("|") for line in table} == {1 + 1 + 3 + 2}
-    (line,) = (line for line in table if line.startswith("| Fréchet, long chains"))
+    (line,) = (line for line in table if line.startswith("| Fréchet distance, long chains"))
     assert "20.0 ± 4.2" in line
     assert "p &lt; 0.0001, ratio 0.45" in line
 
@@ -220,7 +220,7 @@ def test_a_comparison_goes_on_where_it_was_and_does_nothing_twice(
     output = tmp_path / "runs/tiny-comparison"
     page = (output / "comparison.md").read_text(encoding="utf-8")
     assert "joint against gaussian: “prior samples are nearer to held-out images”" in out
-    assert "Fréchet, long chains" in page
+    assert "Fréchet distance, long chains" in page
     found = json.loads((output / "numbers.json").read_text(encoding="utf-8"))
     assert found["facts"]["features"] == f"classifier, sha256 {fashion_classifier.sha256}"
     assert found["facts"]["budget of each run"] == "10 updates of 64 images"

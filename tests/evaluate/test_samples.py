@@ -12,13 +12,16 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from linear_toy import PIXELS, LinearGenerator, QuadraticEnergy, transparent_model
+from linear_toy import PIXELS, LinearGenerator, QuadraticEnergy, image_set, transparent_model
 
-from jebm.config import Langevin
-from jebm.core.model import JointModel
+from jebm.config import Config, Langevin
+from jebm.core.model import JointModel, build_model
 from jebm.data.loader import to_float, to_uint8
 from jebm.errors import ConfigError
-from jebm.evaluate.samples import BATCH, Share, image_features, prior_samples, sample_quality
+from jebm.evaluate.features.of_images import real_images
+from jebm.evaluate.samples import prior_samples, sample_quality
+from jebm.evaluate.share import ALONE, BATCH, Share
+from jebm.evaluate.subject import Subject
 from jebm.rng import gaussian_noise
 
 PRECISION = 4.0
@@ -50,7 +53,7 @@ def pictures(x_BCHW: torch.Tensor) -> np.ndarray:
     return to_uint8(x_BCHW).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def real_images(count: int, latents: int = 6, scale: float = 0.4) -> np.ndarray:
+def exact_images(count: int, latents: int = 6, scale: float = 0.4) -> np.ndarray:
     """Return exact samples of `narrow_model`, as bytes."""
     z_BD = torch.randn(count, latents, generator=torch.Generator().manual_seed(5)) / math.sqrt(PRECISION)
     return pictures((scale * z_BD @ torch.eye(PIXELS, latents).T).view(-1, 1, 4, 4))
@@ -63,16 +66,25 @@ def chain_std(steps: int, step_size: float) -> float:
     return math.sqrt(keep ** (2 * steps) * (1 - stationary) + stationary)
 
 
-def quality(model: JointModel, images: np.ndarray, langevin: Langevin, **keywords):
-    options = {"count": 1000, "chain_factor": 20, **keywords}
-    real_NF = image_features(images, Pixels())
-    return sample_quality(model, langevin, images, real_NF, Pixels(), gaussian_noise(0, 0), **options)
+def quality(
+    model: JointModel,
+    images: np.ndarray,
+    langevin: Langevin,
+    *,
+    count: int = 1000,
+    factor: int = 20,
+    share: Share = ALONE,
+    gaussian: bool = False,
+):
+    config, known = Config(langevin=langevin), real_images(images, Pixels(), share=share)
+    subject = Subject(model, config, image_set(images), samples=count, share=share, known=known)
+    return sample_quality(subject, factor=factor, gaussian=gaussian)
 
 
 def test_short_and_long_chains_are_as_far_from_the_truth_as_the_closed_form_says():
     """Between N(0, a^2 I) and N(0, b^2 I) the Fréchet distance is D (a - b)^2."""
     langevin = Langevin(steps=3, step_size=0.3)
-    found = quality(narrow_model(), real_images(3000), langevin, count=3000)
+    found = quality(narrow_model(), exact_images(3000), langevin, count=3000)
     for name, steps in (("samples", 3), ("samples_long", 60)):
         expected = 6 * (0.4 * (chain_std(steps, 0.3) - 0.5)) ** 2
         bias = (6 + 5) / 4 * 6 * (0.4 * 0.5) ** 2 * (2 / 3000)
@@ -89,7 +101,7 @@ def test_short_and_long_chains_are_as_far_from_the_truth_as_the_closed_form_says
 
 def test_the_prior_is_compared_with_the_posterior_through_the_same_decoder():
     """q takes the pixels, 0.4 z, for z: the decoder writes 0.16 z of them, and 0.4 z of prior samples."""
-    langevin, images = Langevin(steps=3, step_size=0.3), real_images(1500)
+    langevin, images = Langevin(steps=3, step_size=0.3), exact_images(1500)
     found = quality(narrow_model(), images, langevin, count=1500, gaussian=True)
     posterior = 0.4**2 * 0.5
     for name, std in (
@@ -111,7 +123,7 @@ def test_a_prior_that_is_the_posterior_is_at_no_distance_but_chance():
     model = narrow_model()
     model.inference.weight_DP = model.inference.weight_DP / 0.4
     langevin = Langevin(steps=30, step_size=0.3)
-    found = quality(model, real_images(1500), langevin, count=1500, chain_factor=1)
+    found = quality(model, exact_images(1500), langevin, count=1500, factor=1)
     close = found["samples_to_posterior"]
     assert close["frechet"] < 3 * found["real_floor"]["frechet"]
     assert abs(close["kid"]) < 5 * close["kid_standard_error"]
@@ -128,24 +140,24 @@ def test_a_model_that_reconstructs_exactly_is_at_no_distance():
 
 
 def test_samples_of_the_gaussian_prior_need_no_chain():
-    found = quality(transparent_model((3, 3)), real_images(300), Langevin(steps=10), count=300)
+    found = quality(transparent_model((3, 3)), exact_images(300), Langevin(steps=10), count=300)
     assert found["samples"] == found["samples_long"]
     assert found["samples_to_posterior"] == found["samples_long_to_posterior"]
     assert found["samples"]["steps"] == 0
 
 
 def test_the_result_says_in_which_features_it_was_taken_and_is_plain():
-    found = quality(narrow_model(), real_images(200), Langevin(steps=2), count=100, chain_factor=2)
+    found = quality(narrow_model(), exact_images(200), Langevin(steps=2), count=100, factor=2)
     assert found["features"] == {"name": "pixels", "dimension": 16, "sha256": "0a1b"}
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert found == quality(narrow_model(), real_images(200), Langevin(steps=2), count=100, chain_factor=2)
+    assert found == quality(narrow_model(), exact_images(200), Langevin(steps=2), count=100, factor=2)
 
 
 def test_chains_that_leave_the_numbers_are_counted_not_hidden():
     """f = +25 |z|^2 with s = 1: |z| grows 25-fold with each step."""
     model = narrow_model()
     model.energy = QuadraticEnergy(-50 * torch.eye(6))
-    found = quality(model, real_images(200), Langevin(steps=2, step_size=1), count=100, chain_factor=20)
+    found = quality(model, exact_images(200), Langevin(steps=2, step_size=1), count=100, factor=20)
     assert found["samples"]["not_finite"] == 0
     assert found["samples"]["frechet"] is not None
     assert found["samples_long"]["not_finite"] == 100
@@ -179,23 +191,21 @@ def together(work, workers: int) -> list:
 @pytest.mark.parametrize("workers", [2, 3])
 def test_any_number_of_workers_finds_the_same(workers):
     """The last batch is smaller; of three workers one has none of the samples."""
-    images, langevin = real_images(2 * BATCH + 7), Langevin(steps=3)
-    alone = quality(narrow_model(), images, langevin, count=BATCH + 30, chain_factor=3)
+    images, langevin = exact_images(2 * BATCH + 7), Langevin(steps=3)
+    alone = quality(narrow_model(), images, langevin, count=BATCH + 30, factor=3)
 
     def work(share: Share) -> dict:
-        real_NF = image_features(images, Pixels(), share=share)
-        noise, options = gaussian_noise(0, 0), {"count": BATCH + 30, "chain_factor": 3, "share": share}
-        return sample_quality(narrow_model(), langevin, images, real_NF, Pixels(), noise, **options)
+        return quality(narrow_model(), images, langevin, count=BATCH + 30, factor=3, share=share)
 
     assert together(work, workers) == [alone] * workers
 
 
 def test_workers_whose_classifiers_differ_do_not_mix_them():
-    images = real_images(3 * BATCH)
+    images = exact_images(3 * BATCH)
 
     def work(share: Share) -> str:
         with pytest.raises(ConfigError) as raised:
-            image_features(images, Pixels("0a1b" if share.rank else "0a1c"), share=share)
+            real_images(images, Pixels("0a1b" if share.rank else "0a1c"), share=share)
         return str(raised.value)
 
     for message in together(work, 2):
@@ -242,28 +252,19 @@ def test_samples_differ_between_batches_and_seeds_and_are_made_as_they_are_asked
 
 
 def test_features_of_images_are_those_of_the_net_in_their_order():
-    images = real_images(2 * BATCH + 3)
+    images = exact_images(2 * BATCH + 3)
     expected = to_float(images, "cpu").flatten(1)
-    torch.testing.assert_close(image_features(images, Pixels()), expected, rtol=0, atol=0)
+    torch.testing.assert_close(real_images(images, Pixels()).features_NF, expected, rtol=0, atol=0)
 
 
 def test_a_net_and_real_images_go_through(fashion_classifier, fashion_test):
     """The whole of it as an untrained model sees it: far above the floor, reconstructions too."""
-    from jebm.config import Config
-    from jebm.core.model import build_model
-
     images = fashion_test.images_NHWC[:200]
-    real_NF = image_features(images, fashion_classifier)
-    found = sample_quality(
-        build_model(Config()),
-        Langevin(steps=3),
-        images,
-        real_NF,
-        fashion_classifier,
-        gaussian_noise(0, 0),
-        count=200,
-        chain_factor=2,
+    known = real_images(images, fashion_classifier)
+    subject = Subject(
+        build_model(Config()), Config(langevin=Langevin(steps=3)), fashion_test, samples=200, known=known
     )
+    found = sample_quality(subject, factor=2)
     assert found["features"]["sha256"] == fashion_classifier.sha256
     for name in ("reconstructions", "samples", "samples_long"):
         assert found[name]["frechet"] > 3 * found["real_floor"]["frechet"]

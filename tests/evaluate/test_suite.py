@@ -12,17 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from linear_toy import PIXELS, QuadraticEnergy, transparent_model
+from linear_toy import PIXELS, QuadraticEnergy, image_set, transparent_model
 from PIL import Image
 
 from jebm.config import Config, Data, Energy, Generator, Inference, Langevin, config_to_dict
 from jebm.core.model import JointModel, build_model
 from jebm.data.dataset import ImageSet
-from jebm.data.manifest import DatasetManifest
-from jebm.data.source import SourceDescription
 from jebm.errors import ConfigError
 from jebm.evaluate import section_chains, section_hierarchy, section_likelihood
-from jebm.evaluate import subject as subject_room
 from jebm.evaluate.features.classifier import ClassifierFeatures
 from jebm.evaluate.restore import Restored
 from jebm.evaluate.section_chains import chains_section
@@ -30,7 +27,7 @@ from jebm.evaluate.section_hierarchy import hierarchy_section
 from jebm.evaluate.section_likelihood import likelihood_section
 from jebm.evaluate.section_ood import ood_section
 from jebm.evaluate.section_samples import samples_section
-from jebm.evaluate.subject import Subject
+from jebm.evaluate.subject import Sizes, Subject
 from jebm.evaluate.suite import evaluate, measures_of
 from jebm.report.findings import Section
 from jebm.store.manifest import Manifest
@@ -38,22 +35,17 @@ from jebm.store.manifest import Manifest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def image_set(images_NHWC: np.ndarray, labels_N: np.ndarray | None = None) -> ImageSet:
-    n, height, width, channels = images_NHWC.shape
-    source = SourceDescription((), "numpy", ())
-    labels = None if labels_N is None else "0"
-    manifest = DatasetManifest("toy", "test", height, width, channels, n, (), "0", labels, source, "")
-    return ImageSet(images_NHWC, labels_N, manifest)
-
-
 def subject_of(model: JointModel, images: ImageSet, config: Config | None = None, **keywords) -> Subject:
-    config = config or Config()
+    return Subject(model.eval(), config or Config(), images, **keywords)
+
+
+def origin_of(subject: Subject) -> Restored:
     manifest = Manifest(
         run="toy",
         step=3,
         attempt=1,
         world_size=1,
-        config=config_to_dict(config),
+        config=config_to_dict(subject.config),
         provenance={},
         metrics={},
         state={},
@@ -61,7 +53,7 @@ def subject_of(model: JointModel, images: ImageSet, config: Config | None = None
         created=datetime.now(UTC),
         objects=(),
     )
-    return Subject(Restored(model.eval(), config, manifest, "memory://toy", "model"), images, **keywords)
+    return Restored(subject.model, subject.config, manifest, "memory://toy", "model")
 
 
 def figures(section: Section) -> dict[str, float | None]:
@@ -103,15 +95,13 @@ def test_suites_are_named_measures_and_a_slip_is_understood() -> None:
 # --- likelihood
 
 
-def test_log_z_is_found_from_both_sides_and_the_elbo_counts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_z_is_found_from_both_sides_and_the_elbo_counts_it() -> None:
     """f = -z M z / 2 has log Z = -log det(I + M) / 2; q sees z without noise but for a variance of 1e-12."""
-    for room in (subject_room, section_likelihood):
-        monkeypatch.setattr(room, "AIS_TEMPERATURES", 60)
     matrix_DD = torch.diag(torch.tensor([3.0, 0.5, 0.0]))
     model = transparent_model((2, 1))
     model.energy = QuadraticEnergy(matrix_DD)
     images = image_set(known_images(300, 3))
-    found = figures(likelihood_section(subject_of(model, images), full=True))
+    found = figures(likelihood_section(subject_of(model, images, sizes=Sizes(temperatures=60)), full=True))
     log_z = -0.5 * math.log(4 * 1.5)
     for side in ("log Z from below", "log Z from above", "log Z by importance sampling"):
         assert found[side] == pytest.approx(log_z, abs=0.03)
@@ -138,16 +128,14 @@ def test_the_gaussian_prior_gains_nothing_and_needs_no_chain() -> None:
 # --- out of distribution
 
 
-def test_images_that_the_decoder_cannot_write_are_told_by_their_likelihood_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_images_that_the_decoder_cannot_write_are_told_by_their_likelihood_alone() -> None:
     """Anomalies differ in the last pixels, which no latent reaches: neither f nor the prior sees that."""
-    monkeypatch.setattr(subject_room, "AIS_TEMPERATURES", 10)
     model = transparent_model((2, 2))
     model.energy = QuadraticEnergy(torch.eye(4))
     known, strange = known_images(300, 4), known_images(260, 4)
     strange[:, 3, :, :] = 255
-    subject = subject_of(model, image_set(known), out={"strange": image_set(strange)})
+    out, sizes = {"strange": image_set(strange)}, Sizes(temperatures=10)
+    subject = subject_of(model, image_set(known), out=out, sizes=sizes)
     section = ood_section(subject)
     (table,) = section.tables
     assert table.title == "Against strange"
@@ -254,14 +242,11 @@ def test_everything_in_full_on_real_images(
         (section_hierarchy, "_CHANGED_IMAGES", 50),
         (section_hierarchy, "_DRAWS", 100),
         (section_likelihood, "_IWAE_IMAGES", 20),
-        (subject_room, "_AIS_CHAINS", 100),
-        (subject_room, "AIS_TEMPERATURES", 20),
-        (section_likelihood, "AIS_TEMPERATURES", 20),
         (section_chains, "_CHAINS", 20),
     ):
         monkeypatch.setattr(room, name, less)
-    subject = subject_of(small_model(TINY), fashion_test, TINY, samples=110)
-    found = evaluate(subject, measures_of(["paper"]), {"git_revision": "abc"})
+    subject = subject_of(small_model(TINY), fashion_test, TINY, samples=110, sizes=Sizes(100, 20))
+    found = evaluate(subject, origin_of(subject), measures_of(["paper"]), {"git_revision": "abc"})
     sections = {section.name: section for section in found.sections}
     assert list(sections) == ["likelihood", "samples", "hierarchy", "ood", "chains"]
     assert all(section.seconds > 0 for section in found.sections)

@@ -23,7 +23,7 @@ from jsonargparse import Namespace
 from jebm.cli import log_lines, tell
 from jebm.config import Cluster, Config, Features, Train
 from jebm.errors import ConfigError
-from jebm.evaluate.samples import group_share
+from jebm.evaluate.share import group_share
 from jebm.evaluate.suite import Request, check, evaluate_request
 from jebm.parser import JobParser, job_parser, parse
 from jebm.report.findings import Findings

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from jebm.evaluate.measures import Measure, Row, measures
+from jebm.evaluate.measures import Row, measures
 from jebm.evaluate.statistics import Interval, PairedTest, Ratio, paired_ratio, paired_t_test, t_interval
+from jebm.report.measure import Measure
 
 __all__ = [
     "GATES",
@@ -54,7 +55,7 @@ GATES: tuple[Gate, ...] = (
         "MSE is at most 10 % above the Gaussian prior's",
         lambda row, gaussian: row["mse"] <= 1.1 * gaussian["mse"],
     ),
-    Gate("AIS effective share is at least 20 %", lambda row, _: row["ais_share"] >= 0.2),
+    Gate("AIS effective share is at least 20 %", lambda row, _: row["log_z_share"] >= 0.2),
 )
 
 
@@ -105,7 +106,7 @@ _CLAIMS = (
 )
 """Measure, and what is claimed of an arm where it is better."""
 
-_GAIN_CLAIM = ("gain_reverse", "the tilt adds to the ELBO, by the bound that does not flatter it")
+_GAIN_CLAIM = ("elbo_gain_above", "the tilt adds to the ELBO, by the bound that does not flatter it")
 
 _JOINT_AGAINST_TOP = ("joint", "top")
 """The paper's claim against LEBM: an energy over all layers models more than one over the top layer."""

@@ -23,7 +23,7 @@ from jebm.core.prior import sample_prior
 from jebm.data.loader import to_uint8
 from jebm.errors import ConfigError
 from jebm.evaluate.hierarchy import resample_layer
-from jebm.evaluate.samples import BATCH
+from jebm.evaluate.share import BATCH
 from jebm.rng import Noise
 from jebm.store.protocol import in_parallel
 from jebm.store.storage import Store

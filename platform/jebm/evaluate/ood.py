@@ -19,7 +19,7 @@ from jebm.config import Langevin
 from jebm.core.distributions import standard_log_density
 from jebm.core.model import JointModel
 from jebm.core.objective import distortion
-from jebm.evaluate.chains import value_and_gradient
+from jebm.evaluate.chains import Tilt, value_and_gradient
 from jebm.evaluate.hierarchy import layer_columns, resample, tilt_of
 from jebm.evaluate.statistics import Interval, t_interval
 from jebm.rng import Normal
@@ -68,23 +68,16 @@ def scores(
     conditional prior for z_{<=k}, we take samples, as their text does. log p(z_{>k}) is estimated from
     `marginal_samples` draws (see `log_marginal_tilt`). `log_z` is 0 for the Gaussian prior.
     """
-    f = tilt_of(model)
+    f, layers = tilt_of(model), len(model.latent_dims)
     posterior = model.inference(x_BCHW)
     draws: dict[str, list[Tensor]] = {}
     for _ in range(samples):
         z_BD = posterior.rsample(normal(*posterior.mean_BD.shape))
-        log_likelihood_B = _log_likelihood(model, x_BCHW, z_BD)
-        f_B = torch.zeros_like(log_likelihood_B) if f is None else f(z_BD).double()
-        log_prior_B = f_B + standard_log_density(z_BD).double() - log_z
         log_q_BD = posterior.log_density(z_BD).double()
-        drawn = {
-            "log p(x, z)": log_likelihood_B + log_prior_B + log_z,
-            "log p(x|z)": log_likelihood_B,
-            "f": f_B,
-            "log prior": log_prior_B,
-            "ELBO": log_likelihood_B + log_prior_B - log_q_BD.sum(1),
-        }
-        for k in range(1, len(model.latent_dims)):
+        drawn = _joint_scores(model, f, x_BCHW, z_BD, log_z)
+        drawn["ELBO"] = drawn["log p(x|z)"] + drawn["log prior"] - log_q_BD.sum(1)
+        for k in range(1, layers):
+            # The k lowest layers come from the prior given those above.
             below = layer_columns(model.latent_dims, range(k))
             new_z_BD = resample(f, z_BD, below, normal, config)
             log_p_B = standard_log_density(z_BD[:, len(below) :]).double() - log_z
@@ -94,14 +87,30 @@ def scores(
             drawn[f"L>{k}"] = _log_likelihood(model, x_BCHW, new_z_BD) + log_ratio_B
         for name, values_B in drawn.items():
             draws.setdefault(name, []).append(values_B)
-    result = {}
-    for name, values in draws.items():
-        values_SB = torch.stack(values)
-        bound = name.startswith(("ELBO", "L>"))
-        result[name] = values_SB.logsumexp(0) - math.log(samples) if bound else values_SB.mean(0)
-    for k in range(1, len(model.latent_dims)):
-        result[f"-LLR>{k}"] = result[f"L>{k}"] - result["ELBO"]
-    return result
+    result = {name: _over_draws(name, torch.stack(values)) for name, values in draws.items()}
+    return result | {f"-LLR>{k}": result[f"L>{k}"] - result["ELBO"] for k in range(1, layers)}
+
+
+def _joint_scores(
+    model: JointModel, f: Tilt | None, x_BCHW: Tensor, z_BD: Tensor, log_z: float
+) -> dict[str, Tensor]:
+    """Return the scores that one draw of z decides by itself."""
+    log_likelihood_B = _log_likelihood(model, x_BCHW, z_BD)
+    f_B = torch.zeros_like(log_likelihood_B) if f is None else f(z_BD).double()
+    log_prior_B = f_B + standard_log_density(z_BD).double() - log_z
+    return {
+        "log p(x, z)": log_likelihood_B + log_prior_B + log_z,
+        "log p(x|z)": log_likelihood_B,
+        "f": f_B,
+        "log prior": log_prior_B,
+    }
+
+
+def _over_draws(name: str, values_SB: Tensor) -> Tensor:
+    """Return a score over S draws of z: the log of a mean for what bounds log p(x), else the mean."""
+    if name.startswith(("ELBO", "L>")):
+        return values_SB.logsumexp(0) - math.log(len(values_SB))
+    return values_SB.mean(0)
 
 
 def _log_likelihood(model: JointModel, x_BCHW: Tensor, z_BD: Tensor) -> Tensor:

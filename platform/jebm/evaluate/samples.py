@@ -1,90 +1,50 @@
 """How good a model's samples are: its prior's images against real ones, in the features of a net.
 
+`sample_quality` knows these sets of images:
+
+    real_floor         one half of the real images against the other
+    reconstructions    of the real images, at the mean of q(z|x)
+    posterior_samples  of one z ~ q(z|x) of each real image
+    samples            of the prior, chains of `langevin.steps` (0 for the Gaussian prior)
+    samples_long       the same chains, some times as long: do they stay where they were?
+    samples_gaussian   N(0, I) through the same generator, without the tilt
+
 The work is cut into batches, which workers share. The noise of a batch belongs to its position, and features
 are gathered in the order of the images, so that the result does not depend on the number of workers.
 
 Shapes: N real images, M samples, B batch, C channels, H rows, W columns, F features.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from jebm.config import Langevin
 from jebm.core.model import JointModel
 from jebm.core.objective import reconstruct
 from jebm.core.prior import sample_prior
-from jebm.data.loader import to_float, to_uint8
-from jebm.errors import ConfigError
-from jebm.evaluate.distances import (
-    Distances,
-    Moments,
-    distances,
-    frechet_distance,
-    kernel_distance,
-    real_floor,
-)
-from jebm.evaluate.features import FeatureNet
+from jebm.data.loader import to_float
+from jebm.evaluate.distances import Distances, Moments, distances, frechet_distance, kernel_distance
+from jebm.evaluate.features.of_images import features_of
+from jebm.evaluate.share import ALONE, Share
+from jebm.evaluate.subject import Subject
 from jebm.rng import Noise
 
 __all__ = [
-    "ALONE",
-    "BATCH",
-    "Share",
     "gaussian_samples",
-    "group_share",
-    "image_features",
     "posterior_samples",
     "prior_samples",
+    "sample_measures",
     "sample_quality",
 ]
 
-BATCH = 250
-"""Images of a batch; fixed, since the noise of an image depends on it."""
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-@dataclass(frozen=True)
-class Share:
-    """What of the work is this worker's: the batches rank, rank + world_size and so on.
-
-    `total` returns the sum of a floating-point tensor on the CPU over all workers; all call it equally often.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    total: Callable[[Tensor], Tensor] = _same
-
-    def batches(self, images: int) -> Iterator[tuple[int, slice]]:
-        """Yield position and range of each batch of this worker, of so many images."""
-        for position in range(self.rank, -(-images // BATCH), self.world_size):
-            yield position, slice(position * BATCH, min(images, (position + 1) * BATCH))
-
-
-ALONE = Share()
-"""One worker that does it all."""
-
-
-def group_share() -> Share:
-    """Return this process's share of the work of torch.distributed's group (gloo); all of it without one."""
-    if not dist.is_initialized():
-        return ALONE
-
-    def total(tensor: Tensor) -> Tensor:
-        summed = tensor.clone()
-        dist.all_reduce(summed)
-        return summed
-
-    return Share(dist.get_rank(), dist.get_world_size(), total)
+_KINDS = {"samples": "", "samples_long": "_long", "samples_gaussian": "_gaussian"}
+"""Sets of samples, and what the names of their measures end in."""
 
 
 @torch.no_grad()
@@ -124,93 +84,67 @@ def posterior_samples(
         yield model.generator(posterior.rsample(normal(*posterior.mean_BD.shape)))
 
 
-def image_features(images_NHWC: npt.NDArray[np.uint8], net: FeatureNet, *, share: Share = ALONE) -> Tensor:
-    """Return the features (N, F) of all images, float32, on the CPU of every worker.
+def sample_quality(subject: Subject, *, factor: int, gaussian: bool = False) -> dict[str, dict[str, Any]]:
+    """Return how far images of the model are from real ones, by set and then by measure, in plain values.
 
-    Raises ConfigError where nodes have different nets.
+    `features` has name, dimension and sha256 of the net. Each set of the module's list has the fields of
+    `Distances`, and `not_finite`, how many images were not: where there is one, the distances are None. Long
+    chains are `factor` times as long as short ones; `gaussian` asks for samples_gaussian. Each set SET of
+    samples is also held against posterior_samples, both through the same decoder, so that its blur is no part
+    of the distance: SET_to_posterior has frechet, kid, kid_standard_error, n, n_posterior; 0 but for chance
+    where prior and aggregate posterior agree.
+
+    Raises:
+        ConfigError: a distance needs more images, or nodes have trained different classifiers.
     """
-    return _gathered(_real_parts(images_NHWC, "cpu", share), len(images_NHWC), net, share)
-
-
-def _real_parts(
-    images_NHWC: npt.NDArray[np.uint8], device: torch.device | str, share: Share
-) -> Iterator[Tensor]:
-    for _, rows in share.batches(len(images_NHWC)):
-        yield to_float(images_NHWC[rows].copy(), device)  # torch warns of memory that is read-only
-
-
-def sample_quality(
-    model: JointModel,
-    config: Langevin,
-    images_NHWC: npt.NDArray[np.uint8],
-    real_NF: Tensor,
-    net: FeatureNet,
-    noise: Noise,
-    *,
-    count: int,
-    chain_factor: int,
-    floor: Distances | None = None,
-    gaussian: bool = False,
-    share: Share = ALONE,
-) -> dict[str, dict[str, Any]]:
-    """Return how far images of the model are from real ones, by name and then by measure, in plain values.
-
-        features         name, dimension and sha256 of the net
-        real_floor       one half of the real images against the other
-        reconstructions  of the real images, at the mean of q(z|x)
-        samples          `count` samples of the prior, chains of `config.steps` (0 for the Gaussian prior)
-        samples_long     the same chains, `chain_factor` times as long: do they stay where they were?
-        samples_gaussian where `gaussian` asks for it: N(0, I) through the same generator, without the tilt
-        posterior_samples    of one z ~ q(z|x) of each real image
-
-    All but the first have the fields of `Distances`, and `not_finite`, how many images were not: where there
-    is one, the distances are None. Then, for each of samples, samples_long and samples_gaussian,
-
-        samples_to_posterior, samples_long_to_posterior, samples_gaussian_to_posterior
-                         frechet, kid, kid_standard_error, n, n_posterior: prior against aggregate posterior,
-                         both through the same decoder, so that its blur is no part of the distance; 0 but
-                         for chance where the two agree
-
-    `real_NF` are the `image_features` of the real images, `floor` their `real_floor` where it is known
-    already. `noise` is that of rank 0 on every worker; the result is the same on all, and for any number of
-    them. Raises ConfigError for fewer images than a distance needs, or where nodes have trained different
-    classifiers.
-    """
-    device = next(model.parameters()).device
-
-    def features(parts: Iterable[Tensor], images: int) -> Tensor:
-        return _gathered(parts, images, net, share)
-
-    def sampled(steps: int) -> Tensor:
-        return features(prior_samples(model, replace(config, steps=steps), count, noise, share=share), count)
-
-    reconstructions = (reconstruct(model, x) for x in _real_parts(images_NHWC, device, share))
-    posterior = posterior_samples(model, images_NHWC, noise, share=share)
-    posterior_NF = features(posterior, len(images_NHWC))
+    model, real, share, net = subject.model, subject.real, subject.share, subject.real.net
+    reconstructions = (reconstruct(model, x) for x in real.batches(subject.device, share))
+    posterior = posterior_samples(model, real.images_NHWC, subject.noise, share=share)
+    posterior_NF = features_of(posterior, len(real.images_NHWC), net, share)
+    reconstructed_NF = features_of(reconstructions, len(real.images_NHWC), net, share)
     result: dict[str, dict[str, Any]] = {
         "features": {"name": net.name, "dimension": net.dimension, "sha256": net.sha256},
-        "real_floor": {**asdict(floor or real_floor(real_NF)), "not_finite": 0},
-        "reconstructions": _compared(real_NF, features(reconstructions, len(images_NHWC))),
-        "posterior_samples": _compared(real_NF, posterior_NF),
+        "real_floor": {**asdict(real.floor), "not_finite": 0},
+        "reconstructions": _compared(real.features_NF, reconstructed_NF),
+        "posterior_samples": _compared(real.features_NF, posterior_NF),
     }
-
-    def judge(name: str, steps: int, samples_MF: Tensor) -> None:
-        result[name] = {"steps": steps, **_compared(real_NF, samples_MF)}
+    for name, steps, parts in _sample_sets(subject, factor, gaussian=gaussian):
+        samples_MF = features_of(parts, subject.samples, net, share)
+        result[name] = {"steps": steps, **_compared(real.features_NF, samples_MF)}
         result[f"{name}_to_posterior"] = _to_posterior(posterior_NF, samples_MF)
-
-    samples_MF = sampled(config.steps)
-    if model.energy is None:  # its samples are exact, and need no chain
-        others = ["samples_long", *(["samples_gaussian"] if gaussian else [])]
-        judge("samples", 0, samples_MF)
-        for name in others:
-            result[name] = dict(result["samples"])
-            result[f"{name}_to_posterior"] = dict(result["samples_to_posterior"])
-        return result
-    judge("samples", config.steps, samples_MF)
-    judge("samples_long", chain_factor * config.steps, sampled(chain_factor * config.steps))
-    if gaussian:
-        judge("samples_gaussian", 0, features(gaussian_samples(model, count, noise, share=share), count))
+    # Samples of the Gaussian prior are exact: longer chains and N(0, I) are the same set again.
+    for name in ("samples_long", *(["samples_gaussian"] if gaussian else [])):
+        result.setdefault(name, result["samples"])
+        result.setdefault(f"{name}_to_posterior", result["samples_to_posterior"])
     return result
+
+
+def _sample_sets(
+    subject: Subject, factor: int, *, gaussian: bool
+) -> Iterator[tuple[str, int, Iterable[Tensor]]]:
+    """Yield name, steps of the chains, and batches of images of each set of samples."""
+    model, count, noise, share = subject.model, subject.samples, subject.noise, subject.share
+    langevin = subject.config.langevin
+    exact = model.energy is None
+    for name, times in (("samples", 1), *([] if exact else [("samples_long", factor)])):
+        longer = replace(langevin, steps=times * langevin.steps)
+        yield name, 0 if exact else longer.steps, prior_samples(model, longer, count, noise, share=share)
+    if gaussian and not exact:
+        yield "samples_gaussian", 0, gaussian_samples(model, count, noise, share=share)
+
+
+def sample_measures(quality: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return what `sample_quality` has found under the names of the catalogue."""
+    values = {
+        "frechet_reconstructions": quality["reconstructions"]["frechet"],
+        "frechet_floor": quality["real_floor"]["frechet"],
+    }
+    for kind, ending in _KINDS.items():
+        if kind in quality:
+            taken = ("frechet", "kid", "precision", "recall")
+            values |= {f"{name}{ending}": quality[kind][name] for name in taken}
+            values[f"frechet_posterior{ending}"] = quality[f"{kind}_to_posterior"]["frechet"]
+    return values
 
 
 def _to_posterior(posterior_NF: Tensor, samples_MF: Tensor) -> dict[str, Any]:
@@ -234,25 +168,3 @@ def _compared(real_NF: Tensor, generated_MF: Tensor) -> dict[str, Any]:
         return {**asdict(distances(real_NF, generated_MF)), "not_finite": 0}
     unknown: dict[str, Any] = dict.fromkeys(field.name for field in fields(Distances))
     return {**unknown, "n": len(generated_MF), "n_real": len(real_NF), "not_finite": lost}
-
-
-@torch.no_grad()
-def _gathered(parts: Iterable[Tensor], count: int, net: FeatureNet, share: Share) -> Tensor:
-    """Return the features of all `count` images, from this worker's batches and those of the others.
-
-    Images are rounded to 8 bits first, as real ones are. Where one is not finite, its features are NaN.
-    """
-    mark = float(int(net.sha256[:4], 16))
-    if float(share.total(torch.tensor([mark]))) != mark * share.world_size:
-        raise ConfigError(
-            f"evaluation.features: {net.name} is not the same net on all nodes; a classifier, which their"
-            " processors round in other ways, needs JEBM_CACHE on a folder that they share, inceptionv3 the"
-            " same file of weights on each"
-        )
-    features_NF = torch.zeros(count, net.dimension)
-    for (_, rows), x_BCHW in zip(share.batches(count), parts, strict=True):
-        finite_B = x_BCHW.isfinite().flatten(1).all(1)
-        rounded_BCHW = to_uint8(x_BCHW.nan_to_num()).to(torch.float32).div_(127.5).sub_(1)
-        features_NF[rows] = torch.where(finite_B[:, None], net(rounded_BCHW), torch.nan).cpu()
-    # The rows of the others are zero here, so that adding rounds nothing.
-    return share.total(features_NF)

@@ -4,15 +4,24 @@ Shapes: B chains, D latent width of all layers together, T recorded times.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 
-from jebm.evaluate.chains import Tilt, chain_report, run_chains, warnings_of
+from jebm.evaluate.chains import ChainReport, Tilt, chain_report, run_chains, warnings_of
 from jebm.evaluate.hierarchy import pictured
-from jebm.evaluate.subject import Subject, figure, picture
-from jebm.report.findings import Curve, Picture, Section
+from jebm.evaluate.subject import Subject, picture
+from jebm.report.catalogue import figure
+from jebm.report.findings import Curve, Figure, Picture, Section
 
 __all__ = ["chains_section"]
+
+
+_CHAINS = 200
+_DRIFT_STEPS = 2000
+_LONG_STEPS = 2500
+_PICTURED_EVERY = 100
+_PICTURED_CHAINS = 8
 
 
 @torch.no_grad()
@@ -25,105 +34,58 @@ def chains_section(subject: Subject, *, full: bool = False) -> Section:
     factor = subject.config.evaluation.chain_factor
     if full:
         factor = max(factor, 1 + math.ceil(_DRIFT_STEPS / config.steps))
+    # From where chains begin, and from where they would end if the prior were the aggregate posterior.
     normal = subject.noise(0, "chains from the prior")
-    from_prior = chain_report(
-        subject.tilt, normal(_CHAINS, subject.model.latent_dim), normal, config, factor=factor
-    )
+    start_BD = normal(_CHAINS, subject.model.latent_dim)
+    from_prior = chain_report(subject.tilt, start_BD, normal, config, factor=factor)
     normal = subject.noise(0, "chains from the posterior")
     posterior = subject.model.inference(subject.batch(slice(0, _CHAINS)))
     start_BD = posterior.rsample(normal(*posterior.mean_BD.shape))
     from_posterior = chain_report(subject.tilt, start_BD, normal, config, factor=factor)
-    k, n = from_prior.steps, from_prior.long_steps
-    figures = (
-        figure(
-            "acceptance",
-            from_prior.acceptance,
-            "Share of the steps that a Metropolis check would take; below 0.8 the step size biases the "
-            "samples.",
-            unit="share",
-            better="higher",
-        ),
-        figure(
-            "drift of f",
-            from_prior.f_drift,
-            f"Mean f after {n:,} steps less that after {k}: 0 where {k} steps are enough.",
-            unit="nats",
-        ),
-        figure("drift of |z|", from_prior.norm_drift, f"The same for |z|, from {k} to {n:,} steps."),
-        figure(
-            "split R-hat of f",
-            from_prior.f_r_hat,
-            "1 where chains agree with one another and over time; above 1.1 they do not.",
-            better="lower",
-        ),
-        figure("largest split R-hat of z", from_prior.z_r_hat, "The same over the latents.", better="lower"),
-        figure(
-            "effective samples of f",
-            from_prior.f_effective_samples,
-            f"Independent draws that tell as much of f as {_CHAINS} chains of {n - k:,} steps.",
-            unit="samples",
-            better="higher",
-        ),
-        figure(
-            "effective samples of z",
-            from_prior.z_effective_samples,
-            "The fewest over the latents.",
-            unit="samples",
-            better="higher",
-        ),
-        figure(
-            "what is left of the start",
-            from_prior.start_left,
-            f"(1 - s²/2)^{k}: of the noise that a chain begins with, where f is flat.",
-            unit="share",
-            better="lower",
-        ),
-        figure(
-            "stationary variance",
-            from_prior.stationary_variance,
-            "What the chain makes of a variance of 1 where f is flat.",
-        ),
-        figure(
-            "f of posterior samples",
-            from_posterior.trace[0].f,
-            f"Mean over {len(start_BD)} images; chains from N(0, I) end at {from_prior.trace[-1].f:.3f}.",
-            unit="nats",
-        ),
-    )
-    curves = []
-    for name, what in (("f", "f"), ("norm", "|z|"), ("gradient_norm", "|grad log p(z)|")):
-        lines = {
-            label: tuple(float(getattr(point, name)) for point in report.trace)
-            for label, report in (("from N(0, I)", from_prior), ("from posterior samples", from_posterior))
-        }
-        x = tuple(float(point.step) for point in from_prior.trace)
-        meaning_ = "Means over the chains. Where both lines end together, neither start matters."
-        curves.append(Curve(f"{what} along the chains", "Langevin steps", what, x, lines, meaning_))
-    warnings = [f"from N(0, I): {line}" for line in warnings_of(from_prior)]
-    pictures: list[Picture] = []
-    if full:
-        curve, rows = _long_chain(subject, subject.tilt)
-        curves.append(curve)
-        pictures.append(rows)
+    long_chain = [_long_chain(subject, subject.tilt)] if full else []
     return Section(
         "chains",
         "Chains",
         "Whether the Langevin sampler is valid at its step size, and its chains long enough: "
-        f"{_CHAINS} chains of {n:,} steps, with langevin.steps {k} and langevin.step_size "
-        f"{config.step_size:g}.",
+        f"{_CHAINS} chains of {from_prior.long_steps:,} steps, with langevin.steps {config.steps} and "
+        f"langevin.step_size {config.step_size:g}.",
         0.0,
-        figures,
-        curves=tuple(curves),
-        pictures=tuple(pictures),
-        warnings=tuple(warnings),
+        _figures(from_prior, from_posterior),
+        curves=(*_curves(from_prior, from_posterior), *(curve for curve, _ in long_chain)),
+        pictures=tuple(rows for _, rows in long_chain),
+        warnings=tuple(f"from N(0, I): {line}" for line in warnings_of(from_prior)),
     )
 
 
-_CHAINS = 200
-_DRIFT_STEPS = 2000
-_LONG_STEPS = 2500
-_PICTURED_EVERY = 100
-_PICTURED_CHAINS = 8
+def _figures(from_prior: ChainReport, from_posterior: ChainReport) -> tuple[Figure, ...]:
+    steps = {"short": from_prior.steps, "long": from_prior.long_steps}
+    after = {"chains": from_prior.chains, "long": from_prior.long_steps - from_prior.steps}
+    end = f"{from_prior.trace[-1].f:.3f}"
+    return (
+        figure("acceptance", from_prior.acceptance),
+        figure("f_drift", from_prior.f_drift, **steps),
+        figure("norm_drift", from_prior.norm_drift, **steps),
+        figure("f_r_hat", from_prior.f_r_hat),
+        figure("z_r_hat", from_prior.z_r_hat),
+        figure("f_effective_samples", from_prior.f_effective_samples, **after),
+        figure("z_effective_samples", from_prior.z_effective_samples),
+        figure("start_left", from_prior.start_left, **steps),
+        figure("stationary_variance", from_prior.stationary_variance),
+        figure("f_start", from_posterior.trace[0].f, images=from_posterior.chains, other_end=end),
+    )
+
+
+def _curves(from_prior: ChainReport, from_posterior: ChainReport) -> Iterator[Curve]:
+    """Yield f, the norm and the gradient along the chains, from both starts."""
+    reports = {"from N(0, I)": from_prior, "from posterior samples": from_posterior}
+    x = tuple(float(point.step) for point in from_prior.trace)
+    for name, what in (("f", "f"), ("norm", "|z|"), ("gradient_norm", "|grad log p(z)|")):
+        lines = {
+            start: tuple(float(getattr(point, name)) for point in report.trace)
+            for start, report in reports.items()
+        }
+        meaning = "Means over the chains. Where both lines end together, neither start matters."
+        yield Curve(f"{what} along the chains", "Langevin steps", what, x, lines, meaning)
 
 
 def _long_chain(subject: Subject, tilt: Tilt) -> tuple[Curve, Picture]:

@@ -5,6 +5,7 @@ rows and K columns of a picture, T recorded times of a chain.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,11 +25,23 @@ from jebm.evaluate.hierarchy import (
     traverse_plane,
 )
 from jebm.evaluate.layer_effects import energy_draws, layer_effects
-from jebm.evaluate.subject import Subject, figure, labels, picture
+from jebm.evaluate.subject import Subject, labels, picture
+from jebm.report.catalogue import figure
 from jebm.report.findings import Picture, Section, Table
 from jebm.rng import generator
 
 __all__ = ["hierarchy_section"]
+
+
+_SOURCES: tuple[Source, ...] = ("conditional", "marginal")
+_ACTIVE_VARIANCE = 0.01
+_GRID = 10
+_PAIRS = 8
+_REACH = 2.5
+_CLASSIFIER_UPDATES = 5000
+_CLASSIFIER_BATCH = 128
+_CHANGED_IMAGES = 1000
+_DRAWS = 2000
 
 
 @torch.no_grad()
@@ -41,10 +54,33 @@ def hierarchy_section(subject: Subject, *, full: bool = False) -> Section:
     pictures += _hierarchical_pictures(subject, "marginal") + _walks(subject)
     accuracy = _latent_accuracy(subject)
     changed = {source: _changed(subject, source) for source in _SOURCES}
-    posterior = _posterior_means(subject)
-    active = [int((part > _ACTIVE_VARIANCE).sum()) for part in _split(subject, posterior.variances())]
     top, bottom = subject.layers[-1], subject.layers[0]
-    classes = Table(
+    figures = (
+        figure("accuracy_top", accuracy[-1], layer=top),
+        figure("accuracy_bottom", accuracy[0], layer=bottom),
+        *(
+            figure("class_changed", share, layer=layer)
+            for layer, share in zip(subject.layers, changed["conditional"], strict=True)
+        ),
+    )
+    return Section(
+        "hierarchy",
+        "Hierarchy",
+        meaning + " The paper's claim is that the class lies at the top and detail at the bottom.",
+        0.0,
+        figures,
+        (_classes(subject, accuracy, changed), *_effects(subject)),
+        pictures=tuple(pictures),
+    )
+
+
+def _classes(
+    subject: Subject, accuracy: Sequence[Estimate], changed: Mapping[Source, Sequence[Estimate]]
+) -> Table:
+    """Return what each layer tells of the class, and how many of its latents are active."""
+    variances = _split(subject, _posterior_means(subject).variances())
+    active = [int((part > _ACTIVE_VARIANCE).sum()) for part in variances]
+    return Table(
         "Layers, bottom first",
         (
             "layer",
@@ -65,44 +101,6 @@ def hierarchy_section(subject: Subject, *, full: bool = False) -> Section:
         f"change when this layer alone is drawn anew, of {_CHANGED_IMAGES:,} images at most. Active: latents "
         "whose posterior mean has a variance above 0.01.",
     )
-    figures = [
-        figure(
-            f"classifier accuracy, {top}",
-            accuracy[-1],
-            "Share of held-out images whose class the top layer's code tells (paper, table 1).",
-            unit="share",
-            better="higher",
-        ),
-        figure(
-            f"classifier accuracy, {bottom}",
-            accuracy[0],
-            "The same of the bottom layer, which is to hold detail, not the class.",
-            unit="share",
-        ),
-        *(
-            figure(
-                f"class changed, {layer}",
-                changed["conditional"][i],
-                "Share of images whose class changes when this layer is drawn anew given the others.",
-                unit="share",
-            )
-            for i, layer in enumerate(subject.layers)
-        ),
-    ]
-    return Section(
-        "hierarchy",
-        "Hierarchy",
-        meaning + " The paper's claim is that the class lies at the top and detail at the bottom.",
-        0.0,
-        tuple(figures),
-        (classes, *_effects(subject)),
-        pictures=tuple(pictures),
-    )
-
-
-_SOURCES: tuple[Source, ...] = ("conditional", "marginal")
-_ACTIVE_VARIANCE = 0.01
-_GRID = 10
 
 
 def _hierarchical_pictures(subject: Subject, source: Source) -> list[Picture]:
@@ -183,10 +181,6 @@ def _walks(subject: Subject) -> list[Picture]:
     return [*pictures, picture("Interpolations", "interpolation.png", pictured(model, z_RKD), meaning)]
 
 
-_PAIRS = 8
-_REACH = 2.5
-
-
 def _latent_accuracy(subject: Subject) -> list[Estimate]:
     """Return the accuracy on held-out images of each layer's classifier, trained on the training images."""
     labels_N = labels(subject.train, len(subject.train.images_NHWC))
@@ -220,11 +214,6 @@ def _latent_accuracy(subject: Subject) -> list[Estimate]:
     means = Means(layers)
     means.add(right_NL[test_labels_N >= 0])
     return means.result()
-
-
-_CLASSIFIER_UPDATES = 5000
-_CLASSIFIER_BATCH = 128
-_CHANGED_IMAGES = 1000
 
 
 def _changed(subject: Subject, source: Source) -> list[Estimate]:
@@ -271,6 +260,3 @@ def _effects(subject: Subject) -> list[Table]:
         )
         for law, draws in laws.items()
     ]
-
-
-_DRAWS = 2000

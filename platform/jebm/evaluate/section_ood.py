@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from jebm.evaluate.ood import Detection, detections, detections_by_label, scores
-from jebm.evaluate.subject import Subject, figure, finite, labels
+from jebm.evaluate.subject import Subject, finite, labels
+from jebm.report.catalogue import figure
 from jebm.report.findings import Section, Table
 
 __all__ = ["ood_section"]
@@ -37,16 +38,7 @@ def ood_section(subject: Subject, *, full: bool = True) -> Section:
             )
         )
         shown = [paper, *([conditional] if conditional in found else [])]
-        figures += [
-            figure(
-                f"AUROC of {score}, {name}",
-                found[score].auroc,
-                "Chance that a normal image scores higher than an anomaly; 0.5 for a random score.",
-                unit="share",
-                better="higher",
-            )
-            for score in shown
-        ]
+        figures += [figure("auroc", found[score].auroc, score=score, anomalies=name) for score in shown]
     labels_N = None if subject.images.labels_N is None else labels(subject.images, len(subject.images_NHWC))
     if labels_N is not None:
         tables.append(_by_label(normal, labels_N))

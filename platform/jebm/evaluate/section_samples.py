@@ -3,67 +3,100 @@
 Shapes: N images, B batch, C channels, H height, W width, F features, R rows and K columns of a picture.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from jebm.core.objective import reconstruct
 from jebm.evaluate.features import FeatureNet, is_fid
-from jebm.evaluate.samples import image_features, prior_samples, sample_quality
-from jebm.evaluate.subject import Subject, figure, picture
-from jebm.report.findings import Picture, Section, Table
+from jebm.evaluate.samples import prior_samples, sample_measures, sample_quality
+from jebm.evaluate.subject import Subject, picture
+from jebm.report.catalogue import figure
+from jebm.report.findings import Figure, Picture, Section, Table
 
 __all__ = ["samples_section"]
+
+_SHOWN = 100
+_FIGURES = (
+    *("frechet_long", "frechet_posterior_long", "frechet", "frechet_gaussian", "frechet_posterior_gaussian"),
+    *("frechet_floor", "kid_long"),
+)
+Quality = Mapping[str, Mapping[str, Any]]
 
 
 @torch.no_grad()
 def samples_section(subject: Subject, *, full: bool = False) -> Section:
     """Return distances of prior samples to real images and to the posterior's; the same in full."""
-    config = subject.config
-    real_NF = image_features(subject.images_NHWC, subject.net, share=subject.share)
-    quality = sample_quality(
-        subject.model,
-        config.langevin,
-        subject.images_NHWC,
-        real_NF,
-        subject.net,
-        subject.noise,
-        count=subject.samples,
-        chain_factor=config.evaluation.chain_factor,
-        gaussian=True,
-        share=subject.share,
+    quality = sample_quality(subject, factor=subject.config.evaluation.chain_factor, gaussian=True)
+    names = _names(quality)
+    lost = [
+        f"{quality[name]['not_finite']:,} of {quality[name]['n']:,} images are not finite: {title}"
+        for name, title in names.items()
+        if quality[name]["not_finite"]
+    ]
+    images = min(subject.samples, len(subject.images_NHWC))
+    return Section(
+        "samples",
+        "Samples",
+        "How far images of the prior are from real ones, beside what the decoder alone could reach "
+        "(reconstructions), what chance gives (real against real) and what N(0, I) gives without the tilt.",
+        0.0,
+        _figures(subject, quality),
+        (_to_real(subject.net, quality, names), _to_posterior(quality, names)),
+        pictures=_sample_pictures(subject, quality["samples_long"]["steps"]),
+        warnings=(*_warnings_of_net(subject.net, images), *lost),
     )
-    short, long = quality["samples"], quality["samples_long"]
-    names = {
+
+
+def _names(quality: Quality) -> dict[str, str]:
+    """Return set of images -> how the tables call it."""
+    return {
         "real_floor": "real against real (halves)",
         "reconstructions": "reconstructions",
         "posterior_samples": "decoded from z ~ q(z|x)",
-        "samples": _chains(short["steps"]),
-        "samples_long": _chains(long["steps"]),
+        "samples": _chains(quality["samples"]["steps"]),
+        "samples_long": _chains(quality["samples_long"]["steps"]),
         "samples_gaussian": "the same generator, z ~ N(0, I)",
     }
-    fid = is_fid(subject.net)
-    name_of_distance = "FID" if fid else "Fréchet distance"
-    columns = ("frechet", "kid", "kid_standard_error", "precision", "recall", "density", "coverage")
-    distances = Table(
+
+
+def _figures(subject: Subject, quality: Quality) -> tuple[Figure, ...]:
+    values = sample_measures(quality)
+    fields = {
+        "samples": subject.samples,
+        "images": len(subject.images_NHWC),
+        "short": quality["samples"]["steps"],
+        "long": quality["samples_long"]["steps"],
+        **({"distance": "FID"} if is_fid(subject.net) else {}),
+    }
+    errors = {"kid_long": quality["samples_long"]["kid_standard_error"]}
+    return tuple(figure(name, values[name], error=errors.get(name), **fields) for name in _FIGURES)
+
+
+def _to_real(net: FeatureNet, quality: Quality, names: Mapping[str, str]) -> Table:
+    fid = is_fid(net)
+    columns = ("frechet", "kid", "kid_standard_error", "precision", "recall", "density", "coverage", "n")
+    return Table(
         "Distances to real images",
         (
             "images",
             "FID" if fid else "Fréchet",
             *("KID", "± standard error", "precision", "recall", "density", "coverage", "n"),
         ),
-        tuple(
-            (shown, *(quality[name][column] for column in columns), quality[name]["n"])
-            for name, shown in names.items()
-        ),
-        f"In the features of {subject.net.name}"
+        tuple((title, *(quality[name][column] for column in columns)) for name, title in names.items()),
+        f"In the features of {net.name}"
         + (" with the known weights. FID: Fréchet " if fid else ", so no FID. Fréchet: ")
         + "distance of two Gaussians with these moments, biased upwards for few images; KID: unbiased, cubic "
         "kernel. Precision: samples that could be real; recall: real images that could be samples. The last "
         "row has no tilt: what the EBM prior is worth is the difference to it.",
     )
-    posterior = Table(
+
+
+def _to_posterior(quality: Quality, names: Mapping[str, str]) -> Table:
+    return Table(
         "The prior against the aggregate posterior, through the same decoder",
         ("samples", "Fréchet", "KID", "± standard error", "n", "n of the posterior"),
         tuple(
@@ -72,67 +105,6 @@ def samples_section(subject: Subject, *, full: bool = False) -> Section:
         ),
         "Distance between images decoded from the prior and images decoded from z ~ q(z|x) of held-out "
         "images: the decoder's blur cancels; 0 but for chance where the prior is the aggregate posterior.",
-    )
-    to_posterior, gaussian = quality["samples_long_to_posterior"], quality["samples_gaussian"]
-    figures = (
-        figure(
-            f"{name_of_distance}, long chains",
-            long["frechet"],
-            f"Between {subject.samples:,} prior samples and {len(subject.images_NHWC):,} real images, after "
-            f"{long['steps']} Langevin steps: the prior itself, where the chains have mixed.",
-            better="lower",
-        ),
-        figure(
-            "Fréchet distance to the posterior, long chains",
-            to_posterior["frechet"],
-            "Between images decoded from the prior and from q(z|x): what the prior alone has wrong.",
-            better="lower",
-        ),
-        figure(
-            f"{name_of_distance}, short chains",
-            short["frechet"],
-            f"After the {short['steps']} steps of training: a sampler of its own.",
-            better="lower",
-        ),
-        figure(
-            f"{name_of_distance}, N(0, I)",
-            gaussian["frechet"],
-            "Of the same generator without the tilt: the Gaussian prior's figure.",
-        ),
-        figure(
-            "Fréchet distance to the posterior, N(0, I)",
-            quality["samples_gaussian_to_posterior"]["frechet"],
-            "The same without the tilt.",
-        ),
-        figure(
-            f"{name_of_distance} of real images",
-            quality["real_floor"]["frechet"],
-            "One half of the real images against the other: the floor, at half the number of images.",
-        ),
-        figure(
-            "KID, long chains",
-            long["kid"],
-            "Kernel distance (unbiased) after the long chains.",
-            better="lower",
-            error=long["kid_standard_error"],
-        ),
-    )
-    warnings = _warnings_of_net(subject.net, min(subject.samples, len(subject.images_NHWC)))
-    warnings += [
-        f"{quality[name]['not_finite']:,} of {quality[name]['n']:,} images are not finite: {names[name]}"
-        for name in names
-        if quality[name]["not_finite"]
-    ]
-    return Section(
-        "samples",
-        "Samples",
-        "How far images of the prior are from real ones, beside what the decoder alone could reach "
-        "(reconstructions), what chance gives (real against real) and what N(0, I) gives without the tilt.",
-        0.0,
-        figures,
-        (distances, posterior),
-        pictures=_sample_pictures(subject, long["steps"]),
-        warnings=tuple(warnings),
     )
 
 
@@ -153,9 +125,6 @@ def _warnings_of_net(net: FeatureNet, images: int) -> list[str]:
 
 def _chains(steps: int) -> str:
     return f"prior samples, {steps:,} Langevin steps" if steps else "prior samples (exact)"
-
-
-_SHOWN = 100
 
 
 def _sample_pictures(subject: Subject, long_steps: int) -> tuple[Picture, ...]:

@@ -1,7 +1,7 @@
-"""What all sections of a report work on: the model, data and noise; and how they write figures and pictures.
+"""What all measures of a model work on: the model, data and noise, and how they write pictures.
 
-Work on images is cut into batches of `samples.BATCH`, which workers share; the noise of a batch belongs to
-its position, and statistics are added in the order of the batches, so that the findings do not depend on the
+Work on images is cut into batches of `share.BATCH`, which workers share; the noise of a batch belongs to its
+position, and statistics are added in the order of the batches, so that the findings do not depend on the
 number of workers. Images are read a batch at a time; of an image no more stays than its features and scores.
 
 Shapes: N images, B batch, C columns of a statistic (channels in x_BCHW), H height, W width, P batches, R rows
@@ -11,9 +11,9 @@ and K columns of a picture.
 import io
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,53 +21,98 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from jebm.config import Config
+from jebm.core.model import JointModel
 from jebm.data.dataset import ImageSet, load_images
 from jebm.data.loader import to_float, to_uint8
 from jebm.errors import ConfigError
+from jebm.evaluate.chains import Tilt
 from jebm.evaluate.estimates import Estimate, Means
 from jebm.evaluate.features import FeatureNet, feature_net
 from jebm.evaluate.features.classifier import ClassifierFeatures, classifier_features
+from jebm.evaluate.features.of_images import RealImages, real_images
 from jebm.evaluate.hierarchy import tilt_of
-from jebm.evaluate.partition import AnnealedLogPartition, log_partition_annealed
-from jebm.evaluate.restore import Restored
-from jebm.evaluate.samples import ALONE, BATCH, Share
-from jebm.report.findings import Figure, Picture
-from jebm.rng import gaussian_noise
+from jebm.evaluate.likelihood import Likelihood, LikelihoodSums
+from jebm.evaluate.partition import AnnealedLogPartition, log_partition_annealed, log_partition_reverse
+from jebm.evaluate.share import ALONE, BATCH, Share
+from jebm.report.findings import Picture
+from jebm.rng import Noise, gaussian_noise
 from jebm.store.storage import open_store
 
-__all__ = ["AIS_TEMPERATURES", "Subject", "figure", "finite", "labels", "picture"]
+__all__ = ["COMPARED", "QUICK", "REPORT", "Sizes", "Subject", "finite", "labels", "picture"]
+
+_SMALL_PIXELS = 65
+"""Images up to this size are shown twice as large."""
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """How much work log Z takes, and the purposes of its noise."""
+
+    chains: int = 1000
+    temperatures: int = 300
+    """Of annealing, from below and from above alike."""
+    below: str = "log Z from below"
+    above: str = "log Z from above"
+
+
+REPORT = Sizes()
+QUICK = Sizes(500, 100, below="quick log Z")
+COMPARED = Sizes(below="log Z", above="log Z, reverse")
+
+
+@dataclass(eq=False)
 class Subject:
-    """What all sections work on: the model, data, noise, and this worker's share. The same on all workers.
+    """What all measures work on: the model, data, noise, and this worker's share. The same on all workers.
 
-    What several sections need is made at the first use.
+    What several measures need is made at the first use.
     """
 
-    def __init__(
-        self,
-        origin: Restored,
-        images: ImageSet,
-        *,
-        out: Mapping[str, ImageSet] | None = None,
-        samples: int = 10_000,
-        seed: int = 0,
-        share: Share = ALONE,
-    ) -> None:
-        """Take a restored model, images it has not seen, and `out`: others than it knows.
+    model: JointModel
+    config: Config
+    images: ImageSet
+    """Images that the model has not seen."""
+    out: Mapping[str, ImageSet] = field(default_factory=dict)
+    """Images of another kind than the model knows, by name."""
+    samples: int = 10_000
+    """So many samples of the prior are drawn, and at most as many images of each set count."""
+    seed: int = 0
+    share: Share = ALONE
+    sizes: Sizes = REPORT
+    known: RealImages | None = None
+    """The images of `real` with their features, if they are known already."""
 
-        At most `samples` images of each set count, and as many samples of the prior are drawn.
-        """
-        self.origin, self.model, self.config = origin, origin.model, origin.config
-        self.images, self.out = images, dict(out or {})
-        self.samples, self.seed, self.share = samples, seed, share
-        self.device = next(self.model.parameters()).device
-        self.noise = gaussian_noise(seed, 0, self.device)
-        self.images_NHWC = images.images_NHWC[:samples]
-        self.tilt = tilt_of(self.model)
-        ends = [0, *accumulate(self.model.latent_dims)]
-        self.layer_columns = [list(range(*pair)) for pair in pairwise(ends)]
-        self.layers = [f"z{layer + 1}" for layer in range(len(self.model.latent_dims))]
+    images_NHWC: npt.NDArray[np.uint8] = field(init=False)
+    """The first `samples` of the images."""
+
+    def __post_init__(self) -> None:
+        """Cut the images."""
+        self.images_NHWC = self.images.images_NHWC[: self.samples]
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def noise(self) -> Noise:
+        """The noise of rank 0, on every worker."""
+        return gaussian_noise(self.seed, 0, self.device)
+
+    @cached_property
+    def tilt(self) -> Tilt | None:
+        """The model's f; None for the Gaussian prior."""
+        return tilt_of(self.model)
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the latent layers, bottom first."""
+        return [f"z{layer + 1}" for layer in range(len(self.model.latent_dims))]
+
+    @property
+    def layer_columns(self) -> list[list[int]]:
+        """The columns of z that hold each layer."""
+        return [list(range(*pair)) for pair in pairwise([0, *accumulate(self.model.latent_dims)])]
 
     @cached_property
     def train(self) -> ImageSet:
@@ -77,6 +122,8 @@ class Subject:
     @cached_property
     def net(self) -> FeatureNet:
         """Where distances between images are taken."""
+        if self.known is not None:
+            return self.known.net
         if self.config.evaluation.features == "classifier":
             return self.classifier
         return feature_net(self.config.evaluation, self.train, device=self.device)
@@ -87,19 +134,50 @@ class Subject:
         return classifier_features(self.train, device=self.device)
 
     @cached_property
+    def real(self) -> RealImages:
+        """The first `samples` images, which samples of the prior are held against."""
+        return self.known or real_images(self.images_NHWC, self.net, share=self.share)
+
+    @cached_property
     def annealed(self) -> AnnealedLogPartition | None:
         """What bounds log Z from below; None for the Gaussian prior."""
         if self.tilt is None:
             return None
-        normal = self.noise(0, "log Z from below")
+        normal, sizes = self.noise(0, self.sizes.below), self.sizes
         return log_partition_annealed(
-            self.tilt, self.model.latent_dim, normal, chains=_AIS_CHAINS, temperatures=AIS_TEMPERATURES
+            self.tilt, self.model.latent_dim, normal, chains=sizes.chains, temperatures=sizes.temperatures
         )
 
     @property
     def log_z(self) -> Estimate:
         """Return log Z from below; exactly 0 for the Gaussian prior."""
         return Estimate(0.0, 0.0) if self.annealed is None else self.annealed.log_z
+
+    @cached_property
+    def log_z_above(self) -> Estimate:
+        """Log Z from above, annealed down from where the chains from below have ended."""
+        if self.tilt is None or self.annealed is None:
+            return Estimate(0.0, 0.0)
+        start_BD, normal = self.annealed.end_BD, self.noise(0, self.sizes.above)
+        return log_partition_reverse(self.tilt, start_BD, normal, temperatures=self.sizes.temperatures).log_z
+
+    def likelihood(
+        self, images_NHWC: npt.NDArray[np.uint8], purpose: str = "likelihood", *, importance_samples: int = 0
+    ) -> Likelihood:
+        """Return the likelihood of images, with log Z from below.
+
+        Batch i takes its noise from (i, `purpose`). `importance_samples` is K of the importance-weighted
+        bound, 0 for none.
+        """
+
+        def sums(position: int, rows: slice) -> Tensor:
+            one = LikelihoodSums(self.model, importance_samples=importance_samples)
+            one.add(self.batch(rows, images_NHWC), self.noise(position, purpose))
+            return one.means.sums.cpu()
+
+        all_ = LikelihoodSums(self.model, importance_samples=importance_samples)
+        all_.means.sums = self.added(len(images_NHWC), tuple(all_.means.sums.shape), sums)
+        return all_.result(self.log_z)
 
     def batch(self, rows: slice, images_NHWC: npt.NDArray[np.uint8] | None = None) -> Tensor:
         """Return images (B, C, H, W) in [-1, 1] on the device."""
@@ -134,27 +212,6 @@ class Subject:
         return self.share.total(values_NC)
 
 
-_AIS_CHAINS = 1000
-AIS_TEMPERATURES = 300
-"""Of annealing, from below and from above alike."""
-
-
-def figure(
-    name: str,
-    value: float | Estimate | None,
-    meaning: str,
-    *,
-    unit: str = "",
-    better: Literal["lower", "higher"] | None = None,
-    error: float | None = None,
-) -> Figure:
-    """Return a figure, its standard error that of an `Estimate` or `error`; what is not finite is None."""
-    if isinstance(value, Estimate):
-        value, error = value
-    known = None if value is None or not math.isfinite(value) else float(value)
-    return Figure(name, known, finite(error) if known is not None else None, unit, better, meaning)
-
-
 def finite(value: float | None) -> float | None:
     """Return a plain number; None where it is not finite, as JSON has no such number."""
     return None if value is None or not math.isfinite(value) else float(value)
@@ -172,9 +229,6 @@ def picture(title: str, file: str, x_RKCHW: Tensor, meaning: str, *, cover: bool
     data = io.BytesIO()
     image.save(data, "PNG", optimize=True)
     return Picture(title, file, data.getvalue(), meaning, cover)
-
-
-_SMALL_PIXELS = 65
 
 
 def labels(images: ImageSet, count: int) -> Tensor:

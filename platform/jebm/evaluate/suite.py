@@ -20,13 +20,13 @@ from jebm.config import Config, Features, config_to_dict
 from jebm.data.dataset import load_images
 from jebm.data.manifest import DatasetManifest, read_manifest
 from jebm.errors import ConfigError
-from jebm.evaluate.restore import restored, stored_config
-from jebm.evaluate.samples import ALONE, Share
+from jebm.evaluate.restore import Restored, restored, stored_config
 from jebm.evaluate.section_chains import chains_section
 from jebm.evaluate.section_hierarchy import hierarchy_section
 from jebm.evaluate.section_likelihood import likelihood_section
 from jebm.evaluate.section_ood import ood_section
 from jebm.evaluate.section_samples import samples_section
+from jebm.evaluate.share import ALONE, Share
 from jebm.evaluate.subject import Subject
 from jebm.report.findings import Findings, Section, duration, plural
 from jebm.store.manifest import Manifest
@@ -37,6 +37,7 @@ __all__ = ["MEASURES", "Checked", "Request", "check", "evaluate", "evaluate_requ
 
 MEASURES = ("likelihood", "samples", "hierarchy", "ood", "chains")
 _QUICK = ("likelihood", "samples", "hierarchy", "chains")
+_FEWEST_SAMPLES = 100
 
 _LOG = logging.getLogger("jebm.evaluate")
 
@@ -105,34 +106,47 @@ def check(request: Request) -> Checked:
     if request.samples < _FEWEST_SAMPLES:
         raise ConfigError(f"samples: {request.samples} are too few; at least {_FEWEST_SAMPLES}")
     run, manifest = open_checkpoint(request.checkpoint)
-    config = stored_config(manifest, f"{run.uri}/checkpoints/{manifest.name}")
-    config = replace(
-        config,
-        data=replace(
-            config.data,
-            train=request.train or config.data.train,
-            held_out=request.data or config.data.held_out or config.data.train,
-        ),
-        evaluation=replace(
-            config.evaluation,
-            features=request.features or config.evaluation.features,
-            inception_weights=request.inception_weights or config.evaluation.inception_weights,
-        ),
-    )
+    config = _asked(stored_config(manifest, f"{run.uri}/checkpoints/{manifest.name}"), request)
     if request.inception_weights is not None and config.evaluation.features != "inceptionv3":
         raise ConfigError(
             f"inception_weights: not for features {config.evaluation.features}; give --features inceptionv3"
         )
+    # All data sets have the model's shape.
     held_out = read_manifest(open_store(config.data.held_out or ""))
     _check_shape(config, "data", held_out)
     for name, uri in request.out_of_distribution.items():
         _check_shape(config, f"out_of_distribution: {name}", read_manifest(open_store(uri)))
     if "ood" in request.suite and not request.out_of_distribution and held_out.labels_sha256 is None:
         raise ConfigError("out_of_distribution: ood needs another data set, or labels in the data; give one")
-    if measures.get("hierarchy") or ("samples" in measures and config.evaluation.features == "classifier"):
+    _check_labels(config, measures, held_out)
+    return Checked(run.uri, manifest, config, measures)
+
+
+def _asked(config: Config, request: Request) -> Config:
+    """Return a run's config with data and feature net as they are asked for."""
+    data, evaluation = config.data, config.evaluation
+    return replace(
+        config,
+        data=replace(
+            data,
+            train=request.train or data.train,
+            held_out=request.data or data.held_out or data.train,
+        ),
+        evaluation=replace(
+            evaluation,
+            features=request.features or evaluation.features,
+            inception_weights=request.inception_weights or evaluation.inception_weights,
+        ),
+    )
+
+
+def _check_labels(config: Config, measures: Mapping[str, bool], held_out: DatasetManifest) -> None:
+    """Check that there are the labels that classifiers are trained on, and measured with."""
+    hierarchy = measures.get("hierarchy", False)
+    if hierarchy or ("samples" in measures and config.evaluation.features == "classifier"):
         train = read_manifest(open_store(config.data.train))
         _check_shape(config, "data.train of the run", train)
-        if train.labels_sha256 is None and measures.get("hierarchy"):
+        if train.labels_sha256 is None and hierarchy:
             raise ConfigError(
                 "suite: hierarchy trains classifiers on the labels of data.train, and it has none; ingest it "
                 "again with --labels, or name other measures"
@@ -141,14 +155,10 @@ def check(request: Request) -> Checked:
             raise ConfigError(
                 "features: a classifier needs labels, and data.train has none; give --features effnetlite0"
             )
-    if measures.get("hierarchy") and held_out.labels_sha256 is None:
+    if hierarchy and held_out.labels_sha256 is None:
         raise ConfigError(
             "data: hierarchy needs labels of the images, and there are none; name other measures"
         )
-    return Checked(run.uri, manifest, config, measures)
-
-
-_FEWEST_SAMPLES = 100
 
 
 def _check_shape(config: Config, key: str, data: DatasetManifest) -> None:
@@ -174,8 +184,10 @@ def evaluate_request(
     """
     checked = check(request)
     place = f"{checked.run}/checkpoints/{checked.manifest.name}"
+    origin = replace(restored(place, device=device), config=checked.config)
     subject = Subject(
-        replace(restored(place, device=device), config=checked.config),
+        origin.model,
+        origin.config,
         load_images(open_store(checked.config.data.held_out or "")),
         out={name: load_images(open_store(uri)) for name, uri in request.out_of_distribution.items()},
         samples=request.samples,
@@ -184,15 +196,18 @@ def evaluate_request(
     )
     if "samples" in checked.measures:
         _ = subject.net  # before anything is measured: it may not be there
-    return evaluate(subject, checked.measures, provenance or {})
+    return evaluate(subject, origin, checked.measures, provenance or {})
 
 
 @torch.no_grad()
-def evaluate(subject: Subject, measures: Mapping[str, bool], provenance: Mapping[str, str]) -> Findings:
+def evaluate(
+    subject: Subject, origin: Restored, measures: Mapping[str, bool], provenance: Mapping[str, str]
+) -> Findings:
     """Return the sections of `measures` (name -> in full), with where all of it comes from.
 
-    `provenance` is that of the evaluating process: versions, revision. Raises ConfigError where the data are
-    too few, have no labels where a measure needs them, or the feature net is not there.
+    `origin` is what the subject's model was restored from; `provenance` that of the evaluating process:
+    versions, revision. Raises ConfigError where the data are too few, have no labels where a measure needs
+    them, or the feature net is not there.
     """
     began = datetime.now(UTC)
     sections = []
@@ -208,16 +223,16 @@ def evaluate(subject: Subject, measures: Mapping[str, bool], provenance: Mapping
             _LOG.info("%s: %s  (%.0f s)", name, ", ".join(shown) or "done", section.seconds)
             for line in section.warnings:
                 _LOG.info("  warning: %s", line)
-    origin = _origin(subject, began)
+    facts = _origin(subject, origin, began)
     return Findings(
-        f"{origin['run']} at step {subject.origin.manifest.step:,} on {origin['data'].partition(',')[0]}",
+        f"{facts['run']} at step {origin.manifest.step:,} on {facts['data'].partition(',')[0]}",
         (
-            origin["checkpoint"],
+            facts["checkpoint"],
             _model(subject.config),
             f"{plural(len(sections), 'measure')} in {duration(sum(s.seconds or 0.0 for s in sections))},"
             f" with {plural(len(subject.images_NHWC), 'image')}.",
         ),
-        {**origin, **provenance},
+        {**facts, **provenance},
         config_to_dict(subject.config),
         tuple(sections),
     )
@@ -230,8 +245,8 @@ def _model(config: Config) -> str:
     return f"A generator with latents {latents} (bottom to top) and {prior}."
 
 
-def _origin(subject: Subject, began: datetime) -> dict[str, str]:
-    origin, data = subject.origin, subject.images.manifest
+def _origin(subject: Subject, origin: Restored, began: datetime) -> dict[str, str]:
+    data = subject.images.manifest
     facts = {
         "checkpoint": origin.uri,
         "run": origin.manifest.run,

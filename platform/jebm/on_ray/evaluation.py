@@ -17,7 +17,7 @@ from jebm.cli import log_lines
 from jebm.config import Cluster, Config, Train
 from jebm.errors import ConfigError, DataError, JebmError
 from jebm.evaluate.restore import stored_config
-from jebm.evaluate.samples import group_share
+from jebm.evaluate.share import group_share
 from jebm.evaluate.suite import Request, check, evaluate_request
 from jebm.on_ray.cluster import check_capacity, connect, job_environment
 from jebm.on_ray.meeting import meet, node_address, open_meeting_place, use_interface_of

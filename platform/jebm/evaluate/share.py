@@ -1,0 +1,54 @@
+"""How work on images is cut into batches, and the batches among workers.
+
+The noise of a batch belongs to its position, and results are put together in the order of the batches, so
+that they do not depend on the number of workers.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["ALONE", "BATCH", "Share", "group_share"]
+
+BATCH = 250
+"""Images of a batch; fixed, since the noise of an image depends on it."""
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of the work is this worker's: the batches rank, rank + world_size and so on.
+
+    `total` returns the sum of a floating-point tensor on the CPU over all workers; all call it equally often.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    total: Callable[[Tensor], Tensor] = _same
+
+    def batches(self, images: int) -> Iterator[tuple[int, slice]]:
+        """Yield position and range of each batch of this worker, of so many images."""
+        for position in range(self.rank, -(-images // BATCH), self.world_size):
+            yield position, slice(position * BATCH, min(images, (position + 1) * BATCH))
+
+
+ALONE = Share()
+"""One worker that does it all."""
+
+
+def group_share() -> Share:
+    """Return this process's share of the work of torch.distributed's group (gloo); all of it without one."""
+    if not dist.is_initialized():
+        return ALONE
+
+    def total(tensor: Tensor) -> Tensor:
+        summed = tensor.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    return Share(dist.get_rank(), dist.get_world_size(), total)

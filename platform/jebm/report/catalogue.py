@@ -1,0 +1,348 @@
+"""The catalogue: what each measure of a model is called, in which unit, which way is better, what it means.
+
+Each stands here once. The quick look, the sections of a report and a comparison take a measure from here by
+its name; docs/evaluation.md's tables are made from it (scripts/write-docs). It is in this room because every
+room that shows a number may import it.
+
+Titles and meanings have fields, such as {short}, where they tell of one evaluation; `Measure.filled` sets
+them.
+"""
+
+import math
+
+from jebm.report.findings import Figure
+from jebm.report.measure import Measure
+
+__all__ = ["GROUPS", "MEASURES", "figure", "measure"]
+
+_LIKELIHOOD = (
+    Measure(
+        "elbo",
+        "ELBO",
+        "Lower bound of log p(x) for one image, with the normalised prior and all constants; a little too "
+        "high where log Z is taken from below and its effective share is small.",
+        "nats",
+        "higher",
+    ),
+    Measure(
+        "elbo_gain",
+        "gain of the tilt",
+        "E_q[f] - log Z: what the EBM prior adds to the ELBO; 0 for the Gaussian prior.",
+        "nats",
+        "higher",
+    ),
+    Measure(
+        "elbo_gain_above",
+        "gain of the tilt with log Z from above",
+        "E_q[f] - log Z, with log Z annealed down from the prior: the truth lies between the two.",
+        "nats",
+        "higher",
+    ),
+    Measure(
+        "bits_per_dim",
+        "bits per dimension",
+        "The ELBO for one of the pixel values, as for 8-bit images.",
+        "bits/dim",
+        "lower",
+    ),
+    Measure(
+        "distortion",
+        "distortion",
+        "-E_q[log p(x|z)], with its constant: what the code leaves to say.",
+        "nats",
+        "lower",
+    ),
+    Measure(
+        "rate",
+        "rate",
+        "KL(q(z|x) || N(0, I)) of all layers together: what the code costs without the tilt.",
+        "nats",
+    ),
+    Measure("rate_layer", "rate, {layer}", "KL(q({layer}|x) || N(0, I)).", "nats"),
+    Measure(
+        "mse_sampled",
+        "reconstruction MSE",
+        "Mean squared error of a pixel in [-1, 1], decoded from z ~ q(z|x).",
+        better="lower",
+        digits=4,
+    ),
+    Measure(
+        "mse",
+        "MSE",
+        "Mean squared error of a pixel in [-1, 1], decoded from the mean of q(z|x).",
+        better="lower",
+        digits=4,
+    ),
+    Measure("active_units", "active units", "Latents whose posterior mean varies over images.", digits=1),
+    Measure("f_posterior", "E_q[f]", "Mean f of posterior samples.", "nats"),
+    Measure("log_z_below", "log Z from below", "By annealing from N(0, I) to the prior.", "nats"),
+    Measure(
+        "log_z_above",
+        "log Z from above",
+        "By annealing back, from where the chains have ended: log Z lies between the two.",
+        "nats",
+    ),
+    Measure("elbo_above", "ELBO with log Z from above", "The cautious one of the two.", "nats", "higher"),
+    Measure(
+        "log_z_share",
+        "effective share of log Z",
+        "Effective sample size of the annealing chains over their number; below 0.2, do not trust log Z.",
+        "share",
+        "higher",
+    ),
+    Measure(
+        "log_z_importance",
+        "log Z by importance sampling",
+        "From {draws} draws of N(0, I), a check; its effective share is {share}.",
+        "nats",
+    ),
+    Measure(
+        "elbo_weighted",
+        "importance-weighted bound, K = {draws}",
+        "Of the first {images} images: nearer to log p(x) than the ELBO, which is K = 1.",
+        "nats",
+        "higher",
+    ),
+    Measure("elbo_of_weighted", "ELBO of the same images", "K = 1, for comparison.", "nats"),
+)
+
+_SAMPLES = (
+    Measure(
+        "frechet_long",
+        "{distance}, long chains",
+        "Between {samples} prior samples and {images} real images, after {long} Langevin steps: the prior "
+        "itself, where the chains have mixed.",
+        better="lower",
+        ratio=True,
+    ),
+    Measure(
+        "frechet_posterior_long",
+        "Fréchet distance to the posterior, long chains",
+        "Between images decoded from the prior and from q(z|x): what the prior alone has wrong.",
+        better="lower",
+        ratio=True,
+    ),
+    Measure(
+        "frechet",
+        "{distance}, short chains",
+        "After the {short} steps of training: a sampler of its own.",
+        better="lower",
+        ratio=True,
+    ),
+    Measure(
+        "frechet_posterior",
+        "Fréchet distance to the posterior, short chains",
+        "Between images decoded from the prior and from q(z|x), after the {short} steps of training.",
+        better="lower",
+        ratio=True,
+    ),
+    Measure(
+        "frechet_gaussian",
+        "{distance}, N(0, I)",
+        "Of the same generator without the tilt: the Gaussian prior's figure.",
+    ),
+    Measure(
+        "frechet_posterior_gaussian",
+        "Fréchet distance to the posterior, N(0, I)",
+        "The same without the tilt.",
+    ),
+    Measure(
+        "frechet_reconstructions",
+        "{distance} of reconstructions",
+        "Reconstructions against the images themselves: what the decoder alone can reach.",
+        better="lower",
+    ),
+    Measure(
+        "frechet_floor",
+        "{distance} of real images",
+        "One half of the real images against the other: the floor, at half the number of images.",
+    ),
+    Measure(
+        "kid_long",
+        "KID, long chains",
+        "Kernel distance (unbiased) after the long chains.",
+        better="lower",
+        digits=4,
+    ),
+    Measure(
+        "kid",
+        "KID, short chains",
+        "Kernel distance (unbiased) after the short chains.",
+        better="lower",
+        digits=4,
+    ),
+    Measure(
+        "precision_long",
+        "precision, long chains",
+        "Share of samples that could be real, after the long chains.",
+        "share",
+        "higher",
+        3,
+    ),
+    Measure(
+        "precision",
+        "precision, short chains",
+        "Share of samples that could be real, after the short chains.",
+        "share",
+        "higher",
+        3,
+    ),
+    Measure(
+        "recall_long",
+        "recall, long chains",
+        "Share of real images that could be samples, after the long chains.",
+        "share",
+        "higher",
+        3,
+    ),
+    Measure(
+        "recall",
+        "recall, short chains",
+        "Share of real images that could be samples, after the short chains.",
+        "share",
+        "higher",
+        3,
+    ),
+    Measure(
+        "auc",
+        "two-sample AUC, short chains",
+        "Of a classifier of prior against posterior latents; 0.5: it cannot tell them apart.",
+        better="lower",
+        digits=3,
+    ),
+    Measure(
+        "auc_long",
+        "two-sample AUC, long chains",
+        "The two-sample AUC after the long chains.",
+        better="lower",
+        digits=3,
+    ),
+)
+
+_HIERARCHY = (
+    Measure(
+        "accuracy_top",
+        "classifier accuracy, {layer}",
+        "Share of held-out images whose class the top layer's code tells (paper, table 1).",
+        "share",
+        "higher",
+    ),
+    Measure(
+        "accuracy_bottom",
+        "classifier accuracy, {layer}",
+        "The same of the bottom layer, which is to hold detail, not the class.",
+        "share",
+    ),
+    Measure(
+        "class_changed",
+        "class changed, {layer}",
+        "Share of images whose class changes when this layer is drawn anew given the others.",
+        "share",
+    ),
+)
+
+_OUT_OF_DISTRIBUTION = (
+    Measure(
+        "auroc",
+        "AUROC of {score}, {anomalies}",
+        "Chance that a normal image scores higher than an anomaly; 0.5 for a random score.",
+        "share",
+        "higher",
+    ),
+)
+
+_CHAINS = (
+    Measure(
+        "acceptance",
+        "acceptance",
+        "Share of the steps that a Metropolis check would take; below 0.8 the step size biases the samples.",
+        "share",
+        "higher",
+        3,
+    ),
+    Measure(
+        "f_drift",
+        "drift of f",
+        "Mean f after {long} steps less that after {short}: 0 where {short} steps are enough.",
+        "nats",
+    ),
+    Measure("norm_drift", "drift of |z|", "The same for |z|, from {short} to {long} steps."),
+    Measure(
+        "norm_ratio",
+        "growth of the norm of z",
+        "Mean |z| after the long chains over that under N(0, I), where they begin.",
+        digits=3,
+    ),
+    Measure(
+        "f_r_hat",
+        "split R-hat of f",
+        "1 where chains agree with one another and over time; above 1.1 they do not.",
+        better="lower",
+    ),
+    Measure("z_r_hat", "largest split R-hat of z", "The same over the latents.", better="lower"),
+    Measure(
+        "f_effective_samples",
+        "effective samples of f",
+        "Independent draws that tell as much of f as {chains} chains of {long} steps.",
+        "samples",
+        "higher",
+    ),
+    Measure(
+        "z_effective_samples", "effective samples of z", "The fewest over the latents.", "samples", "higher"
+    ),
+    Measure(
+        "start_left",
+        "what is left of the start",
+        "(1 - s²/2)^{short}: of the noise that a chain begins with, where f is flat.",
+        "share",
+        "lower",
+    ),
+    Measure(
+        "stationary_variance",
+        "stationary variance",
+        "What the chain makes of a variance of 1 where f is flat.",
+    ),
+    Measure(
+        "f_start",
+        "f of posterior samples",
+        "Mean over {images} images; chains from N(0, I) end at {other_end}.",
+        "nats",
+    ),
+)
+
+GROUPS = {
+    "Likelihood": _LIKELIHOOD,
+    "Samples": _SAMPLES,
+    "Hierarchy": _HIERARCHY,
+    "Out of distribution": _OUT_OF_DISTRIBUTION,
+    "Chains": _CHAINS,
+}
+"""All measures, by the section of a report that they belong to."""
+
+MEASURES = {each.name: each for group in GROUPS.values() for each in group}
+"""All measures, by name."""
+
+
+def measure(name: str, **fields: object) -> Measure:
+    """Return a measure of the catalogue; what is not among `fields` shows its symbol.
+
+    Raises:
+        KeyError: there is no such measure.
+    """
+    return MEASURES[name].filled(**fields)
+
+
+def figure(
+    name: str, value: float | tuple[float, float] | None, *, error: float | None = None, **fields: object
+) -> Figure:
+    """Return a measure's figure for a report; `value` may be a pair with its standard error.
+
+    What is not finite is None. Raises KeyError where the catalogue has no such measure.
+    """
+    if isinstance(value, tuple):
+        value, error = value
+    known = None if value is None or not math.isfinite(value) else float(value)
+    if known is None or error is None or not math.isfinite(error):
+        error = None
+    entry = measure(name, **fields)
+    return Figure(entry.title, known, error, entry.unit, entry.better, entry.meaning)

@@ -1,0 +1,46 @@
+"""What there is to say of a measure before it is taken; `jebm.report.catalogue` has them all."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+__all__ = ["SYMBOLS", "Measure"]
+
+SYMBOLS = {
+    "anomalies": "X",
+    "chains": "B",
+    "distance": "Fréchet distance",
+    "draws": "R",
+    "images": "N",
+    "layer": "zi",
+    "long": "L",
+    "other_end": "a value that is shown",
+    "samples": "M",
+    "score": "S",
+    "share": "shown",
+    "short": "K",
+}
+"""What a field shows that no evaluation has set: N images, M samples, chains of K steps or, if long, L."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that can be taken of a model."""
+
+    name: str
+    """In rows, and in metrics as evaluation/NAME."""
+    title: str
+    meaning: str
+    """One line for a reader who has not met it."""
+    unit: str = ""
+    """nats (for one image), bits/dim, share, samples; empty for a number without one."""
+    better: Literal["lower", "higher"] | None = None
+    digits: int = 2
+    """Shown after the point in a comparison."""
+    ratio: bool = False
+    """Whether the ratio of two models says more than their difference."""
+
+    def filled(self, **values: object) -> "Measure":
+        """Return the measure with the fields of title and meaning set, integers with commas."""
+        known = {name: f"{v:,}" if isinstance(v, int) else str(v) for name, v in values.items()}
+        fields = SYMBOLS | known
+        return replace(self, title=self.title.format(**fields), meaning=self.meaning.format(**fields))
