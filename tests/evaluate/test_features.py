@@ -45,6 +45,11 @@ def floats(images: ImageSet, rows: slice = slice(None)) -> torch.Tensor:
     return to_float(np.array(images.images_NHWC[rows]), "cpu")
 
 
+def accuracy(net: ClassifierFeatures, images: ImageSet) -> float:
+    chosen_N = images.labels_N >= 0
+    return float((net.predict(floats(images)).numpy() == images.labels_N)[chosen_N].mean())
+
+
 def kept(folder: Path) -> list[str]:
     return sorted(path.suffix for path in (folder / "classifiers").iterdir())
 
@@ -56,12 +61,10 @@ def test_the_classifier_knows_the_classes(
     fashion_classifier: ClassifierFeatures, fashion: ImageSet, fashion_test: ImageSet
 ) -> None:
     assert fashion_classifier.classes == tuple(range(10))
-    assert fashion_classifier.accuracy(fashion_test) > 0.8
+    assert accuracy(fashion_classifier, fashion_test) > 0.8
     assert fashion.labels_N is not None
     x_BCHW, labels_B = floats(fashion, slice(300)), torch.tensor(fashion.labels_N[:300])
-    predicted_B = fashion_classifier.predict(x_BCHW)
-    assert torch.equal(predicted_B, fashion_classifier.logits(x_BCHW).argmax(1))
-    assert (predicted_B == labels_B).float().mean() > 0.95
+    assert (fashion_classifier.predict(x_BCHW) == labels_B).float().mean() > 0.95
 
 
 def test_features_are_scaled_to_the_training_images(
@@ -107,7 +110,7 @@ def test_the_classifier_is_a_function_of_images_labels_and_seed(tmp_path: Path) 
     first = classifier_features(images, cache_directory=tmp_path / "a")
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
-    assert first.accuracy(images) > 0.9
+    assert accuracy(first, images) > 0.9
     torch.manual_seed(1)
     torch.set_num_threads(2)  # threads change the order of sums
     try:
@@ -120,7 +123,7 @@ def test_the_classifier_is_a_function_of_images_labels_and_seed(tmp_path: Path) 
     assert torch.equal(again(floats(images)), first(floats(images)))
     other = classifier_features(other_labels, cache_directory=tmp_path / "a")
     assert other.sha256 != first.sha256
-    assert other.accuracy(other_labels) > 0.9
+    assert accuracy(other, other_labels) > 0.9
     assert classifier_features(images, seed=1, cache_directory=tmp_path / "a").sha256 != first.sha256
 
 
@@ -143,7 +146,7 @@ def test_only_labelled_images_count_and_labels_may_be_any_numbers(tmp_path: Path
     net = classifier_features(images, cache_directory=tmp_path)
     assert net.classes == (3, 7)
     assert set(net.predict(floats(images)).tolist()) == {3, 7}
-    assert net.accuracy(images) > 0.95
+    assert accuracy(net, images) > 0.95
 
 
 @pytest.mark.parametrize(

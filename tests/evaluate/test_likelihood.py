@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from jebm.core.energy import EnergyNet
 from jebm.core.model import JointModel
 from jebm.evaluate.chains import Tilt
 from jebm.evaluate.estimates import Estimate, Means
-from jebm.evaluate.likelihood import LikelihoodSums, importance_weighted_bound, likelihood
+from jebm.evaluate.likelihood import Likelihood, LikelihoodSums, importance_weighted_bound
 from jebm.evaluate.partition import (
-    LogWeights,
+    log_mean_weight,
     log_partition_annealed,
     log_partition_importance,
     log_partition_reverse,
@@ -29,6 +30,15 @@ def identity(z):
     return z
 
 
+def likelihood(
+    model: JointModel, batches: Iterable[torch.Tensor], log_z: Estimate, *, importance_samples: int = 0
+) -> Likelihood:
+    sums = LikelihoodSums(model, importance_samples=importance_samples)
+    for position, x_BCHW in enumerate(batches):
+        sums.add(x_BCHW, NOISE(position, "likelihood"))
+    return sums.result(log_z)
+
+
 def within(estimate: Estimate, truth: float, errors: float = 5) -> bool:
     return abs(estimate.value - truth) < errors * estimate.standard_error
 
@@ -39,14 +49,14 @@ def within(estimate: Estimate, truth: float, errors: float = 5) -> bool:
 def test_means_are_those_of_all_images_however_they_came():
     values = 1000 + torch.tensor([0.1, 30.0, 1.0]) * NOISE(0, "values")(90, 3).double()
     batches = values.split([50, 1, 39])
-    whole, parts, ranks = Means(3), [Means(3) for _ in batches], Means(3)
+    whole, parts, ranks = Means(3), Means(3), Means(3)
     whole.add(values)
-    for part, batch in zip(parts, batches, strict=True):
-        part.add(batch)
-    ranks.sums = sum(part.sums for part in parts)  # what an all-reduce does
-    for part in parts[1:]:
-        parts[0].merge(part)
-    for means in (whole, parts[0], ranks):
+    for batch in batches:
+        one = Means(3)
+        for means in (one, parts):
+            means.add(batch)
+        ranks.sums += one.sums  # what an all-reduce does
+    for means in (whole, parts, ranks):
         torch.testing.assert_close(means.variances(), values.var(0), rtol=1e-6, atol=0)
         for estimate, column in zip(means.result(), values.T, strict=True):
             assert estimate.value == pytest.approx(column.mean().item(), rel=1e-12)
@@ -65,44 +75,25 @@ def test_means_of_float32_are_summed_in_float64():
 def test_log_weights_of_any_size(size):
     log_weights = size + 2 * NOISE(0, "weights")(600).double()
     direct = log_weights.logsumexp(0).item() - math.log(600)
-    whole, parts = LogWeights(), [LogWeights() for _ in range(3)]
-    whole.add(log_weights)
-    for part, batch in zip(parts, log_weights.split([100, 1, 499]), strict=True):
-        part.add(batch)
-    reduced = LogWeights()
-    peak = torch.stack([part.peak for part in parts]).max()  # all-reduce with MAX
-    for part in parts:
-        part.rebase(peak)
-    reduced.rebase(peak)
-    reduced.sums = sum(part.sums for part in parts)  # all-reduce with SUM
-    merged = LogWeights()
-    for part in parts:
-        merged.merge(part)
     weights = (log_weights - log_weights.max()).exp()
     error = (weights.std() / weights.mean()).item() / math.sqrt(600)
     share = (weights.sum().square() / weights.square().sum()).item() / 600
-    for sums in (whole, reduced, merged):
-        log_z, effective_share = sums.result()
-        assert log_z.value == pytest.approx(direct, abs=1e-9)
-        assert log_z.standard_error == pytest.approx(error, rel=1e-9)
-        assert effective_share == pytest.approx(share, rel=1e-9)
-    assert whole.result(reverse=True).log_z.value == pytest.approx(-direct, abs=1e-9)
+    log_z, effective_share = log_mean_weight(log_weights)
+    assert log_z.value == pytest.approx(direct, abs=1e-9)
+    assert log_z.standard_error == pytest.approx(error, rel=1e-9)
+    assert effective_share == pytest.approx(share, rel=1e-9)
+    assert log_mean_weight(log_weights, reverse=True).log_z.value == pytest.approx(-direct, abs=1e-9)
 
 
 def test_what_is_not_a_number_stays_so():
-    weights = LogWeights()
-    weights.add(torch.tensor([0.0, math.nan]))
-    weights.add(torch.tensor([1.0]))
-    assert math.isnan(weights.result().log_z.value)
+    assert math.isnan(log_mean_weight(torch.tensor([0.0, math.nan, 1.0])).log_z.value)
 
 
 def test_the_standard_error_covers_the_truth_as_often_as_it_says():
     """Weights exp(n), n ~ N(0, 1): log of their mean is 1/2; 95 % of 2,000 intervals of two errors."""
     hits = 0
     for draws in NOISE(0, "cover")(2000, 1000):
-        weights = LogWeights()
-        weights.add(draws)
-        hits += within(weights.result().log_z, 0.5, errors=1.96)
+        hits += within(log_mean_weight(draws).log_z, 0.5, errors=1.96)
     assert 0.92 < hits / 2000 < 0.965
 
 
@@ -323,7 +314,7 @@ def exact(model, image):
 
 def test_the_elbo_and_its_parts_meet_quadrature(model, image, exact):
     batches = [image.expand(5000, -1, -1, -1)] * 4
-    figures = likelihood(model, batches, NOISE, Estimate(exact.log_z, 0.0))
+    figures = likelihood(model, batches, Estimate(exact.log_z, 0.0))
     assert figures.images == 20_000
     for estimate, truth in [
         (figures.elbo, exact.elbo),
@@ -345,7 +336,7 @@ def test_the_elbo_and_its_parts_meet_quadrature(model, image, exact):
 
 def test_bits_per_dim_are_those_of_the_8_bit_image(model, image, exact):
     """The probability of the image's levels, E_q[log P(levels|z)], in place of the density of its values."""
-    figures = likelihood(model, [image.expand(100, -1, -1, -1)], NOISE, Estimate(exact.log_z, 0.0))
+    figures = likelihood(model, [image.expand(100, -1, -1, -1)], Estimate(exact.log_z, 0.0))
     per_bit = 16 * math.log(2)
     discrete = -(exact.elbo + exact.distortion + exact.log_mass) / per_bit
     assert figures.bits_per_dim.value - discrete == pytest.approx(
@@ -385,7 +376,7 @@ def test_each_image_has_its_own_bound(model):
 
 def test_the_importance_weighted_bound_is_among_the_figures(model, image, exact):
     log_z = Estimate(exact.log_z, 0.25)
-    figures = likelihood(model, [image.expand(1000, -1, -1, -1)], NOISE, log_z, importance_samples=20)
+    figures = likelihood(model, [image.expand(1000, -1, -1, -1)], log_z, importance_samples=20)
     assert figures.elbo.value + 1 < figures.importance_weighted.value < exact.log_p + 0.3
     assert figures.distortion.standard_error > 0.1
     for estimate in (figures.importance_weighted, figures.elbo, figures.gain):
@@ -396,27 +387,20 @@ def test_the_importance_weighted_bound_is_among_the_figures(model, image, exact)
 def test_sums_add_over_batches_and_ranks():
     model = tiny_model((2, 1))
     batches = NOISE(0, "images")(30, 1, 4, 4).clamp(-1, 1).split([10, 15, 5])
-    whole, ranks = LikelihoodSums(model, importance_samples=2), []
+    reduced = LikelihoodSums(model, importance_samples=2)
     for position, x in enumerate(batches):
         rank = LikelihoodSums(model, importance_samples=2)
-        for sums in (whole, rank):
-            sums.add(x, NOISE(position, "likelihood"))
-        ranks.append(rank)
-    expected = likelihood(model, batches, NOISE, EXACT, importance_samples=2)
-    assert whole.result(EXACT) == expected
-    reduced = LikelihoodSums(model, importance_samples=2)
-    reduced.means.sums = sum(rank.means.sums for rank in ranks)
-    for rank in ranks[1:]:
-        ranks[0].merge(rank)
-    for sums in (ranks[0], reduced):
-        figures = sums.result(EXACT)
-        assert figures.images == 30
-        for one, other in zip(figures, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+        rank.add(x, NOISE(position, "likelihood"))
+        reduced.means.sums += rank.means.sums
+    expected = likelihood(model, batches, EXACT, importance_samples=2)
+    figures = reduced.result(EXACT)
+    assert figures.images == 30
+    for one, other in zip(figures, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 
 
 def test_the_gaussian_prior_has_no_gain():
-    figures = likelihood(tiny_model(width=0), [NOISE(0, "images")(20, 1, 4, 4)], NOISE, EXACT)
+    figures = likelihood(tiny_model(width=0), [NOISE(0, "images")(20, 1, 4, 4)], EXACT)
     assert figures.gain == figures.f_posterior == EXACT
     assert figures.elbo.value == pytest.approx(-figures.distortion.value - figures.rate.value)
 
@@ -434,4 +418,4 @@ def test_active_units_are_those_whose_mean_moves():
     top.weight[1] *= 0.09 / model.inference(x).mean_BD[:, 3].std()  # one that hardly does
     variances = model.inference(x).mean_BD.var(0)
     assert 0.008 < variances[3] < 0.01 < min(variances[1], variances[2])
-    assert likelihood(model, x.split(70), NOISE, EXACT).active_units == [1, 1]
+    assert likelihood(model, x.split(70), EXACT).active_units == [1, 1]

@@ -101,10 +101,6 @@ class Moments:
         x_BG = torch.nn.functional.pad(features_BF.double(), (1, 0), value=1.0)
         self.sums_GG += x_BG.T @ x_BG
 
-    def merge(self, other: "Moments") -> None:
-        """Add what another object has seen; over ranks, an all-reduce of `sums_GG` does the same."""
-        self.sums_GG += other.sums_GG
-
     @property
     def images(self) -> int:
         """How many images were added."""

@@ -1,7 +1,6 @@
 """Numbers with their standard errors, and means of columns over images.
 
-Sums are in float64. They add over batches (`add`) and over objects (`merge`); over ranks, an all-reduce of
-`sums` does what `merge` does.
+Sums are in float64, and add over batches: within an object by `add`, over objects and ranks by adding `sums`.
 
 Shapes: B batch, C columns.
 """
@@ -35,10 +34,6 @@ class Means:
         self.sums += torch.stack(
             [torch.full_like(values_BC[0], len(values_BC)), values_BC.sum(0), values_BC.square().sum(0)]
         )
-
-    def merge(self, other: "Means") -> None:
-        """Add what another object has seen."""
-        self.sums += other.sums
 
     def variances(self) -> Tensor:
         """Return the variance of each column over images, (C,), float64; NaN for fewer than two images."""

@@ -154,28 +154,10 @@ def traverse_plane(z_D: Tensor, columns: tuple[int, int], values_K: Tensor) -> T
     return z_KKD
 
 
-def interpolate(start_RD: Tensor, end_RD: Tensor, columns: int, *, spherical: bool) -> Tensor:
-    """Return codes (R, K, D) from `start_RD` to `end_RD`, both included, in equal steps.
-
-    Linear, or along the great circle between the directions (Shoemake 1985; White 2016), which keeps the norm
-    of codes of one norm, as N(0, I) in many dimensions has; straight codes on a chord are shorter. Codes of
-    one direction (or of opposite ones, where there is no one great circle) are interpolated linearly.
-    """
+def interpolate(start_RD: Tensor, end_RD: Tensor, columns: int) -> Tensor:
+    """Return codes (R, K, D) straight from `start_RD` to `end_RD`, both included, in equal steps."""
     t_K1 = torch.linspace(0, 1, columns, dtype=start_RD.dtype, device=start_RD.device)[:, None]
-    start_weight, end_weight = 1 - t_K1, t_K1
-    if spherical:
-        cosine_R = F.cosine_similarity(start_RD, end_RD, dim=1).clamp(-1, 1)
-        angle_R11 = torch.arccos(cosine_R)[:, None, None]
-        sine_R11 = torch.sin(angle_R11)
-        flat_R11 = sine_R11 < _SMALLEST_SINE
-        start_weight, end_weight = (
-            torch.where(flat_R11, weight, torch.sin(weight * angle_R11) / sine_R11)
-            for weight in (start_weight, end_weight)
-        )
-    return start_weight * start_RD[:, None] + end_weight * end_RD[:, None]
-
-
-_SMALLEST_SINE = 1e-3
+    return (1 - t_K1) * start_RD[:, None] + t_K1 * end_RD[:, None]
 
 
 # ---------------------------------------------------------------------------------- the class in each layer

@@ -13,7 +13,6 @@ K importance samples.
 """
 
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -23,13 +22,12 @@ from jebm.core.distributions import DiagGaussian, standard_log_density
 from jebm.core.model import JointModel
 from jebm.core.objective import distortion
 from jebm.evaluate.estimates import Estimate, Means, less
-from jebm.rng import Noise, Normal
+from jebm.rng import Normal
 
 __all__ = [
     "Likelihood",
     "LikelihoodSums",
     "importance_weighted_bound",
-    "likelihood",
 ]
 
 
@@ -153,10 +151,6 @@ class LikelihoodSums:
         ]
         self.means.add(torch.cat([torch.stack(figures, 1), rate_BL, posterior.mean_BD.double()], 1))
 
-    def merge(self, other: "LikelihoodSums") -> None:
-        """Add what another object has seen."""
-        self.means.merge(other.means)
-
     def result(self, log_z: Estimate) -> Likelihood:
         """Return the figures, given log Z (of the Gaussian prior: `Estimate(0.0, 0.0)`)."""
         estimates = self.means.result()
@@ -183,22 +177,3 @@ class LikelihoodSums:
 
 _FIGURES = 7
 """Columns of `LikelihoodSums` before those of the layers' rates and the posterior means."""
-
-
-def likelihood(
-    model: JointModel,
-    batches: Iterable[Tensor],
-    noise: Noise,
-    log_z: Estimate,
-    *,
-    importance_samples: int = 0,
-) -> Likelihood:
-    """Return the figures of a model on batches of images in [-1, 1], given log Z of its prior.
-
-    Batch i takes its noise from (i, "likelihood"): models that are given the same batches see the same
-    noise. `importance_samples` is K of the importance-weighted bound, 0 for none.
-    """
-    sums = LikelihoodSums(model, importance_samples=importance_samples)
-    for position, x_BCHW in enumerate(batches):
-        sums.add(x_BCHW, noise(position, "likelihood"))
-    return sums.result(log_z)

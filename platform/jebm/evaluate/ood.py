@@ -21,7 +21,6 @@ from jebm.core.model import JointModel
 from jebm.core.objective import distortion
 from jebm.evaluate.chains import Tilt, value_and_gradient
 from jebm.evaluate.hierarchy import layer_columns, resample, tilt_of
-from jebm.evaluate.statistics import Interval, t_interval
 from jebm.rng import Normal
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
     "detections_by_label",
     "fpr_at_tpr",
     "log_marginal_tilt",
-    "over_seeds",
     "scores",
 ]
 
@@ -267,14 +265,3 @@ def detections_by_label(
         for chosen_N in (is_normal_N, is_anomaly_N)
     )
     return detections(normal, anomalies)
-
-
-def over_seeds(runs: Sequence[Mapping[str, Detection]]) -> dict[str, dict[str, Interval]]:
-    """Return score -> measure -> mean over runs of different seeds, with its 95 % t-interval."""
-    return {
-        name: {
-            measure: t_interval([getattr(run[name], measure) for run in runs])
-            for measure in Detection._fields
-        }
-        for name in runs[0]
-    }

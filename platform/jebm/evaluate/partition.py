@@ -6,8 +6,6 @@ sampling and annealed importance sampling bound log Z from below, stochastically
 much to trust them. `log_partition_reverse` bounds log Z from above (bidirectional Monte Carlo: Grosse,
 Ghahramani and Adams 2015): log Z lies between the two.
 
-Over ranks, an all-reduce of `sums` does what `merge` does (see `LogWeights.rebase` for what else it needs).
-
 Shapes: B batch or chains, D latent width of all layers together, bottom layer first.
 """
 
@@ -25,11 +23,14 @@ from jebm.rng import Normal
 __all__ = [
     "AnnealedLogPartition",
     "LogPartition",
-    "LogWeights",
+    "log_mean_weight",
     "log_partition_annealed",
     "log_partition_importance",
     "log_partition_reverse",
 ]
+
+
+_SAMPLES_AT_ONCE = 10_000
 
 
 class LogPartition(NamedTuple):
@@ -40,54 +41,20 @@ class LogPartition(NamedTuple):
     """(sum w)^2 / (N sum w^2) of the weights w: effective sample size over sample size, in (0, 1]."""
 
 
-class LogWeights:
-    """The log of a mean of weights that are given by their logarithms, whatever their size."""
+def log_mean_weight(log_weight_B: Tensor, *, reverse: bool = False) -> LogPartition:
+    """Return log E[w] of weights given by their logarithms, whatever their size; -log E[w] with `reverse`.
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        """Start with no weights.
-
-        `peak` is the largest logarithm so far, (); `sums` holds the count and, relative to it, the sums of
-        the weights and of their squares, (3,); all float64.
-        """
-        self.peak = torch.full((), -math.inf, dtype=torch.float64, device=device)
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
-
-    def add(self, log_weight_B: Tensor) -> None:
-        """Add a batch of logarithms of weights, (B,)."""
-        log_weight_B = log_weight_B.double()
-        self.rebase(torch.maximum(self.peak, log_weight_B.max()))
-        weight_B = (log_weight_B - self.peak).exp()
-        self.sums += torch.stack(
-            [torch.full_like(self.peak, len(weight_B)), weight_B.sum(), weight_B.square().sum()]
-        )
-
-    def rebase(self, peak: Tensor) -> None:
-        """Express the sums relative to another peak, (), float64.
-
-        To add over ranks: all-reduce `peak` with MAX, `rebase` to it, all-reduce `sums`.
-        """
-        self.sums = self._relative_to(peak)
-        self.peak = peak
-
-    def _relative_to(self, peak: Tensor) -> Tensor:
-        factor = torch.where(self.peak == -math.inf, 0.0, (self.peak - peak).exp())
-        return self.sums * torch.stack([torch.ones_like(factor), factor, factor.square()])
-
-    def merge(self, other: "LogWeights") -> None:
-        """Add what another object has seen."""
-        self.rebase(torch.maximum(self.peak, other.peak))
-        self.sums += other._relative_to(self.peak)
-
-    def result(self, *, reverse: bool = False) -> LogPartition:
-        """Return log E[w], or -log E[w] with `reverse`; the standard error is by the delta method.
-
-        The standard error is itself an estimate, too small where the effective share is; NaN for one weight.
-        """
-        count, total, squares = self.sums.tolist()
-        log_mean = float(self.peak) + math.log(total / count)
-        share = total**2 / (count * squares)
-        error = math.sqrt(max(1 / share - 1, 0) / (count - 1)) if count > 1 else math.nan
-        return LogPartition(Estimate(-log_mean if reverse else log_mean, error), share)
+    The standard error is by the delta method: itself an estimate, too small where the effective share is; NaN
+    for one weight.
+    """
+    log_weight_B = log_weight_B.double()
+    peak, count = log_weight_B.max(), len(log_weight_B)
+    weight_B = (log_weight_B - peak).exp()
+    total, squares = float(weight_B.sum()), float(weight_B.square().sum())
+    log_mean = float(peak) + math.log(total / count)
+    share = total**2 / (count * squares)
+    error = math.sqrt(max(1 / share - 1, 0) / (count - 1)) if count > 1 else math.nan
+    return LogPartition(Estimate(-log_mean if reverse else log_mean, error), share)
 
 
 @torch.no_grad()
@@ -99,16 +66,7 @@ def log_partition_importance(
     A stochastic lower bound. Good for a flat f or few dimensions; see the effective share.
     """
     counts = [min(_SAMPLES_AT_ONCE, samples - first) for first in range(0, samples, _SAMPLES_AT_ONCE)]
-    return _weights(torch.cat([f(normal(count, dim)) for count in counts])).result()
-
-
-_SAMPLES_AT_ONCE = 10_000
-
-
-def _weights(log_weight_B: Tensor) -> LogWeights:
-    weights = LogWeights(log_weight_B.device)
-    weights.add(log_weight_B)
-    return weights
+    return log_mean_weight(torch.cat([f(normal(count, dim)) for count in counts]))
 
 
 class AnnealedLogPartition(NamedTuple):
@@ -151,7 +109,7 @@ def log_partition_annealed(
     uniform = log_uniform(normal, 1).double().exp()
     places_B = (torch.arange(chains, device=edges_B.device) + uniform) / chains
     chosen_B = torch.searchsorted(edges_B, places_B).clamp(max=chains - 1)
-    return _annealed(_weights(log_weight_B).result(), accepted, state.z_BD[chosen_B])
+    return _annealed(log_mean_weight(log_weight_B), accepted, state.z_BD[chosen_B])
 
 
 @torch.no_grad()
@@ -176,7 +134,7 @@ def log_partition_reverse(
         state, acceptance = _transition(evaluate, state, normal, inverse, angle)
         accepted.append(acceptance)
         log_weight_B -= (inverse - after) * state.f_B.double()
-    return _annealed(_weights(log_weight_B).result(reverse=True), accepted, state.z_BD)
+    return _annealed(log_mean_weight(log_weight_B, reverse=True), accepted, state.z_BD)
 
 
 def _annealed(partition: LogPartition, accepted: list[Tensor], end_BD: Tensor) -> AnnealedLogPartition:

@@ -176,7 +176,7 @@ def _walks(subject: Subject) -> list[Picture]:
                 )
             )
     pairs = len(z_BD) // 2
-    z_RKD = interpolate(z_BD[:pairs], z_BD[pairs : 2 * pairs], _GRID, spherical=False)
+    z_RKD = interpolate(z_BD[:pairs], z_BD[pairs : 2 * pairs], _GRID)
     meaning = "Straight from the posterior mean of one image to that of another, in equal steps."
     return [*pictures, picture("Interpolations", "interpolation.png", pictured(model, z_RKD), meaning)]
 

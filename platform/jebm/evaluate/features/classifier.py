@@ -98,25 +98,10 @@ class ClassifierFeatures:
         return (h_BF - self._net.mean_F) / self._net.std_F
 
     @torch.no_grad()
-    def logits(self, x_BCHW: Tensor) -> Tensor:
-        """Return logits (B, K), in the order of `classes`, for images in [-1, 1]."""
-        logits_BK: Tensor = self._net(x_BCHW.to(self._net.mean_F))
-        return logits_BK
-
     def predict(self, x_BCHW: Tensor) -> Tensor:
-        """Return the likeliest label of each image, (B,), int64."""
-        logits_BK = self.logits(x_BCHW)
+        """Return the likeliest label of each image in [-1, 1], (B,), int64."""
+        logits_BK = self._net(x_BCHW.to(self._net.mean_F))
         return torch.tensor(self.classes, device=logits_BK.device)[logits_BK.argmax(1)]
-
-    def accuracy(self, images: ImageSet) -> float:
-        """Return the share of labelled images whose label it predicts; ConfigError where there are none."""
-        chosen_N, labels_N = _labelled(images)
-        right = 0
-        for begin in range(0, len(chosen_N), 500):
-            x_BCHW = to_float(images.images_NHWC[chosen_N[begin : begin + 500]], "cpu")
-            predicted_B = self.predict(x_BCHW).cpu().numpy()
-            right += int((predicted_B == labels_N[begin : begin + 500]).sum())
-        return right / len(chosen_N)
 
 
 def classifier_features(
