@@ -27,7 +27,7 @@ from jebm.evaluate.hierarchy import (
 from jebm.evaluate.layer_effects import energy_draws, layer_effects
 from jebm.evaluate.subject import Subject, labels, picture
 from jebm.report.catalogue import figure
-from jebm.report.findings import Picture, Section, Table
+from jebm.report.findings import Measured, Picture, Section, Table
 from jebm.rng import generator
 
 __all__ = ["hierarchy_section"]
@@ -85,21 +85,18 @@ def _classes(
         (
             "layer",
             "classifier accuracy",
-            "± standard error",
             "class changed, layer from its conditional",
-            "± standard error",
             "class changed, layer of another sample",
-            "± standard error",
             "active units",
         ),
         tuple(
-            (layer, *accuracy[i], *changed["conditional"][i], *changed["marginal"][i], active[i])
+            (layer, *(Measured(*shares[i]) for shares in (accuracy, *changed.values())), active[i])
             for i, layer in enumerate(subject.layers)
         ),
         "Accuracy of a classifier of the layer's posterior mean alone (linear to 256, ReLU, linear; 5,000 "
         "updates; paper, table 1). Changed: share of reconstructions whose class another classifier sees "
         f"change when this layer alone is drawn anew, of {_CHANGED_IMAGES:,} images at most. Active: latents "
-        "whose posterior mean has a variance above 0.01.",
+        "whose posterior mean has a variance above 0.01. ± is a standard error.",
     )
 
 
@@ -249,9 +246,9 @@ def _effects(subject: Subject) -> list[Table]:
     return [
         Table(
             f"Effect of each layer on f, z from {law}",
-            ("layer", "alone", "±", "with others", "±", "change of f (nats)", "±"),
+            ("layer", "alone", "with others", "change of f (nats)"),
             tuple(
-                (layer, *effect.first_order, *effect.total, *effect.change)
+                (layer, *(Measured(*share) for share in (effect.first_order, effect.total, effect.change)))
                 for layer, effect in zip(subject.layers, layer_effects(draws), strict=True)
             ),
             "Alone: share of f's variance that the layer tells by itself; with others: share that the other "

@@ -12,7 +12,7 @@ from jebm.evaluate.likelihood import Likelihood
 from jebm.evaluate.partition import log_partition_importance
 from jebm.evaluate.subject import Subject
 from jebm.report.catalogue import figure
-from jebm.report.findings import Figure, Section, Table
+from jebm.report.findings import Figure, Measured, Section, Table
 
 __all__ = ["likelihood_section"]
 
@@ -111,8 +111,8 @@ def _layers(subject: Subject, found: Likelihood) -> Table:
     rows = zip(subject.layers, dims, found.rate_L, found.active_units, strict=True)
     return Table(
         "Layers, bottom first",
-        ("layer", "latents", "rate (nats)", "± standard error", "active units"),
-        tuple((layer, dim, rate.value, rate.standard_error, active) for layer, dim, rate, active in rows),
+        ("layer", "latents", "rate (nats)", "active units"),
+        tuple((layer, dim, Measured(*rate), active) for layer, dim, rate, active in rows),
         "Rate: KL(q || N(0, I)) of the layer. Active: latents whose posterior mean has a variance over "
-        "images above 0.01 (Burda et al. 2016).",
+        "images above 0.01 (Burda et al. 2016). ± is a standard error.",
     )

@@ -15,7 +15,7 @@ from jebm.evaluate.features import FeatureNet, is_fid
 from jebm.evaluate.samples import prior_samples, sample_measures, sample_quality
 from jebm.evaluate.subject import Subject, picture
 from jebm.report.catalogue import figure
-from jebm.report.findings import Figure, Picture, Section, Table
+from jebm.report.findings import Figure, Measured, Picture, Section, Table
 
 __all__ = ["samples_section"]
 
@@ -24,6 +24,7 @@ _FIGURES = (
     *("frechet_long", "frechet_posterior_long", "frechet", "frechet_gaussian", "frechet_posterior_gaussian"),
     *("frechet_floor", "kid_long"),
 )
+_SETS = ("samples", "samples_long", "samples_gaussian")
 Quality = Mapping[str, Mapping[str, Any]]
 
 
@@ -78,34 +79,35 @@ def _figures(subject: Subject, quality: Quality) -> tuple[Figure, ...]:
 
 def _to_real(net: FeatureNet, quality: Quality, names: Mapping[str, str]) -> Table:
     fid = is_fid(net)
-    columns = ("frechet", "kid", "kid_standard_error", "precision", "recall", "density", "coverage", "n")
+    columns = ("precision", "recall", "density", "coverage", "n")
     return Table(
         "Distances to real images",
-        (
-            "images",
-            "FID" if fid else "Fréchet",
-            *("KID", "± standard error", "precision", "recall", "density", "coverage", "n"),
+        ("images", "FID" if fid else "Fréchet", "KID", *columns),
+        tuple(
+            (title, quality[name]["frechet"], _kid(quality[name]), *map(quality[name].get, columns))
+            for name, title in names.items()
         ),
-        tuple((title, *(quality[name][column] for column in columns)) for name, title in names.items()),
         f"In the features of {net.name}"
         + (" with the known weights. FID: Fréchet " if fid else ", so no FID. Fréchet: ")
         + "distance of two Gaussians with these moments, biased upwards for few images; KID: unbiased, cubic "
-        "kernel. Precision: samples that could be real; recall: real images that could be samples. The last "
-        "row has no tilt: what the EBM prior is worth is the difference to it.",
+        "kernel, ± its standard error. Precision: samples that could be real; recall: real images that could "
+        "be samples. The last row has no tilt: what the EBM prior is worth is the difference to it.",
     )
 
 
 def _to_posterior(quality: Quality, names: Mapping[str, str]) -> Table:
+    found = {names[name]: quality[f"{name}_to_posterior"] for name in _SETS}
     return Table(
         "The prior against the aggregate posterior, through the same decoder",
-        ("samples", "Fréchet", "KID", "± standard error", "n", "n of the posterior"),
-        tuple(
-            (names[name], *quality[f"{name}_to_posterior"].values())
-            for name in ("samples", "samples_long", "samples_gaussian")
-        ),
+        ("samples", "Fréchet", "KID", "n", "n of the posterior"),
+        tuple((name, to["frechet"], _kid(to), to["n"], to["n_posterior"]) for name, to in found.items()),
         "Distance between images decoded from the prior and images decoded from z ~ q(z|x) of held-out "
         "images: the decoder's blur cancels; 0 but for chance where the prior is the aggregate posterior.",
     )
+
+
+def _kid(values: Mapping[str, Any]) -> Measured:
+    return Measured(values["kid"], values["kid_standard_error"])
 
 
 def _warnings_of_net(net: FeatureNet, images: int) -> list[str]:

@@ -224,11 +224,13 @@ def evaluate(
             for line in section.warnings:
                 _LOG.info("  warning: %s", line)
     facts = _origin(subject, origin, began)
+    latents = " + ".join(map(str, subject.config.model.latent_dims))
     return Findings(
-        f"{facts['run']} at step {origin.manifest.step:,} on {facts['data'].partition(',')[0]}",
+        f"{facts['run']}, {_prior(subject.config).partition(' ')[2]}, at step {origin.manifest.step:,} "
+        f"on {facts['data'].partition(',')[0]}",
         (
             facts["checkpoint"],
-            _model(subject.config),
+            f"A generator with latents {latents} (bottom to top) and {_prior(subject.config)}.",
             f"{plural(len(sections), 'measure')} in {duration(sum(s.seconds or 0.0 for s in sections))},"
             f" with {plural(len(subject.images_NHWC), 'image')}.",
         ),
@@ -238,11 +240,9 @@ def evaluate(
     )
 
 
-def _model(config: Config) -> str:
-    latents = " + ".join(str(width) for width in config.model.latent_dims)
+def _prior(config: Config) -> str:
     kinds = {"joint": "a joint EBM prior", "top": "an EBM prior on the top layer"}
-    prior = kinds[config.prior.kind] if config.has_energy else "a Gaussian prior"
-    return f"A generator with latents {latents} (bottom to top) and {prior}."
+    return kinds[config.prior.kind] if config.has_energy else "a Gaussian prior"
 
 
 def _origin(subject: Subject, origin: Restored, began: datetime) -> dict[str, str]:
