@@ -1,9 +1,9 @@
 """Distances between real and generated images, taken between the features of both.
 
-Every result carries the numbers of images it comes from: the Fréchet distance is biased upwards, by about
-(F + 5)/4 tr(C) (1/N + 1/M) for Gaussian features of covariance C = c I, so that values of different N do not
-compare, and a value means little without that of real images against real ones (`real_floor`). The kernel
-distance has no bias.
+`Distances` carries the numbers of images that they come from: the Fréchet distance is biased upwards, by
+about (F + 5)/4 tr(C) (1/N + 1/M) for Gaussian features of covariance C = c I, so that values of different N
+do not compare, and a value means little without that of real images against real ones (`real_floor`). The
+kernel distance has no bias.
 
 Shapes: N real images, M generated images, B batch, F features, G = F + 1.
 """
@@ -21,11 +21,8 @@ from jebm.evaluate.estimates import Estimate
 from jebm.rng import generator
 
 __all__ = [
-    "Counts",
     "DensityCoverage",
-    "Distance",
     "Distances",
-    "KernelDistance",
     "Moments",
     "PrecisionRecall",
     "density_coverage",
@@ -44,33 +41,11 @@ _PAIRS = 1 << 20
 """Distances that are held at a time: 4 MB in float32, which stay in the processor's cache."""
 
 
-class Counts(NamedTuple):
-    """Images on each side of a distance."""
-
-    real: int
-    generated: int
-
-
-class Distance(NamedTuple):
-    """A distance and the numbers of images it comes from."""
-
-    value: float
-    counts: Counts
-
-
-class KernelDistance(NamedTuple):
-    """A squared distance with its standard error; below zero where chance has it so."""
-
-    squared: Estimate
-    counts: Counts
-
-
 class PrecisionRecall(NamedTuple):
     """Shares in [0, 1]: generated images that could be real, real images that could be generated."""
 
     precision: float
     recall: float
-    counts: Counts
 
 
 class DensityCoverage(NamedTuple):
@@ -78,7 +53,6 @@ class DensityCoverage(NamedTuple):
 
     density: float
     coverage: float
-    counts: Counts
 
 
 class Moments:
@@ -120,7 +94,7 @@ class Moments:
         return scatter_FF / (self.images - 1)
 
 
-def frechet_distance(real: Moments, generated: Moments) -> Distance:
+def frechet_distance(real: Moments, generated: Moments) -> float:
     """Return |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^½ C2 C1^½)^½), >= 0, of Gaussians with these moments.
 
     (Dowson and Landau 1982; on features, Heusel et al. 2017.) With any factors C = S S^T the last trace is
@@ -131,7 +105,7 @@ def frechet_distance(real: Moments, generated: Moments) -> Distance:
     cross = torch.linalg.svdvals(root1_FF.T @ root2_FF).sum()
     spread = root1_FF.square().sum() + root2_FF.square().sum() - 2 * cross
     value = (real.mean() - generated.mean()).square().sum() + spread
-    return Distance(max(0.0, float(value)), Counts(real.images, generated.images))
+    return max(0.0, float(value))
 
 
 def _root(moments: Moments) -> Tensor:
@@ -145,8 +119,8 @@ def _root(moments: Moments) -> Tensor:
     return root_FF
 
 
-def kernel_distance(real_NF: Tensor, generated_MF: Tensor, *, seed: int = 0) -> KernelDistance:
-    """Return the squared maximum mean discrepancy with the kernel (x·y / F + 1)^3, unbiased.
+def kernel_distance(real_NF: Tensor, generated_MF: Tensor, *, seed: int = 0) -> Estimate:
+    """Return the squared maximum mean discrepancy with the kernel (x·y / F + 1)^3, unbiased: it may be < 0.
 
     (KID: Bińkowski, Sutherland, Arbel and Gretton 2018.) The mean over subsets of 1,000 images, fewer where
     there are no ten of that size. They are drawn by the seed and disjoint, hence independent, and so their
@@ -167,8 +141,7 @@ def kernel_distance(real_NF: Tensor, generated_MF: Tensor, *, seed: int = 0) -> 
         for features in (real_NF, generated_MF)
     )
     squared_S = torch.stack([_discrepancy(x.double(), y.double()) for x, y in zip(x_SBF, y_SBF, strict=True)])
-    squared = Estimate(float(squared_S.mean()), float(squared_S.std() / math.sqrt(subsets)))
-    return KernelDistance(squared, Counts(len(real_NF), len(generated_MF)))
+    return Estimate(float(squared_S.mean()), float(squared_S.std() / math.sqrt(subsets)))
 
 
 def _discrepancy(x_BF: Tensor, y_BF: Tensor) -> Tensor:
@@ -200,8 +173,7 @@ def precision_recall(real_NF: Tensor, generated_MF: Tensor, *, neighbours: int =
     for begin, squared_BN in _squared_distances(generated_MF, real_NF):
         precise += int((squared_BN <= radius_N).any(1).sum())
         recalled_N |= (squared_BN <= radius_M[begin : begin + len(squared_BN), None]).any(0)
-    counts = Counts(len(real_NF), len(generated_MF))
-    return PrecisionRecall(precise / counts.generated, int(recalled_N.sum()) / counts.real, counts)
+    return PrecisionRecall(precise / len(generated_MF), int(recalled_N.sum()) / len(real_NF))
 
 
 def density_coverage(real_NF: Tensor, generated_MF: Tensor, *, neighbours: int = 5) -> DensityCoverage:
@@ -220,8 +192,7 @@ def density_coverage(real_NF: Tensor, generated_MF: Tensor, *, neighbours: int =
         within_BN = squared_BN <= radius_N
         held += int(within_BN.sum())
         covered_N |= within_BN.any(0)
-    counts = Counts(len(real_NF), len(generated_MF))
-    return DensityCoverage(held / (neighbours * counts.generated), int(covered_N.sum()) / counts.real, counts)
+    return DensityCoverage(held / (neighbours * len(generated_MF)), int(covered_N.sum()) / len(real_NF))
 
 
 def _centred(real_NF: Tensor, generated_MF: Tensor) -> tuple[Tensor, Tensor]:
@@ -275,14 +246,14 @@ class Distances:
 def distances(real_NF: Tensor, generated_MF: Tensor, *, seed: int = 0) -> Distances:
     """Return all distances between two sets of features; raises as the functions that compute them."""
     kid = kernel_distance(real_NF, generated_MF, seed=seed)
-    precision, recall, _ = precision_recall(real_NF, generated_MF)
-    density, coverage, _ = density_coverage(real_NF, generated_MF)
+    precision, recall = precision_recall(real_NF, generated_MF)
+    density, coverage = density_coverage(real_NF, generated_MF)
     return Distances(
         n=len(generated_MF),
         n_real=len(real_NF),
-        frechet=frechet_distance(Moments.of(real_NF), Moments.of(generated_MF)).value,
-        kid=kid.squared.value,
-        kid_standard_error=kid.squared.standard_error,
+        frechet=frechet_distance(Moments.of(real_NF), Moments.of(generated_MF)),
+        kid=kid.value,
+        kid_standard_error=kid.standard_error,
         precision=precision,
         recall=recall,
         density=density,

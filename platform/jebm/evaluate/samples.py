@@ -151,8 +151,8 @@ def _to_posterior(posterior_NF: Tensor, samples_MF: Tensor) -> dict[str, Any]:
     """Return the distances between two sets of generated images; None where an image is not finite."""
     frechet = kid = error = None
     if bool(posterior_NF.isfinite().all()) and bool(samples_MF.isfinite().all()):
-        frechet = frechet_distance(Moments.of(posterior_NF), Moments.of(samples_MF)).value
-        kid, error = kernel_distance(posterior_NF, samples_MF).squared
+        frechet = frechet_distance(Moments.of(posterior_NF), Moments.of(samples_MF))
+        kid, error = kernel_distance(posterior_NF, samples_MF)
     return {
         "frechet": frechet,
         "kid": kid,
