@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jebm.report.catalogue import GROUPS, MEASURES, figure, measure
+from jebm.report.catalogue import GROUPS, MEASURES, figure, measure, of_metric
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,6 +40,12 @@ def test_a_figure_has_what_the_catalogue_says_and_no_number_that_json_does_not_k
     assert figure("elbo", (1.0, math.nan)).error is None
     with pytest.raises(KeyError, match="no_such"):
         figure("no_such", 1.0)
+
+
+def test_a_metric_of_training_is_known_by_its_name():
+    assert of_metric("evaluation/elbo") == measure("elbo")
+    assert of_metric("evaluation/unheard_of") is None
+    assert of_metric("elbo") is None
 
 
 def test_the_tables_of_the_documentation_are_those_of_the_catalogue():

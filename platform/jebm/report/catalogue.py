@@ -8,12 +8,10 @@ Titles and meanings have fields, such as {short}, where they tell of one evaluat
 them.
 """
 
-import math
-
 from jebm.report.findings import Figure
 from jebm.report.measure import Measure
 
-__all__ = ["GROUPS", "MEASURES", "figure", "measure"]
+__all__ = ["GROUPS", "MEASURES", "figure", "measure", "of_metric"]
 
 _LIKELIHOOD = (
     Measure(
@@ -332,17 +330,14 @@ def measure(name: str, **fields: object) -> Measure:
     return MEASURES[name].filled(**fields)
 
 
+def of_metric(metric: str) -> Measure | None:
+    """Return the measure behind a metric of training, evaluation/NAME; None for one of another kind."""
+    _, evaluated, name = metric.rpartition("evaluation/")
+    return measure(name) if evaluated and name in MEASURES else None
+
+
 def figure(
     name: str, value: float | tuple[float, float] | None, *, error: float | None = None, **fields: object
 ) -> Figure:
-    """Return a measure's figure for a report; `value` may be a pair with its standard error.
-
-    What is not finite is None. Raises KeyError where the catalogue has no such measure.
-    """
-    if isinstance(value, tuple):
-        value, error = value
-    known = None if value is None or not math.isfinite(value) else float(value)
-    if known is None or error is None or not math.isfinite(error):
-        error = None
-    entry = measure(name, **fields)
-    return Figure(entry.title, known, error, entry.unit, entry.better, entry.meaning)
+    """Return a measure's figure, as `Measure.figure`; raises KeyError as `measure`."""
+    return measure(name, **fields).figure(value, error)

@@ -1,7 +1,10 @@
 """What there is to say of a measure before it is taken; `jebm.report.catalogue` has them all."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from jebm.report.findings import Figure
 
 __all__ = ["SYMBOLS", "Measure"]
 
@@ -44,3 +47,15 @@ class Measure:
         known = {name: f"{v:,}" if isinstance(v, int) else str(v) for name, v in values.items()}
         fields = SYMBOLS | known
         return replace(self, title=self.title.format(**fields), meaning=self.meaning.format(**fields))
+
+    def figure(self, value: float | tuple[float, float] | None, error: float | None = None) -> Figure:
+        """Return a figure for a report; `value` may be a pair with its standard error.
+
+        What is not finite is None.
+        """
+        if isinstance(value, tuple):
+            value, error = value
+        known = None if value is None or not math.isfinite(value) else float(value)
+        if known is None or error is None or not math.isfinite(error):
+            error = None
+        return Figure(self.title, known, error, self.unit, self.better, self.meaning)

@@ -3,9 +3,10 @@
 import re
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jebm.config import leaves
+from jebm.report.catalogue import of_metric
 from jebm.report.findings import (
     Cell,
     Figure,
@@ -137,17 +138,14 @@ def _headline(sweep: Sweep) -> str:
 def _figures(sweep: Sweep, best: Trial | None) -> tuple[Figure, ...]:
     if best is None:
         return ()
-    return tuple(
-        Figure(
-            objective.metric,
-            value,
-            None,
-            "",
-            "lower" if objective.direction == "minimize" else "higher",
-            f"Of trial {best.name}, after {best.images:,} images.",
-        )
-        for objective, value in zip(sweep.objectives, best.values, strict=True)
-    )
+    figures = []
+    for objective, value in zip(sweep.objectives, best.values, strict=True):
+        known = of_metric(objective.metric)
+        better: Literal["lower", "higher"] = "lower" if objective.direction == "minimize" else "higher"
+        meaning = f"{known.title}: {known.meaning} " if known else ""
+        meaning += f"Of trial {best.name}, after {best.images:,} images."
+        figures.append(Figure(objective.metric, value, None, known.unit if known else "", better, meaning))
+    return tuple(figures)
 
 
 def _settings(sweep: Sweep, importances: Sequence[Importance], keys: Sequence[str], best: Trial) -> Table:
