@@ -45,7 +45,7 @@ class QuadraticEnergy(nn.Module):
 
     def __init__(self, matrix_DD: Tensor) -> None:
         super().__init__()
-        self.matrix_DD = matrix_DD
+        self.matrix_DD = nn.Parameter(matrix_DD, requires_grad=False)
 
     def forward(self, z_BD: Tensor) -> Tensor:
         return -0.5 * ((z_BD @ self.matrix_DD.to(z_BD.dtype)) * z_BD).sum(1)
@@ -79,8 +79,8 @@ def transparent_model(latent_dims: tuple[int, ...]) -> JointModel:
 
 
 def image_set(images_NHWC: np.ndarray, labels_N: np.ndarray | None = None) -> ImageSet:
-    n, height, width, channels = images_NHWC.shape
     """Return a set of images as `load_images` would."""
+    n, height, width, channels = images_NHWC.shape
     source = SourceDescription((), "numpy", ())
     labels = None if labels_N is None else "0"
     manifest = DatasetManifest("toy", "test", height, width, channels, n, (), "0", labels, source, "")
