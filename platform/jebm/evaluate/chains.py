@@ -33,6 +33,17 @@ __all__ = [
     "warnings_of",
 ]
 
+_LEAST_ACCEPTANCE = 0.8
+_MOST_STATIONARY_VARIANCE = 1.1
+_MOST_START_LEFT = 0.1
+_MOST_DRIFT_NATS = 0.5
+_MOST_NORM = 1.5
+_MOST_R_HAT = 1.1
+"""R-hat is about sqrt(1 + 1/n) where half a chain is worth n draws. The usual 1.01 asks for n = 50, which
+suits a few long chains; of hundreds, n = 5 each is enough to see that they forget where they were."""
+_LEAST_EFFECTIVE_SAMPLES = 400
+"""What Vehtari et al. 2021 ask for before R-hat and the sample size itself can be trusted."""
+
 
 class Tilt:
     """e -> f(T(e)), the tilt of the prior of noise: p(e) is proportional to exp(f(T(e))) N(e; 0, I)."""
@@ -194,6 +205,7 @@ def chain_report(
     every = max(n for n in range(1, 11) if config.steps % n == 0)
     long_steps = factor * config.steps
     trace = run_chains(f, start_BD, normal, steps=long_steps, step_size=config.step_size, every=every)
+    # Convergence is judged on the draws after the K steps of training.
     first, width = config.steps // every, start_BD.shape[1]
     norm_TB = trace.z_TBD.norm(dim=2)
     draws_TBC = torch.cat([trace.f_TB[:, :, None], trace.z_TBD], 2)[first:]
@@ -224,18 +236,6 @@ def _drift(values_TB: Tensor, first: int) -> Estimate:
     return Estimate(float(difference_B.mean()), float(difference_B.std() / math.sqrt(len(difference_B))))
 
 
-_LEAST_ACCEPTANCE = 0.8
-_MOST_STATIONARY_VARIANCE = 1.1
-_MOST_START_LEFT = 0.1
-_MOST_DRIFT_NATS = 0.5
-_MOST_NORM = 1.5
-_MOST_R_HAT = 1.1
-"""R-hat is about sqrt(1 + 1/n) where half a chain is worth n draws. The usual 1.01 asks for n = 50, which
-suits a few long chains; of hundreds, n = 5 each is enough to see that they forget where they were."""
-_LEAST_EFFECTIVE_SAMPLES = 400
-"""What Vehtari et al. 2021 ask for before R-hat and the sample size itself can be trusted."""
-
-
 def warnings_of(report: ChainReport) -> list[str]:
     """Return a line for each way in which the sampler is not valid as it is configured; none if it is."""
     s, k, n = report.step_size, report.steps, report.long_steps
@@ -243,6 +243,7 @@ def warnings_of(report: ChainReport) -> list[str]:
     if not all(map(math.isfinite, last)):
         return [f"the chains diverged within {n} steps at langevin.step_size {s:g}: reduce it"]
     lines = []
+    # The step size, and the number of steps.
     if report.acceptance < _LEAST_ACCEPTANCE:
         lines.append(
             f"a Metropolis check would take only {report.acceptance:.0%} of the steps at langevin.step_size "
@@ -258,6 +259,7 @@ def warnings_of(report: ChainReport) -> list[str]:
             f"{k} steps of langevin.step_size {s:g} leave {report.start_left:.2f} of the start (asked for: "
             f"at most {_MOST_START_LEFT:g}): the chains have not mixed; raise langevin.steps or the step size"
         )
+    # Where longer chains go.
     if abs(report.f_drift.value) >= _MOST_DRIFT_NATS:
         lines.append(
             f"mean f goes from {last.f - report.f_drift.value:.2f} after {k} steps to {last.f:.2f} after {n} "
@@ -269,6 +271,7 @@ def warnings_of(report: ChainReport) -> list[str]:
             f"mean |z| is {last.norm:.2f} after {n} steps, and {report.gaussian_norm:.2f} under the Gaussian "
             f"prior (allowed: {_MOST_NORM:g} times that): f carries the chains away"
         )
+    # Whether the draws after K steps agree, and how much they tell.
     r_hat = max(report.f_r_hat, report.z_r_hat)
     if r_hat > _MOST_R_HAT:
         lines.append(

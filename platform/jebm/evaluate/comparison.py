@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from jebm.evaluate.measures import Row, measures
 from jebm.evaluate.statistics import Interval, PairedTest, Ratio, paired_ratio, paired_t_test, t_interval
+from jebm.report.findings import plural
 from jebm.report.measure import Measure
 
 __all__ = [
@@ -25,11 +26,22 @@ __all__ = [
     "compare",
     "difference_of",
     "document",
-    "seeds_of",
 ]
 
 REFERENCE = "gaussian"
 """The arm that the others are held against."""
+
+_CLAIMS = (
+    ("frechet", "prior samples are nearer to held-out images"),
+    ("frechet_long", "prior samples of long chains are nearer to held-out images"),
+    ("frechet_posterior_long", "images of long chains are nearer to images of posterior samples"),
+    ("auc_long", "the prior of long chains is harder to tell from the aggregate posterior"),
+    ("elbo", "the normalised ELBO is higher"),
+)
+"""Measure, and what is claimed of an arm where it is better."""
+_GAIN_CLAIM = ("elbo_gain_above", "the tilt adds to the ELBO, by the bound that does not flatter it")
+_JOINT_AGAINST_TOP = ("joint", "top")
+"""The paper's claim against LEBM: an energy over all layers models more than one over the top layer."""
 
 
 @dataclass(frozen=True)
@@ -97,21 +109,6 @@ class Comparison:
     claims: tuple[Claim, ...]
 
 
-_CLAIMS = (
-    ("frechet", "prior samples are nearer to held-out images"),
-    ("frechet_long", "prior samples of long chains are nearer to held-out images"),
-    ("frechet_posterior_long", "images of long chains are nearer to images of posterior samples"),
-    ("auc_long", "the prior of long chains is harder to tell from the aggregate posterior"),
-    ("elbo", "the normalised ELBO is higher"),
-)
-"""Measure, and what is claimed of an arm where it is better."""
-
-_GAIN_CLAIM = ("elbo_gain_above", "the tilt adds to the ELBO, by the bound that does not flatter it")
-
-_JOINT_AGAINST_TOP = ("joint", "top")
-"""The paper's claim against LEBM: an energy over all layers models more than one over the top layer."""
-
-
 def compare(rows: Mapping[str, Mapping[int, Row]], layers: int) -> Comparison:
     """Return the comparison of arm -> seed -> row; all arms have the same seeds, `REFERENCE` is one of them.
 
@@ -121,6 +118,7 @@ def compare(rows: Mapping[str, Mapping[int, Row]], layers: int) -> Comparison:
     arms, seeds = tuple(rows), tuple(rows[REFERENCE])
     all_measures = measures(layers)
     others = [arm for arm in arms if arm != REFERENCE]
+    # Each arm by itself, then against the reference, pair by pair.
     means: dict[str, dict[str, Interval]] = {}
     for arm in arms:
         values = {m.name: list(_values(rows[arm], m.name).values()) for m in all_measures}
@@ -137,6 +135,7 @@ def compare(rows: Mapping[str, Mapping[int, Row]], layers: int) -> Comparison:
         }
         for arm in others
     }
+    # Claims, each with the gates that its arm fails.
     diverged = {arm: tuple(seed for seed in seeds if not rows[arm][seed]) for arm in arms}
     by_name = {m.name: m for m in all_measures}
     pairs = [(arm, REFERENCE, name, text) for arm in others for name, text in (*_CLAIMS, _GAIN_CLAIM)]
@@ -173,7 +172,9 @@ def _contrasts(
 
 
 def _failed(gates: Mapping[str, int], seeds: int) -> list[str]:
-    return [f"{title} ({passed} of {seeds_of(seeds)})" for title, passed in gates.items() if passed < seeds]
+    return [
+        f"{title} ({passed} of {plural(seeds, 'seed')})" for title, passed in gates.items() if passed < seeds
+    ]
 
 
 def _claim(
@@ -185,6 +186,7 @@ def _claim(
     *,
     failed: Sequence[str],
 ) -> Claim:
+    # What the seeds that both arms have say, and why it may not count.
     contrast = _contrast(rows[arm], rows[against], measure)
     lost = [name for name in (arm, against) if len(_values(rows[name], measure.name)) < len(rows[name])]
     verdict: Literal["holds", "open", "contradicted"] = "open"
@@ -195,7 +197,7 @@ def _claim(
         good, bad = test.surely_below, test.surely_above
         if measure.better == "higher":
             good, bad = bad, good
-        reason = difference_of(contrast, measure) + f", {seeds_of(test.pairs)}"
+        reason = difference_of(contrast, measure) + f", {plural(test.pairs, 'seed')}"
         if lost:
             reason += f"; not every seed of {' and '.join(lost)} has the figure"
         elif test.pairs < 2:
@@ -206,6 +208,7 @@ def _claim(
             verdict = "contradicted"
         else:
             reason += "; the interval holds zero"
+    # The verdict in words.
     said = {
         "holds": "holds at this budget",
         "open": "is not shown at this budget",
@@ -215,11 +218,6 @@ def _claim(
     if verdict == "holds" and failed:
         sentence += f" But {arm} fails a gate: {'; '.join(failed)}."
     return Claim(arm, against, measure.name, verdict, sentence)
-
-
-def seeds_of(count: int) -> str:
-    """Return "1 seed", "5 seeds"."""
-    return f"{count} seed" if count == 1 else f"{count} seeds"
 
 
 def _number(value: float, digits: int) -> str:

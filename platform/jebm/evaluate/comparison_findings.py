@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 
 from jebm.config import Config, config_to_dict
-from jebm.evaluate.comparison import GATES, REFERENCE, Comparison, difference_of, seeds_of
+from jebm.evaluate.comparison import GATES, REFERENCE, Comparison, difference_of
 from jebm.evaluate.statistics import Interval
-from jebm.report.findings import Cell, Findings, Measured, Section, Table
+from jebm.report.findings import Cell, Findings, Measured, Section, Table, plural
 
 __all__ = ["comparison_findings"]
 
@@ -17,7 +17,7 @@ def comparison_findings(comparison: Comparison, facts: Mapping[str, str], config
     return Findings(
         title=f"{config.run.name}: priors compared",
         lead=(
-            f"Arms: {arms}, {seeds_of(len(comparison.seeds))} each.",
+            f"Arms: {arms}, {plural(len(comparison.seeds), 'seed')} each.",
             f"Held-out images: {facts.get('held-out images', config.data.held_out or config.data.train)}.",
             f"Budget of each run: {facts.get('budget of each run', 'unknown')}.",
         ),
@@ -60,9 +60,9 @@ def _measures(comparison: Comparison) -> Section:
         "Means and paired differences",
         ("measure", *arms, *(f"{arm} - {REFERENCE}" for arm in others)),
         tuple(rows),
-        f"Mean over {seeds_of(len(comparison.seeds))} ± half of its 95 % t-interval. Differences are paired "
-        "by seed: mean [95 % interval], p of the paired t-test, for distances the ratio (geometric mean). "
-        "Nothing is corrected for the number of tests.",
+        f"Mean over {plural(len(comparison.seeds), 'seed')} ± half of its 95 % t-interval. Differences are "
+        "paired by seed: mean [95 % interval], p of the paired t-test, for distances the ratio (geometric "
+        "mean). Nothing is corrected for the number of tests.",
     )
     return Section(
         "measures",
@@ -85,7 +85,7 @@ def _gates(comparison: Comparison) -> Section:
     rows: list[tuple[Cell, ...]] = []
     for gate in GATES:
         passed = [comparison.gates[arm][gate.title] for arm in others]
-        verdicts = [f"{'passed' if n == seeds else 'failed'}: {n} of {seeds_of(seeds)}" for n in passed]
+        verdicts = [f"{'passed' if n == seeds else 'failed'}: {n} of {plural(seeds, 'seed')}" for n in passed]
         rows.append((gate.title, *verdicts))
     meaning = "Conditions under which a difference means something at all."
     table = Table("Gates", ("gate", *others), tuple(rows), "Seeds that pass, of all.")

@@ -30,6 +30,11 @@ __all__ = [
     "importance_weighted_bound",
 ]
 
+_DECODED_AT_ONCE = 1000
+_ACTIVE_VARIANCE = 0.01
+_FIGURES = 7
+"""Columns of `LikelihoodSums` before those of the layers' rates and the posterior means."""
+
 
 @torch.no_grad()
 def importance_weighted_bound(
@@ -56,9 +61,6 @@ def importance_weighted_bound(
         )
         total_B = torch.logaddexp(total_B, log_weight_B.double().view(count, -1).logsumexp(0))
     return total_B - math.log(samples) - _constant(model, x_BCHW) - log_z
-
-
-_DECODED_AT_ONCE = 1000
 
 
 def _f(model: JointModel, z_BD: Tensor) -> Tensor:
@@ -105,9 +107,6 @@ class Likelihood(NamedTuple):
     """Latents of each layer whose posterior mean varies over images: Var_x E[z|x] > 0.01 (Burda et al.)."""
     importance_weighted: Estimate | None
     """The importance-weighted bound, where it was asked for."""
-
-
-_ACTIVE_VARIANCE = 0.01
 
 
 class LikelihoodSums:
@@ -173,7 +172,3 @@ class LikelihoodSums:
             active_units=[int((variance > _ACTIVE_VARIANCE).sum()) for variance in variances],
             importance_weighted=less(weighted, log_z) if self.importance_samples else None,
         )
-
-
-_FIGURES = 7
-"""Columns of `LikelihoodSums` before those of the layers' rates and the posterior means."""

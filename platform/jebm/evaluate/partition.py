@@ -32,6 +32,12 @@ __all__ = [
 
 _SAMPLES_AT_ONCE = 10_000
 
+_LEAPFROGS = 2
+_LARGEST_ANGLE = math.pi / (2 * _LEAPFROGS)
+"""Without f a transition by this angle ends at the fresh momentum: nothing is left of the start."""
+_PILOT_CHAINS = 100
+_TARGET_ACCEPTANCE = 0.8
+
 
 class LogPartition(NamedTuple):
     """log Z with its standard error, in nats."""
@@ -157,11 +163,6 @@ class _State(NamedTuple):
         return cls(z_BD, *evaluate(z_BD))
 
 
-_LEAPFROGS = 2
-_LARGEST_ANGLE = math.pi / (2 * _LEAPFROGS)
-"""Without f a transition by this angle ends at the fresh momentum: nothing is left of the start."""
-
-
 def _transition(
     evaluate: Callable[[Tensor], tuple[Tensor, Tensor]],
     state: _State,
@@ -212,7 +213,3 @@ def _tuned_angles(
         state, acceptance = _transition(evaluate, state, normal, inverse, angle)
         angle = min(_LARGEST_ANGLE, angle * math.exp(0.3 * (float(acceptance) - _TARGET_ACCEPTANCE)))
     return angles
-
-
-_PILOT_CHAINS = 100
-_TARGET_ACCEPTANCE = 0.8

@@ -14,6 +14,13 @@ from jebm.store.retrieve import open_checkpoint, read_tensors, tensor_table
 
 __all__ = ["Restored", "restored", "stored_config"]
 
+_KEYS = {
+    "inference": "inference.channels, inference.width, model.latent_dims or model.image_size",
+    "generator": "generator.channels, generator.width, generator.join, model.latent_dims or model.image_size",
+    "energy": "prior.kind, energy.width, energy.depth, energy.spectral_norm or model.latent_dims",
+}
+"""Of each net, the keys on which the shapes of its tensors depend."""
+
 
 @dataclass(frozen=True)
 class Restored:
@@ -76,14 +83,6 @@ def restored(uri: str, *, device: torch.device | str = "cpu") -> Restored:
     model.load_state_dict({name.partition(".")[2]: tensor for name, tensor in tensors.items()})
     model = model.to(device).eval().requires_grad_(requires_grad=False)
     return Restored(model, config, manifest, run.uri, weights)
-
-
-_KEYS = {
-    "inference": "inference.channels, inference.width, model.latent_dims or model.image_size",
-    "generator": "generator.channels, generator.width, generator.join, model.latent_dims or model.image_size",
-    "energy": "prior.kind, energy.width, energy.depth, energy.spectral_norm or model.latent_dims",
-}
-"""Of each net, the keys on which the shapes of its tensors depend."""
 
 
 def _misfit(place: str, name: str, what: str) -> CheckpointError:

@@ -189,6 +189,7 @@ def _latent_accuracy(subject: Subject) -> list[Estimate]:
         x_BCHW = to_float(subject.train.images_NHWC[chosen_B.numpy()], subject.device)
         return x_BCHW, labels_N[chosen_B].to(subject.device)
 
+    # Trained on the training images, measured on held-out ones.
     with torch.enable_grad():
         classifiers = train_latent_classifiers(
             subject.model,
@@ -197,6 +198,7 @@ def _latent_accuracy(subject: Subject) -> list[Estimate]:
             updates=_CLASSIFIER_UPDATES,
             seed=subject.seed,
         )
+    # Images without a label count for nothing.
     layers = len(subject.layers)
 
     def correct(_position: int, rows: slice) -> Tensor:
@@ -239,13 +241,14 @@ def _effects(subject: Subject) -> list[Table]:
         step_size=langevin.step_size,
         every=langevin.steps,
     )
-    laws = {
+    # Both distributions of z: where chains begin, and where they end.
+    starts = {
         "N(0, I)": energy_draws(subject.tilt, dims, start_BD, normal, None),
         "the prior": energy_draws(subject.tilt, dims, trace.z_TBD[-1], normal, langevin),
     }
     return [
         Table(
-            f"Effect of each layer on f, z from {law}",
+            f"Effect of each layer on f, z from {start}",
             ("layer", "alone", "with others", "change of f (nats)"),
             tuple(
                 (layer, *(Measured(*share) for share in (effect.first_order, effect.total, effect.change)))
@@ -255,5 +258,5 @@ def _effects(subject: Subject) -> list[Table]:
             "layers leave open (Sobol's indices). Change: mean |f(z) - f(z')| when it alone is drawn anew. "
             "± is a standard error.",
         )
-        for law, draws in laws.items()
+        for start, draws in starts.items()
     ]

@@ -24,6 +24,7 @@ def ood_section(subject: Subject, *, full: bool = True) -> Section:
     normal = _scores(subject, subject.images_NHWC, "scores")
     figures, tables = [], []
     paper, conditional = "log p(x, z)", f"L>{len(subject.layers) - 1}"
+    # Against other data sets.
     for name, images in subject.out.items():
         found = detections(normal, _scores(subject, images.images_NHWC[: subject.samples], f"scores {name}"))
         tables.append(
@@ -39,6 +40,7 @@ def ood_section(subject: Subject, *, full: bool = True) -> Section:
         )
         shown = [paper, *([conditional] if conditional in found else [])]
         figures += [figure("auroc", found[score].auroc, score=score, anomalies=name) for score in shown]
+    # Against one class of the data.
     labels_N = None if subject.images.labels_N is None else labels(subject.images, len(subject.images_NHWC))
     if labels_N is not None:
         tables.append(_by_label(normal, labels_N))

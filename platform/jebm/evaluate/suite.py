@@ -41,6 +41,14 @@ _FEWEST_SAMPLES = 100
 
 _LOG = logging.getLogger("jebm.evaluate")
 
+_SECTIONS: Mapping[str, Callable[..., Section]] = {
+    "likelihood": likelihood_section,
+    "samples": samples_section,
+    "hierarchy": hierarchy_section,
+    "ood": ood_section,
+    "chains": chains_section,
+}
+
 
 @dataclass(frozen=True)
 class Request:
@@ -269,12 +277,3 @@ def _origin(subject: Subject, origin: Restored, began: datetime) -> dict[str, st
     if "net" in vars(subject):  # a measure has asked for it
         facts |= {"features": subject.net.name, "features_sha256": subject.net.sha256}
     return facts
-
-
-_SECTIONS: Mapping[str, Callable[..., Section]] = {
-    "likelihood": likelihood_section,
-    "samples": samples_section,
-    "hierarchy": hierarchy_section,
-    "ood": ood_section,
-    "chains": chains_section,
-}

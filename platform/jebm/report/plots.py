@@ -68,6 +68,7 @@ def curve_svg(curve: Curve, *, logarithmic: bool = False) -> bytes | None:
     values = [*curve.x, *(y for line in curve.lines.values() for y in line)]
     if logarithmic and not all(0 < value < _LARGEST for value in values):
         raise ValueError(f"{curve.title}: a value that is not positive has no place on a logarithmic axis")
+    # What is not finite is a gap; a line of nothing else is left out.
     drawable = {name: [_drawable(y) for y in line] for name, line in curve.lines.items()}
     lines = {name: line for name, line in drawable.items() if not all(map(math.isnan, line))}
     if not lines:
