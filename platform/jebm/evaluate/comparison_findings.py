@@ -23,7 +23,7 @@ def comparison_findings(comparison: Comparison, facts: Mapping[str, str], config
         ),
         provenance=dict(facts),
         config=config_to_dict(config),
-        sections=(_claims(comparison), _measures(comparison), _gates(comparison)),
+        sections=(_claims(comparison), _measures(comparison), _gates(comparison), _meanings(comparison)),
     )
 
 
@@ -69,7 +69,6 @@ def _measures(comparison: Comparison) -> Section:
         "Measures",
         "What was measured of each model, on the same images with the same noise.",
         tables=(table,),
-        notes=tuple(f"{measure.title}: {measure.meaning}" for measure in comparison.measures),
     )
 
 
@@ -90,3 +89,15 @@ def _gates(comparison: Comparison) -> Section:
     meaning = "Conditions under which a difference means something at all."
     table = Table("Gates", ("gate", *others), tuple(rows), "Seeds that pass, of all.")
     return Section("gates", "Gates", meaning, tables=(table,))
+
+
+def _meanings(comparison: Comparison) -> Section:
+    return Section(
+        "meanings",
+        "What each measure is",
+        "N images are compared with M samples; K is langevin.steps, L the length of the long chains.",
+        notes=tuple(
+            f"{measure.title}{measure.unit and f' ({measure.unit})'}: {measure.meaning}"
+            for measure in comparison.measures
+        ),
+    )
