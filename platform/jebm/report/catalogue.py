@@ -8,10 +8,25 @@ Titles and meanings have fields, such as {short}, where they tell of one evaluat
 them.
 """
 
+from typing import Literal
+
 from jebm.report.findings import Figure
 from jebm.report.measure import Measure
 
 __all__ = ["GROUPS", "MEASURES", "figure", "measure", "of_metric"]
+
+
+def _after_chains(
+    name: str, title: str, what: str, unit: str, better: Literal["lower", "higher"], digits: int
+) -> tuple[Measure, Measure]:
+    """Return a measure of prior samples after long chains, and after the short ones of training."""
+    return (
+        Measure(
+            f"{name}_long", f"{title}, long chains", f"{what} after the long chains.", unit, better, digits
+        ),
+        Measure(name, f"{title}, short chains", f"{what} after the short chains.", unit, better, digits),
+    )
+
 
 _LIKELIHOOD = (
     Measure(
@@ -155,65 +170,16 @@ _SAMPLES = (
         "{distance} of real images",
         "One half of the real images against the other: the floor, at half the number of images.",
     ),
-    Measure(
-        "kid_long",
-        "KID, long chains",
-        "Kernel distance (unbiased) after the long chains.",
-        better="lower",
-        digits=4,
-    ),
-    Measure(
-        "kid",
-        "KID, short chains",
-        "Kernel distance (unbiased) after the short chains.",
-        better="lower",
-        digits=4,
-    ),
-    Measure(
-        "precision_long",
-        "precision, long chains",
-        "Share of samples that could be real, after the long chains.",
-        "share",
-        "higher",
-        3,
-    ),
-    Measure(
-        "precision",
-        "precision, short chains",
-        "Share of samples that could be real, after the short chains.",
-        "share",
-        "higher",
-        3,
-    ),
-    Measure(
-        "recall_long",
-        "recall, long chains",
-        "Share of real images that could be samples, after the long chains.",
-        "share",
-        "higher",
-        3,
-    ),
-    Measure(
-        "recall",
-        "recall, short chains",
-        "Share of real images that could be samples, after the short chains.",
-        "share",
-        "higher",
-        3,
-    ),
-    Measure(
+    *_after_chains("kid", "KID", "Kernel distance (unbiased)", "", "lower", 4),
+    *_after_chains("precision", "precision", "Share of samples that could be real,", "share", "higher", 3),
+    *_after_chains("recall", "recall", "Share of real images that could be samples,", "share", "higher", 3),
+    *_after_chains(
         "auc",
-        "two-sample AUC, short chains",
-        "Of a classifier of prior against posterior latents; 0.5: it cannot tell them apart.",
-        better="lower",
-        digits=3,
-    ),
-    Measure(
-        "auc_long",
-        "two-sample AUC, long chains",
-        "The two-sample AUC after the long chains.",
-        better="lower",
-        digits=3,
+        "two-sample AUC",
+        "Of a classifier of prior against posterior latents (0.5: it cannot tell them apart),",
+        "",
+        "lower",
+        3,
     ),
 )
 
