@@ -30,7 +30,7 @@ def chains_section(subject: Subject, *, full: bool = False) -> Section:
     config = subject.config.langevin
     if subject.tilt is None:
         exact = "The prior is Gaussian: its samples are exact, and need no chain."
-        return Section("chains", "Chains", exact, 0.0)
+        return Section("chains", "Chains", exact)
     factor = subject.config.evaluation.chain_factor
     if full:
         factor = max(factor, 1 + math.ceil(_DRIFT_STEPS / config.steps))
@@ -49,8 +49,7 @@ def chains_section(subject: Subject, *, full: bool = False) -> Section:
         "Whether the Langevin sampler is valid at its step size, and its chains long enough: "
         f"{_CHAINS} chains of {from_prior.long_steps:,} steps, with langevin.steps {config.steps} and "
         f"langevin.step_size {config.step_size:g}.",
-        0.0,
-        _figures(from_prior, from_posterior),
+        figures=_figures(from_prior, from_posterior),
         curves=(*_curves(from_prior, from_posterior), *(curve for curve, _ in long_chain)),
         pictures=tuple(rows for _, rows in long_chain),
         warnings=tuple(f"from N(0, I): {line}" for line in warnings_of(from_prior)),

@@ -50,7 +50,7 @@ def hierarchy_section(subject: Subject, *, full: bool = False) -> Section:
     pictures = _hierarchical_pictures(subject, "conditional")
     meaning = "What each latent layer does: samples in which one layer alone is drawn anew."
     if not full:
-        return Section("hierarchy", "Hierarchy", meaning, 0.0, pictures=tuple(pictures))
+        return Section("hierarchy", "Hierarchy", meaning, pictures=tuple(pictures))
     pictures += _hierarchical_pictures(subject, "marginal") + _walks(subject)
     accuracy = _latent_accuracy(subject)
     changed = {source: _changed(subject, source) for source in _SOURCES}
@@ -67,9 +67,8 @@ def hierarchy_section(subject: Subject, *, full: bool = False) -> Section:
         "hierarchy",
         "Hierarchy",
         meaning + " The paper's claim is that the class lies at the top and detail at the bottom.",
-        0.0,
-        figures,
-        (_classes(subject, accuracy, changed), *_effects(subject)),
+        figures=figures,
+        tables=(_classes(subject, accuracy, changed), *_effects(subject)),
         pictures=tuple(pictures),
     )
 

@@ -42,9 +42,8 @@ def likelihood_section(subject: Subject, *, full: bool = False) -> Section:
         "Likelihood",
         f"How likely the model finds {found.images:,} images, with the prior normalised: log Z of the tilt "
         "is estimated by annealed importance sampling, from below and from above.",
-        0.0,
-        tuple(figures),
-        (_layers(subject, found),),
+        figures=tuple(figures),
+        tables=(_layers(subject, found),),
         warnings=tuple(_warnings(subject)),
     )
 

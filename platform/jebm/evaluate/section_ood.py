@@ -50,9 +50,8 @@ def ood_section(subject: Subject, *, full: bool = True) -> Section:
         "Out of distribution",
         "How well scores of the model tell images that it does not know: higher is more in-distribution, and "
         "the sign of each score is fixed by what it is. Of one run: intervals need several seeds.",
-        0.0,
-        tuple(figures),
-        tuple(tables),
+        figures=tuple(figures),
+        tables=tuple(tables),
         warnings=() if tables else (nothing,),
     )
 

@@ -44,9 +44,8 @@ def samples_section(subject: Subject, *, full: bool = False) -> Section:
         "Samples",
         "How far images of the prior are from real ones, beside what the decoder alone could reach "
         "(reconstructions), what chance gives (real against real) and what N(0, I) gives without the tilt.",
-        0.0,
-        _figures(subject, quality),
-        (_to_real(subject.net, quality, names), _to_posterior(quality, names)),
+        figures=_figures(subject, quality),
+        tables=(_to_real(subject.net, quality, names), _to_posterior(quality, names)),
         pictures=_sample_pictures(subject, quality["samples_long"]["steps"]),
         warnings=(*_warnings_of_net(subject.net, images), *lost),
     )

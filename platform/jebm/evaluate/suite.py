@@ -35,7 +35,6 @@ from jebm.store.storage import open_store
 
 __all__ = ["MEASURES", "Checked", "Request", "check", "evaluate", "evaluate_request", "measures_of"]
 
-MEASURES = ("likelihood", "samples", "hierarchy", "ood", "chains")
 _QUICK = ("likelihood", "samples", "hierarchy", "chains")
 _FEWEST_SAMPLES = 100
 
@@ -48,6 +47,8 @@ _SECTIONS: Mapping[str, Callable[..., Section]] = {
     "ood": ood_section,
     "chains": chains_section,
 }
+MEASURES = tuple(_SECTIONS)
+"""Sections of a report, in their order."""
 
 
 @dataclass(frozen=True)
