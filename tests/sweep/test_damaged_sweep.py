@@ -16,11 +16,12 @@ from test_study import finish, next_of, search, start
 
 from jebm.config import Config, config_to_dict
 from jebm.errors import ConfigError, StoreError
+from jebm.parser import override
 from jebm.store.checkpoint import Checkpoints, Facts
 from jebm.store.storage import Store, open_store
 from jebm.sweep.record import check_same
-from jebm.sweep.space import with_parameters
-from jebm.sweep.study import SweepStudy, run_name
+from jebm.sweep.study import SweepStudy
+from jebm.sweep.study_log import run_name
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
@@ -31,7 +32,7 @@ def checkpoint(store: Store, number: int, parameters: dict[str, object]) -> None
         step=10,
         attempt=1,
         world_size=1,
-        config=config_to_dict(with_parameters(Config(), parameters)),
+        config=config_to_dict(override(Config(), parameters)),
         provenance={},
         metrics={"distortion": 1.0},
         state={},

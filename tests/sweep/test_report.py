@@ -29,19 +29,13 @@ from jebm.errors import CheckpointError, ConfigError, StoreError
 from jebm.parser import load_config
 from jebm.store.storage import open_store
 from jebm.sweep.axes import KeyAxis, ValueAxis
+from jebm.sweep.dimensions import position
 from jebm.sweep.drawings import best_so_far
+from jebm.sweep.importances import Importance, find_importances, what_mattered
+from jebm.sweep.judge import concerns, confidence
 from jebm.sweep.key_drawings import smooth
 from jebm.sweep.report import make_report, write_tensorboard
-from jebm.sweep.results import (
-    Importance,
-    Sweep,
-    concerns,
-    confidence,
-    find_importances,
-    position,
-    read_sweep,
-    what_mattered,
-)
+from jebm.sweep.results import Sweep, read_sweep
 from jebm.sweep.space import Objective
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -144,7 +138,11 @@ def make_sweep(
     """Write a sweep's folder, and return it."""
     folder.mkdir(parents=True)
     description = {
-        "search": {"trials": len(trials)} if search is None else search,
+        "format": "jebm-sweep",
+        "version": 1,
+        "data_sha256": "",
+        "starts": [],
+        "search": {"trials": len(trials), "space": {}} if search is None else search,
         "config": config_to_dict(Config()) if config is None else config,
         "provenance": {"jebm": "1.2.3", "git_revision": "0123abcd"} if facts is None else facts,
     }
@@ -630,6 +628,7 @@ def test_what_is_no_png_stays_out(tmp_path):
     assert Page(make_report(open_store(folder), tmp_path / "out")).pictures == []
 
 
+BEGUN = '{"format": "jebm-sweep", "version": 1, "search": {"space": {}}, "starts": [], "data_sha256": "", '
 EVIL = "</script><img src=x onerror=alert(1)>\"'`|*_[x](javascript:alert(1))&amp;\nevil: 1\n# h"
 
 
@@ -647,7 +646,7 @@ def hostile_sweep(folder: Path) -> str:
         objectives=((EVIL, "minimize"),),
         name=f"a{EVIL}",
         config=config,
-        search={EVIL: [EVIL]},
+        search={EVIL: [EVIL], "space": {}},
         facts={EVIL: EVIL},
     )
 
@@ -712,15 +711,15 @@ def damage(folder: Path, what: str) -> None:
     elif what == "no json":
         description.write_text("{")
     elif what == "no config":
-        description.write_text('{"search": {}, "provenance": {}}')
+        description.write_text(BEGUN + '"provenance": {}}')
     elif what == "config no mapping":
-        description.write_text('{"search": {}, "provenance": {}, "config": 3}')
+        description.write_text(BEGUN + '"provenance": {}, "config": 3}')
     elif what == "deep":
         description.write_text(
-            '{"search": {}, "provenance": {}, "config": ' + '{"a":' * 99_999 + "1" + "}" * 100_000
+            BEGUN + '"provenance": {}, "config": ' + '{"a":' * 99_999 + "1" + "}" * 100_000
         )
     elif what == "half a character":
-        description.write_text('{"search": {}, "provenance": {"a": "\\ud800"}, "config": {}}')
+        description.write_text(BEGUN + '"provenance": {"a": "\\ud800"}, "config": {}}')
     elif what == "a folder":
         description.unlink()
         description.mkdir()

@@ -8,8 +8,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from jebm.config import Config
 from jebm.errors import ConfigError
-from jebm.parser import load_config
-from jebm.sweep.space import Halving, Objective, load_search, search_from_dict, with_parameters
+from jebm.parser import load_config, override
+from jebm.sweep.space import Halving, Objective, load_search, search_from_dict
 
 ROOT = Path(__file__).parents[2]
 SMOKE = load_config(ROOT / "jobs/configs/smoke.yaml", {"evaluation.every_steps": 10})
@@ -56,15 +56,13 @@ def test_a_file_gives_optunas_distributions(tmp_path: Path) -> None:
 
 
 def test_a_sample_becomes_a_config() -> None:
-    config = with_parameters(
+    config = override(
         SMOKE,
         {"model.latent_dims": "[3, 1, 4]", "langevin.step_size": 0.1 + 0.2, "run.seed": 7},
-        storage="s3://bucket/sweep/trials",
-        name="t0003",
     )
     assert config.model.latent_dims == (3, 1, 4)
     assert config.langevin.step_size == 0.1 + 0.2
-    assert (config.run.storage, config.run.name, config.run.seed) == ("s3://bucket/sweep/trials", "t0003", 7)
+    assert config.run.seed == 7
     assert config.generator == SMOKE.generator
 
 
@@ -81,7 +79,7 @@ def test_values_that_are_wrong_only_together_are_left_to_the_trial() -> None:
     space = {"train.batch_size": ["choice", [102, 100]], "train.accumulate": ["choice", [50, 1]]}
     found = search_from_dict({"space": space, "objective": GOAL, "trials": 1}, SMOKE)
     with pytest.raises(ConfigError, match=r"train\.batch_size: 102 must divide"):
-        with_parameters(SMOKE, {"train.batch_size": 102, "train.accumulate": 50})
+        override(SMOKE, {"train.batch_size": 102, "train.accumulate": 50})
     assert len(found.space) == 2
 
 

@@ -24,7 +24,7 @@ from jebm.parser import argument_parser, job_parser, parse, parse_arguments
 from jebm.store.storage import Store, open_store
 from jebm.sweep.report import make_report, write_tensorboard
 from jebm.sweep.space import load_search
-from jebm.sweep.study import run_name
+from jebm.sweep.study_log import run_name
 from jebm.train.lease import Lease
 from jebm.train.plan import make_plan
 from jebm.train.provenance import provenance

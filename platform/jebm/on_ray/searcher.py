@@ -17,8 +17,10 @@ from ray.tune.search import Searcher
 from jebm.config import Config, config_to_dict
 from jebm.errors import ConfigError
 from jebm.on_ray.trial import METRICS
-from jebm.sweep.space import Halving, Objective, with_parameters
-from jebm.sweep.study import Status, SweepStudy, run_name
+from jebm.parser import override
+from jebm.sweep.space import Halving, Objective
+from jebm.sweep.study import Status, SweepStudy
+from jebm.sweep.study_log import run_name
 from jebm.train.start import total_steps_of
 
 if TYPE_CHECKING:
@@ -89,12 +91,8 @@ class StudySearcher(Searcher):
         trial = _Live(suggestion.number, self._plan.images)
         shown = "  ".join(f"{key} {_brief(value)}" for key, value in suggestion.parameters.items())
         try:
-            config = with_parameters(
-                self._plan.base,
-                suggestion.parameters,
-                storage=f"{run.storage.rstrip('/')}/{run.name}/trials",
-                name=trial.name,
-            )
+            place = {"run.storage": f"{run.storage.rstrip('/')}/{run.name}/trials", "run.name": trial.name}
+            config = override(self._plan.base, suggestion.parameters | place)
         except ConfigError as error:  # values that are fine alone, and not together
             _LOG.info("%s  %s", trial.name, shown)
             self._end(trial, "failed", str(error))

@@ -28,7 +28,8 @@ from jebm.on_ray.waiting import Waiting, free_room
 from jebm.store.storage import open_store
 from jebm.sweep.record import check_same
 from jebm.sweep.space import Search
-from jebm.sweep.study import SweepStudy, run_name
+from jebm.sweep.study import SweepStudy
+from jebm.sweep.study_log import run_name
 from jebm.train.lease import Lease
 from jebm.train.plan import Plan
 

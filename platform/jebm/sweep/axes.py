@@ -12,7 +12,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from jebm.report.findings import number
 from jebm.report.plots import text_of
-from jebm.sweep.results import Sweep, Trial, Value, ordered_choices, position, setting, sign_of
+from jebm.sweep.dimensions import Value, ordered_choices, position, setting
+from jebm.sweep.results import Sweep, Trial
 from jebm.sweep.space import Objective
 
 __all__ = ["KeyAxis", "ResultAxis", "ValueAxis"]
@@ -39,7 +40,7 @@ class ValueAxis:
         """Return the axis for these values."""
         if not values:
             return cls(objective.metric, 0.0, 1.0, log=False, beyond=0)
-        sign = sign_of(objective)
+        sign = objective.sign
         bad = np.sort(sign * np.asarray(values, dtype=float))
         fence = bad[0] + 3 * (np.quantile(bad, 0.75) - bad[0])
         kept = sign * bad[bad <= fence]
@@ -98,7 +99,7 @@ class ResultAxis:
         """Return the axis for the trials of a sweep that have ended."""
         objective = sweep.objectives[0]
         axis = ValueAxis.of(objective, [trial.values[0] for trial in sweep.having("finished")])
-        falling = sign_of(objective) > 0
+        falling = objective.sign > 0
         row = axis.at(1.06 if falling else -0.06)
         note = axis.note
         if sweep.having("pruned", "diverged"):

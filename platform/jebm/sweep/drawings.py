@@ -10,9 +10,10 @@ from matplotlib.ticker import MaxNLocator
 from jebm.report.findings import Drawing
 from jebm.report.plots import svg_of
 from jebm.sweep.axes import ResultAxis, ValueAxis
+from jebm.sweep.importances import Importance
 from jebm.sweep.key_drawings import key_map, parallel, slices
-from jebm.sweep.marks import COLOURS, MARKERS, ended, having, legend, scatter
-from jebm.sweep.results import Importance, Sweep, Trial, sign_of
+from jebm.sweep.marks import COLOURS, MARKERS, having, legend, scatter
+from jebm.sweep.results import Sweep, Trial
 
 __all__ = ["best_so_far", "draw"]
 
@@ -47,7 +48,7 @@ def draw(sweep: Sweep, importances: Sequence[Importance]) -> list[Drawing]:
 
 def best_so_far(sweep: Sweep) -> list[Trial]:
     """Return the finished trials that were better by the first objective than all before them."""
-    sign = sign_of(sweep.objectives[0])
+    sign = sweep.objectives[0].sign
     found: list[Trial] = []
     for trial in sweep.having("finished"):
         if not found or sign * trial.values[0] < sign * found[-1].values[0]:
@@ -62,7 +63,7 @@ def _history(sweep: Sweep) -> Drawing:
     def fill(canvas: Canvas) -> None:
         axes: Axes = canvas.subplots()
         axis.values.lay_out(axes, "y")
-        scatter(axes, sweep, ended(sweep), x=lambda trial: trial.number, y=axis.level)
+        scatter(axes, sweep, sweep.judged, x=lambda trial: trial.number, y=axis.level)
         line_x = [*(trial.number for trial in best), sweep.trials[-1].number]
         line_y = [*(trial.values[0] for trial in best), best[-1].values[0]]
         axes.step(line_x, line_y, where="post", color=COLOURS["best"], label="best so far")
@@ -71,7 +72,7 @@ def _history(sweep: Sweep) -> Drawing:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(canvas)
 
-    still = "falls" if sign_of(sweep.objectives[0]) > 0 else "rises"
+    still = "falls" if sweep.objectives[0].sign > 0 else "rises"
     return Drawing(
         "How the search went",
         svg_of(fill),
@@ -102,8 +103,8 @@ def _pareto(sweep: Sweep) -> Drawing:
             )
         legend(canvas)
 
-    left = "left" if sign_of(sweep.objectives[0]) > 0 else "right"
-    down = "down" if sign_of(sweep.objectives[1]) > 0 else "up"
+    left = "left" if sweep.objectives[0].sign > 0 else "right"
+    down = "down" if sweep.objectives[1].sign > 0 else "up"
     count = len(sweep.objectives)
     more = f" Only the first two of {count} are drawn." if count > 2 else ""
     return Drawing(
@@ -117,7 +118,7 @@ def _pareto(sweep: Sweep) -> Drawing:
 
 def _front_axis(sweep: Sweep, objective: int) -> ValueAxis:
     """Return an axis that holds the front and, of all finished trials, the better half."""
-    sign = sign_of(sweep.objectives[objective])
+    sign = sweep.objectives[objective].sign
     costs = sorted(sign * trial.values[objective] for trial in sweep.having("finished"))
     farthest = max(sign * trial.values[objective] for trial in sweep.front())
     limit = max(farthest, costs[len(costs) // 2])

@@ -3,7 +3,7 @@
 import re
 import statistics
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from jebm.config import leaves
 from jebm.report.catalogue import of_metric
@@ -21,20 +21,11 @@ from jebm.report.findings import (
     yaml_text,
 )
 from jebm.store.storage import Store
+from jebm.sweep.dimensions import Value, position, searched, setting
 from jebm.sweep.drawings import draw
-from jebm.sweep.results import (
-    STATUSES,
-    Importance,
-    Sweep,
-    Trial,
-    concerns,
-    confidence,
-    find_importances,
-    position,
-    searched,
-    setting,
-    what_mattered,
-)
+from jebm.sweep.importances import Importance, find_importances, what_mattered
+from jebm.sweep.judge import concerns, confidence
+from jebm.sweep.results import STATUSES, Sweep, Trial
 
 __all__ = ["sweep_findings"]
 
@@ -252,7 +243,7 @@ def _trial_row(sweep: Sweep, keys: Sequence[str], trial: Trial) -> tuple[Cell, .
     )
 
 
-def _setting(value: Any) -> Cell:  # noqa: ANN401  (a searched key's value: whatever Optuna knows)
+def _setting(value: Value) -> Cell:
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     return value if plain else setting(value)
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure as Canvas
 from jebm.report.findings import Drawing, number
 from jebm.report.plots import svg_of, text_of
 from jebm.sweep.axes import KeyAxis, ResultAxis, ValueAxis
-from jebm.sweep.marks import COLOURS, ended, having, legend, scatter
-from jebm.sweep.results import Sweep, Trial, sign_of
+from jebm.sweep.marks import COLOURS, having, legend, scatter
+from jebm.sweep.results import Sweep, Trial
 
 __all__ = ["key_map", "parallel", "slices", "smooth"]
 
@@ -39,7 +39,7 @@ def slices(sweep: Sweep, keys: Sequence[str]) -> Drawing:
             scatter(
                 axes,
                 sweep,
-                having(ended(sweep), [key.key]),
+                having(sweep.judged, [key.key]),
                 x=partial(_on_axis, key),
                 y=axis.level,
             )
@@ -95,7 +95,7 @@ def key_map(sweep: Sweep, keys: tuple[str, str], *, by_importance: bool) -> Draw
         for side, key in zip("xy", sides, strict=True):
             key.lay_out(axes, side)
         x, y = ([key.coordinate(v) for v in grid] for key, grid in zip(sides, grids, strict=True))
-        colours = "Blues_r" if sign_of(sweep.objectives[0]) > 0 else "Blues"
+        colours = "Blues_r" if sweep.objectives[0].sign > 0 else "Blues"
         values = np.ma.masked_invalid(surface.T)
         cells = axes.pcolormesh(x, y, values, vmin=0, vmax=1, cmap=colours, shading="nearest")
         bar = canvas.colorbar(cells, ax=axes, label=text_of(axis.name))

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as Canvas
 
 from jebm.sweep.results import STATUSES, Sweep, Trial
 
-__all__ = ["COLOURS", "MARKERS", "ended", "having", "legend", "scatter"]
+__all__ = ["COLOURS", "MARKERS", "having", "legend", "scatter"]
 
 COLOURS = {
     "finished": "#0072b2",
@@ -23,11 +23,6 @@ COLOURS = {
 
 MARKERS = {"diverged": "x", "failed": "+", "running": "D", "best": "*"}
 _OPEN = ("pruned", "running")
-
-
-def ended(sweep: Sweep) -> list[Trial]:
-    """Return the trials that ended on their merits."""
-    return sweep.having("finished", "pruned", "diverged")
 
 
 def having(trials: Sequence[Trial], keys: Sequence[str]) -> list[Trial]:

@@ -1,6 +1,5 @@
 """A sweep whose study.log is damaged or gone: its beginning stays, lost trials return from their runs."""
 
-import json
 import re
 from typing import Any
 
@@ -12,8 +11,9 @@ from jebm.store.checkpoint import Checkpoints
 from jebm.store.protocol import one_line
 from jebm.store.records import DamagedRecordError, set_aside
 from jebm.store.storage import ObjectMissingError, Store
+from jebm.sweep.dimensions import Value, contains, label
 from jebm.sweep.space import Search
-from jebm.sweep.study_log import LOG, encoded_entry, first_problem, is_of_another, read_entries
+from jebm.sweep.study_log import LOG, encoded_entry, first_problem, is_of_another, read_entries, run_name
 from jebm.untrusted import JsonObject
 
 __all__ = ["check_log", "good_entries", "lost_trials"]
@@ -76,7 +76,7 @@ def lost_trials(store: Store, search: Search, known: int) -> list[dict[str, Any]
     lost = [number for number in found if number >= known]
     # A name with a huge number is nobody's trial, and must not ask for all those before it.
     last = max((n for i, n in enumerate(lost) if n <= known + 2 * i + 8), default=known - 1)
-    names = {number: f"t{number:04d}" for number in lost}
+    names = {number: run_name(number) for number in lost}
     parameters = [
         _parameters(runs, names[number], search) if number in names else None
         for number in range(known, last + 1)
@@ -100,13 +100,9 @@ def _parameters(runs: Store, name: str, search: Search) -> dict[str, Any] | None
         return None
 
 
-def _parameter(value: object, axis: BaseDistribution) -> Any:  # noqa: ANN401  (a plain value)
+def _parameter(value: object, axis: BaseDistribution) -> Value:
     """Return a config's value as Optuna has it; raises where it is none of what is searched."""
-    if isinstance(value, list):
-        value = json.dumps(value)  # as in `Search.space`
-    if isinstance(axis, FloatDistribution):
-        value = float(value)  # type: ignore[arg-type]
-    internal = axis.to_internal_repr(value)
-    if not axis._contains(internal):
+    drawn = float(value) if isinstance(axis, FloatDistribution) else label(value)  # type: ignore[arg-type]
+    if not contains(axis, drawn):
         raise ValueError("outside of what is searched")
-    return axis.to_external_repr(internal)
+    return axis.to_external_repr(axis.to_internal_repr(drawn))

@@ -7,13 +7,12 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from jebm.errors import ConfigError, StoreError
-from jebm.parser import config_from_dict, config_to_yaml
+from jebm.parser import config_from_dict, config_to_yaml, override
 from jebm.report.findings import number
 from jebm.report.write import write_report
 from jebm.store.storage import LocalStore, Store
 from jebm.sweep.findings import sweep_findings
 from jebm.sweep.results import Sweep, Trial, read_sweep
-from jebm.sweep.space import with_parameters
 
 __all__ = ["make_report", "write_tensorboard"]
 
@@ -78,7 +77,7 @@ def _best_config(sweep: Sweep, best: Trial) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         name = "best"
     try:
-        config = with_parameters(config_from_dict(sweep.config), best.params, name=name)
+        config = override(config_from_dict(sweep.config), best.params | {"run.name": name})
     except ConfigError as error:
         raise ConfigError(f"sweep.json: its config is none of this version: {error}") from error
     results = ", ".join(f"{o.metric} {number(v)}" for o, v in zip(sweep.objectives, best.values, strict=True))

@@ -11,20 +11,13 @@ All of it is checked before anything starts, each value of the space through the
 
 import difflib
 import importlib.util
-import itertools
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution
 
 from jebm.config import SHAPES_RESULT, Config, role_of
 from jebm.errors import ConfigError
@@ -32,6 +25,7 @@ from jebm.parser import override
 from jebm.parser.values import sections
 from jebm.parser.yaml_file import read_yaml
 from jebm.paths import shipped
+from jebm.sweep.dimensions import dimension, finite_number, grid_points, one_of, whole_number
 
 __all__ = [
     "Halving",
@@ -40,12 +34,10 @@ __all__ = [
     "Search",
     "load_search",
     "search_from_dict",
-    "with_parameters",
 ]
 
 Direction = Literal["minimize", "maximize"]
 SamplerName = Literal["tpe", "random", "nsga2", "gp", "grid"]
-_KINDS = ("uniform", "loguniform", "int", "logint", "choice")
 _KEYS = ("space", "objective", "trials", "sampler", "seed", "scheduler", "max_concurrent")
 _REDUCTION = 3.0
 
@@ -56,6 +48,11 @@ class Objective:
 
     metric: str
     direction: Direction
+
+    @property
+    def sign(self) -> int:
+        """1 where low values are good, -1 where high ones are."""
+        return 1 if self.direction == "minimize" else -1
 
 
 @dataclass(frozen=True)
@@ -88,14 +85,15 @@ class Search:
     @property
     def grid(self) -> list[dict[str, Any]]:
         """All points of the space, the last key moving fastest; empty unless the sampler is grid."""
-        return _grid(self.space) if self.sampler == "grid" else []
+        return grid_points(self.space) if self.sampler == "grid" else []
 
     def describe(self) -> list[str]:
         """Return the search as a few lines for a person."""
         lines = []
         for key, entry in self.values["space"].items():
             kind, *rest = entry
-            lines.append(f"{key} {kind} " + (json.dumps(rest[0]) if kind == "choice" else _range(rest)))
+            bounds = " to ".join(f"{bound:g}" for bound in rest if kind != "choice")
+            lines.append(f"{key} {kind} {bounds or json.dumps(rest[0])}")
         goals = ", ".join(f"{goal.direction} {goal.metric}" for goal in self.objectives)
         halving = ""
         if self.scheduler is not None:
@@ -134,13 +132,13 @@ def search_from_dict(values: Mapping[str, Any], base: Config) -> Search:
     for key in ("space", "objective"):
         if key not in values:
             raise ConfigError(f"{key}: is missing")
-    sampler = _one_of(values.get("sampler", "tpe"), get_args(SamplerName), "sampler")
+    sampler = one_of(values.get("sampler", "tpe"), get_args(SamplerName), "sampler")
     space = _space(values["space"], base, grid=sampler == "grid")
     objectives = _objectives(values["objective"], base)
-    points = _grid(space) if sampler == "grid" else None
+    points = grid_points(space) if sampler == "grid" else None
     if points is None and "trials" not in values:
         raise ConfigError("trials: is missing")
-    trials = _whole(values.get("trials", len(points or ())), "trials", 1)
+    trials = whole_number(values.get("trials", len(points or ())), "trials", 1)
     if points is not None and trials > len(points):
         raise ConfigError(f"trials: {trials} are more than the {len(points)} points of the grid")
     scheduler = _halving(values.get("scheduler"))
@@ -154,9 +152,9 @@ def search_from_dict(values: Mapping[str, Any], base: Config) -> Search:
         objectives=objectives,
         trials=trials,
         sampler=sampler,
-        seed=_whole(values.get("seed", 0), "seed", 0),
+        seed=whole_number(values.get("seed", 0), "seed", 0),
         scheduler=scheduler,
-        max_concurrent=None if most is None else _whole(most, "max_concurrent", 1),
+        max_concurrent=None if most is None else whole_number(most, "max_concurrent", 1),
         values={
             "space": dict(values["space"]),
             "objective": [vars(objective) for objective in objectives],
@@ -169,22 +167,11 @@ def search_from_dict(values: Mapping[str, Any], base: Config) -> Search:
     )
     for point in points or ():
         try:
-            with_parameters(base, point)
+            override(base, point)
         except ConfigError as error:
-            raise ConfigError(f"space: the point {_point(point)} is no config: {error}") from error
+            named = ", ".join(f"{key} {value}" for key, value in point.items())
+            raise ConfigError(f"space: the point {named} is no config: {error}") from error
     return search
-
-
-def with_parameters(
-    base: Config, parameters: Mapping[str, Any], *, storage: str | None = None, name: str | None = None
-) -> Config:
-    """Return `base` with a trial's parameters, and with another run.storage and run.name where given.
-
-    Raises:
-        ConfigError: a key is unknown, or the values cannot work together.
-    """
-    place = {"run.storage": storage, "run.name": name}
-    return override(base, {**parameters, **{key: value for key, value in place.items() if value is not None}})
 
 
 def _only(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
@@ -195,28 +182,6 @@ def _only(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
             raise ConfigError(f"unknown key {where}{key}; {hint}")
 
 
-def _one_of(value: object, allowed: tuple[Any, ...], key: str) -> Any:  # noqa: ANN401  (one of `allowed`)
-    if value not in allowed:
-        close = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ConfigError(f"{key}: must be one of {', '.join(allowed)}, not {value}{hint}")
-    return value
-
-
-def _number(value: object, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{key}: needs a number, not {value!r}")
-    return value
-
-
-def _whole(value: object, key: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{key}: needs a whole number, not {value!r}")
-    if value < least:
-        raise ConfigError(f"{key}: must be at least {least}, not {value}")
-    return value
-
-
 def _space(values: object, base: Config, *, grid: bool) -> dict[str, BaseDistribution]:
     if not isinstance(values, dict) or not values:
         raise ConfigError("space: needs at least one key, such as langevin.step_size: [loguniform, 0.05, 1]")
@@ -224,10 +189,10 @@ def _space(values: object, base: Config, *, grid: bool) -> dict[str, BaseDistrib
     for key, entry in values.items():
         if role_of(key) not in SHAPES_RESULT:
             raise ConfigError(f"space: {key} cannot be searched: it does not shape the model or its training")
-        space[key], probes[key] = _dimension(key, entry, grid=grid)
+        space[key], probes[key] = dimension(key, entry, grid=grid)
     try:
         for i in range(max(map(len, probes.values()))):  # fewer configs to parse than one by one
-            with_parameters(base, {key: values[i] for key, values in probes.items() if i < len(values)})
+            override(base, {key: values[i] for key, values in probes.items() if i < len(values)})
     except ConfigError:
         _find_wrong(base, probes)
     return space
@@ -238,43 +203,9 @@ def _find_wrong(base: Config, probes: Mapping[str, Sequence[Any]]) -> None:
     for key, values in probes.items():
         for value in values:
             try:
-                with_parameters(base, {key: value})
+                override(base, {key: value})
             except ConfigError as error:
                 raise ConfigError(f"space: {key} = {value}: {error}") from error
-
-
-def _dimension(key: str, entry: object, *, grid: bool) -> tuple[BaseDistribution, list[Any]]:
-    """Return the distribution of one entry, and the values that must each give a valid config."""
-    where = f"space: {key}"
-    if not isinstance(entry, list) or not entry:
-        raise ConfigError(f"{where}: must be a list such as [uniform, 0.1, 1.0] or [choice, [1, 2]]")
-    kind = _one_of(entry[0], _KINDS, where)
-    if kind == "choice":
-        if len(entry) != 2 or not isinstance(entry[1], list) or not entry[1]:
-            raise ConfigError(f"{where}: needs one list of values, [choice, [1, 2]]")
-        labels = [json.dumps(value) if isinstance(value, list) else value for value in entry[1]]
-        for label in labels:
-            if not isinstance(label, str | int | float | None):
-                raise ConfigError(f"{where}: a choice must be a plain value or a list, not {label!r}")
-        if len({json.dumps(label) for label in labels}) < len(labels):
-            raise ConfigError(f"{where}: a choice stands twice")
-        return CategoricalDistribution(labels), labels
-    if len(entry) != 3:
-        raise ConfigError(f"{where}: needs two bounds, [{kind}, low, high]")
-    low, high = (_number(bound, where) for bound in entry[1:])
-    if low >= high:
-        raise ConfigError(f"{where}: the low bound {low:g} must lie below the high bound {high:g}")
-    if kind.startswith("log") and low <= 0:
-        raise ConfigError(f"{where}: {kind} needs a low bound above 0, not {low:g}")
-    if kind in ("int", "logint"):
-        low, high = (_whole(bound, where, -(2**53)) for bound in (low, high))
-        if grid and kind == "logint":
-            raise ConfigError(f"{where}: a grid needs choice or int, not logint")
-        return IntDistribution(low, high, log=kind == "logint"), [low, high]
-    if grid:
-        raise ConfigError(f"{where}: a grid needs choice or int, not {kind}")
-    inside = low + (high - low) / math.pi  # no whole number: a key that must be one shows itself
-    return FloatDistribution(low, high, log=kind == "loguniform"), [low, inside, high]
 
 
 def _objectives(values: object, base: Config) -> tuple[Objective, ...]:
@@ -293,7 +224,7 @@ def _objectives(values: object, base: Config) -> tuple[Objective, ...]:
             raise ConfigError("objective.metric: needs the name of a metric, such as evaluation/frechet_long")
         if "direction" not in entry:
             raise ConfigError(f"objective.direction: is missing for {metric}; minimize or maximize")
-        direction = _one_of(entry["direction"], get_args(Direction), "objective.direction")
+        direction = one_of(entry["direction"], get_args(Direction), "objective.direction")
         if metric.startswith("evaluation/") and base.evaluation.every_steps == 0:
             raise ConfigError(f"objective: {metric} is measured only where evaluation.every_steps is above 0")
         objectives.append(Objective(metric, direction))
@@ -314,24 +245,7 @@ def _halving(values: object) -> Halving | None:
     _only(options, ("grace_images", "reduction"), "scheduler.asha.")
     if "grace_images" not in options:
         raise ConfigError("scheduler.asha.grace_images: is missing: images that every trial sees")
-    reduction = _number(options.get("reduction", _REDUCTION), "scheduler.asha.reduction")
+    reduction = finite_number(options.get("reduction", _REDUCTION), "scheduler.asha.reduction")
     if reduction <= 1:
         raise ConfigError(f"scheduler.asha.reduction: must be above 1, not {reduction:g}")
-    return Halving(_whole(options["grace_images"], "scheduler.asha.grace_images", 1), float(reduction))
-
-
-def _grid(space: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
-    values = [
-        list(axis.choices) if isinstance(axis, CategoricalDistribution) else range(axis.low, axis.high + 1)
-        for axis in space.values()
-        if isinstance(axis, CategoricalDistribution | IntDistribution)
-    ]
-    return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
-
-
-def _point(parameters: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in parameters.items())
-
-
-def _range(bounds: list[float]) -> str:
-    return " to ".join(f"{bound:g}" for bound in bounds)
+    return Halving(whole_number(options["grace_images"], "scheduler.asha.grace_images", 1), float(reduction))

@@ -31,9 +31,9 @@ from jebm.store.storage import Store
 from jebm.sweep.record import RECORD, check_same, encoded_record
 from jebm.sweep.recovery import good_entries, lost_trials
 from jebm.sweep.space import Search
-from jebm.sweep.study_log import StudyLog
+from jebm.sweep.study_log import StudyLog, run_name
 
-__all__ = ["Status", "Suggestion", "SweepStudy", "run_name", "sampler_of"]
+__all__ = ["Status", "Suggestion", "SweepStudy", "sampler_of"]
 
 Status: TypeAlias = Literal["finished", "pruned", "diverged", "failed"]
 
@@ -45,11 +45,6 @@ _STATES = {
     "diverged": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
-
-
-def run_name(number: int) -> str:
-    """Return the name of a trial's run, such as t0007."""
-    return f"t{number:04d}"
 
 
 @dataclass(frozen=True)
@@ -101,18 +96,7 @@ class SweepStudy:
         self._log = StudyLog(store, entries)
         self._storage = JournalStorage(self._log)
         with self._log.together():
-            self.study = optuna.create_study(
-                study_name=name,
-                storage=self._storage,
-                directions=[objective.direction for objective in search.objectives],
-                load_if_exists=True,
-            )
-            metrics = [goal.metric for goal in search.objectives]
-            if "objectives" not in self.study.user_attrs:
-                self.study.set_user_attr("objectives", metrics)
-            with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-                if self.study.metric_names is None:  # what Optuna's own pages call the values
-                    self.study.set_metric_names(metrics)
+            self.study = _opened(name, self._storage, search)
         self._failed_before = {trial.number for trial in self.trials if trial.state == TrialState.FAIL}
         self._recover(store, damage)
         self._interrupted = self._find_interrupted()
@@ -134,7 +118,7 @@ class SweepStudy:
             return []
         if len(self._search.objectives) == 1:
             return [self.study.best_trial]
-        sign = 1 if self._search.objectives[0].direction == "minimize" else -1
+        sign = self._search.objectives[0].sign
         return sorted(self.study.best_trials, key=lambda trial: sign * trial.values[0])
 
     def suggest(self, wait_seconds: float) -> Suggestion | None:
@@ -275,6 +259,23 @@ class SweepStudy:
     def _set(self, number: int, attributes: Mapping[str, Any]) -> None:
         for name, value in attributes.items():
             self._storage.set_trial_user_attr(self._id(number), name, value)
+
+
+def _opened(name: str, storage: JournalStorage, search: Search) -> optuna.Study:
+    """Return the study of a search, new or as the journal has it."""
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        directions=[objective.direction for objective in search.objectives],
+        load_if_exists=True,
+    )
+    metrics = [goal.metric for goal in search.objectives]
+    if "objectives" not in study.user_attrs:
+        study.set_user_attr("objectives", metrics)
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        if study.metric_names is None:  # what Optuna's own pages call the values
+            study.set_metric_names(metrics)
+    return study
 
 
 def _starts_before(store: Store, name: str, search: Search, base: Config, data_sha256: str) -> list[Any]:

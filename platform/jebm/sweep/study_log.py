@@ -11,15 +11,26 @@ from contextlib import contextmanager
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.study import StudyDirection
+from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from jebm.errors import StoreError
 from jebm.store.records import read_bytes
 from jebm.store.storage import Store
+from jebm.sweep.dimensions import contains
 from jebm.sweep.space import Search
 from jebm.untrusted import JsonObject, parsed_object
 
-__all__ = ["LOG", "Entries", "StudyLog", "encoded_entry", "first_problem", "is_of_another", "read_entries"]
+__all__ = [
+    "LOG",
+    "Entries",
+    "StudyLog",
+    "encoded_entry",
+    "first_problem",
+    "is_of_another",
+    "read_entries",
+    "run_name",
+]
 
 LOG = "study.log"
 
@@ -30,6 +41,11 @@ _MIRROR_EVERY_SECONDS = 3.0
 _RETRY_SECONDS = 2.0
 _LAST_PATIENCE_SECONDS = 600.0
 _STATUSES = ("finished", "pruned", "diverged", "failed")
+
+
+def run_name(number: int) -> str:
+    """Return the name of a trial's run, such as t0007."""
+    return f"t{number:04d}"
 
 
 def encoded_entry(entry: JsonObject) -> bytes:
@@ -101,9 +117,7 @@ def is_of_another(entries: Sequence[JsonObject], search: Search) -> bool:
     """Whether a journal has other objectives, or its first trial comes from another space."""
     goals = [goal.metric for goal in search.objectives]
     try:
-        storage = JournalStorage(Entries(entries))
-        for study in storage.get_all_studies():
-            trials = storage.get_all_trials(study._study_id, deepcopy=False)
+        for study, trials in _replayed(entries):
             drawn = trials[0].distributions if trials else {}
             if study.user_attrs.get("objectives", goals) != goals or any(
                 search.space.get(key) != distribution for key, distribution in drawn.items()
@@ -114,15 +128,20 @@ def is_of_another(entries: Sequence[JsonObject], search: Search) -> bool:
     return False
 
 
+def _replayed(entries: Sequence[JsonObject]) -> list[tuple[FrozenStudy, list[FrozenTrial]]]:
+    """Return the studies of a journal, each with its trials; raises all sorts of errors if it is damaged."""
+    storage = JournalStorage(Entries(entries))
+    studies = storage.get_all_studies()
+    return [(study, storage.get_all_trials(study._study_id, deepcopy=False)) for study in studies]
+
+
 def _problem(entries: Sequence[JsonObject], name: str, search: Search) -> str:
     """Return what is wrong with a journal, such as a trial outside of the search; "" for nothing."""
     directions = [StudyDirection[goal.direction.upper()] for goal in search.objectives]
     try:
-        storage = JournalStorage(Entries(entries))
-        for study in storage.get_all_studies():
+        for study, trials in _replayed(entries):
             if study.study_name != name or study.directions != directions:
                 raise ValueError(f"it is of the study {study.study_name}, or has other objectives")
-            trials = storage.get_all_trials(study._study_id, deepcopy=False)
             for trial in trials:
                 half = trial is trials[-1] and trial.state == TrialState.RUNNING
                 _check_trial(trial, search, half=half)
@@ -133,12 +152,7 @@ def _problem(entries: Sequence[JsonObject], name: str, search: Search) -> str:
 
 def _last_is_half(entries: Sequence[JsonObject], search: Search) -> bool:
     """Whether a sound journal ends before all parameters of its last trial are there."""
-    storage = JournalStorage(Entries(entries))
-    trials = [
-        trial
-        for study in storage.get_all_studies()
-        for trial in storage.get_all_trials(study._study_id, deepcopy=False)
-    ]
+    trials = [trial for _, of_study in _replayed(entries) for trial in of_study]
     return bool(trials) and trials[-1].params.keys() != search.space.keys()
 
 
@@ -150,9 +164,7 @@ def _check_trial(trial: FrozenTrial, search: Search, *, half: bool) -> None:
         raise ValueError(f"trial {trial.number} has other parameters than the search")
     for key, value in trial.params.items():
         distribution = search.space.get(key)
-        if trial.distributions[key] != distribution or not distribution._contains(
-            distribution.to_internal_repr(value)
-        ):
+        if trial.distributions[key] != distribution or not contains(distribution, value):
             raise ValueError(f"trial {trial.number} has {key} {value}, which is not what is searched")
     attributes = trial.user_attrs
     amounts = [attributes.get(name, 0) for name in ("seconds", "images", "step", "attempts")]
