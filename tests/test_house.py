@@ -1,7 +1,7 @@
 """The rules of the house, read from the source: who may import whom, and what a module may do on import.
 
     {errors, paths, untrusted} -> config -> rng -> {core, store -> data} -> report
-        -> {train, evaluate, sweep} -> on_ray -> commands
+        -> {train, evaluate, sweep} -> {campaign, on_ray} -> commands
 
 Left to right only; rooms in one brace do not know each other. `native` (compiled kernels) knows only paths,
 and only core knows it. `parser` and `cli` stand beside this line: they know errors and config, and only
@@ -34,6 +34,8 @@ KNOWS = {
     "train": _BASE | {"config", "rng", "core", "data", "store", "parser", "cli"},
     "evaluate": _BASE | {"config", "rng", "core", "data", "store", "report", "parser"},
     "sweep": _BASE | {"config", "rng", "store", "report", "parser"},
+    "campaign": _BASE
+    | {"config", "rng", "core", "data", "store", "report", "train", "evaluate", "parser", "cli"},
     "on_ray": _BASE
     | {"config", "rng", "core", "data", "store", "report", "train", "evaluate", "sweep", "parser", "cli"},
     "parser": _BASE | {"config"},

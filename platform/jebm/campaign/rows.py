@@ -1,0 +1,125 @@
+"""What was measured of each run, kept beside what it depends on, so that nothing is measured twice."""
+
+import json
+import math
+import sys
+from typing import Any, Generic, Protocol, TypeVar
+
+from jebm.campaign.trials import Trial
+from jebm.cli import tell
+from jebm.config import Config, config_to_dict
+from jebm.data.dataset import load_images
+from jebm.evaluate.features import feature_net
+from jebm.evaluate.measures import long_factor, measure_model
+from jebm.evaluate.restore import restored
+from jebm.report.write import finite
+from jebm.store.records import DamagedRecordError, read_object, set_aside, understood
+from jebm.store.storage import ObjectMissingError, Store, open_store
+from jebm.untrusted import JsonObject, typed
+
+__all__ = ["Instrument", "PriorMeasures", "Row", "Rows"]
+
+Row = dict[str, Any]
+"""What was measured of one run; empty if its training diverged."""
+
+T = TypeVar("T", bound=Trial)
+T_contra = TypeVar("T_contra", bound=Trial, contravariant=True)
+
+
+class Instrument(Protocol[T_contra]):
+    """What a campaign measures of a finished run."""
+
+    def identity(self, trial: T_contra) -> JsonObject:
+        """Return what a run's row depends on beside the run's newest checkpoint, as JSON values."""
+
+    def measure(self, trial: T_contra) -> Row:
+        """Return the row of a finished run: numbers by name, or such mappings by name."""
+
+
+class Rows(Generic[T]):
+    """Measured rows, kept in a store as rows/KEY.json beside what they depend on."""
+
+    def __init__(self, store: Store, instrument: Instrument[T]) -> None:
+        self._store, self._instrument = store, instrument
+
+    def kept(self, trial: T) -> Row | None:
+        """Return the row of a run if it was measured as it would be now; an empty one if it diverged.
+
+        A damaged one is set aside with a line.
+        """
+        key = f"rows/{trial.key}.json"
+        try:
+            found = read_object(self._store, key)
+            with understood(self._store, key):
+                identity, row = typed(found, "identity", dict), _numbers(typed(found, "row", dict))
+        except ObjectMissingError:
+            return None
+        except DamagedRecordError as error:
+            tell(f"{error}; it is kept as {set_aside(self._store, key)}, and the model is measured again")
+            return None
+        return row if identity == self._identity(trial) else None
+
+    def keep(self, trial: T, row: Row) -> None:
+        """Write the row of a run; an empty one says that training diverged."""
+        content = {"identity": self._identity(trial), "row": finite(row)}
+        self._store.put(f"rows/{trial.key}.json", json.dumps(content, indent=1).encode())
+
+    def measure(self, trial: T) -> Row:
+        """Measure the finished run, write the row and return it."""
+        tell(f"measuring {trial.name}")
+        row = self._instrument.measure(trial)
+        self.keep(trial, row)
+        return row
+
+    def _identity(self, trial: T) -> JsonObject:
+        manifest = trial.latest()
+        return {
+            "format": "jebm-comparison-row",
+            "version": 2,
+            "run": trial.name,
+            "steps": trial.total_steps,
+            "checkpoint": None if manifest is None else manifest.name,
+            "created": None if manifest is None else manifest.created.isoformat(),
+            **self._instrument.identity(trial),
+        }
+
+
+def _numbers(content: JsonObject) -> Row:
+    """Return a row from its JSON, where NaN is null; raises ValueError."""
+    row: Row = {}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            row[name] = _numbers(value)
+        elif value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{name} is no number")
+        elif isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise ValueError(f"{name} is too large")
+        else:
+            row[name] = math.nan if value is None else float(value)
+    return row
+
+
+class PriorMeasures:
+    """The measures by which priors are compared, of `jebm.evaluate.measures`: an `Instrument`."""
+
+    def __init__(self, config: Config) -> None:
+        """Read the images of the config that all arms share, and make the feature net."""
+        self._device = "cuda" if config.cluster.gpu else "cpu"
+        train = load_images(open_store(config.data.train))
+        self.held_out = load_images(open_store(config.data.held_out)) if config.data.held_out else train
+        self.net = feature_net(config.evaluation, train, device=self._device)
+
+    def identity(self, trial: Trial) -> JsonObject:
+        """Return what a row depends on: images, features, samples and chains."""
+        return {
+            "held_out": self.held_out.manifest.sha256,
+            "features": self.net.sha256,
+            "samples": trial.config.evaluation.samples,
+            "langevin": config_to_dict(trial.config)["langevin"],
+            "long_steps": long_factor(trial.config) * trial.config.langevin.steps,
+        }
+
+    def measure(self, trial: Trial) -> Row:
+        """Return measure -> value."""
+        model = restored(trial.uri, device=self._device).model
+        return measure_model(model, trial.config, self.held_out, self.net)
