@@ -11,7 +11,7 @@ from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from jebm import errors
-from jebm.config import Config, config_to_dict
+from jebm.config import Cluster, Config, config_to_dict
 from jebm.data.manifest import read_manifest
 from jebm.errors import JebmError
 from jebm.on_ray.cluster import join, needs, submission_id
@@ -92,16 +92,9 @@ def train_workers(
         StoppedError: asked to stop while no worker was training.
         JebmError: as `train`.
     """
-    cluster = config.cluster
     # Ray would refuse to start where its list names a checkpoint that has been pruned. Nothing here reads
     # that list: a run goes on from the newest checkpoint in its storage.
     open_store(config.run.storage).child(config.run.name).delete([SNAPSHOT])
-    workers: int | tuple[int, int] = cluster.workers
-    if cluster.min_workers:
-        workers = (cluster.min_workers, cluster.workers)
-        # Such a group starts on nodes that Ray believes to be there, but one that is lost stays in its books
-        # for half a minute. To wait for it as long as for a node that is bought would be to wait in vain.
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = _ELASTIC_START_SECONDS
     trainer = TorchTrainer(
         work,  # type: ignore[arg-type]  # what it returns is rank 0's return_value
         train_loop_config={
@@ -111,23 +104,24 @@ def train_workers(
             "log_level": log_level,
             "every_report": bool(callbacks),
         },
-        torch_config=GroupConfig(backend="nccl" if cluster.gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers,  # type: ignore[arg-type]
-            use_gpu=cluster.gpu,
-            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.gpu else {}),
-        ),
+        torch_config=GroupConfig(backend="nccl" if config.cluster.gpu else "gloo"),
+        scaling_config=_scaling(config.cluster),
         run_config=RunConfig(
             # Ray's folder is that of our checkpoints, so that it takes them for its own.
             name="checkpoints",
             storage_path=config.run.name,
             storage_filesystem=ray_filesystem(config.run.storage),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            failure_config=FailureConfig(max_failures=config.cluster.max_failures),
             # mypy sees the RunConfig of Train V1.
             callbacks=[*callbacks, Guard(request, config.run.name, needs(config))],  # type: ignore[list-item]
         ),
     )
+    return _result_of(trainer)
+
+
+def _result_of(trainer: TorchTrainer) -> Result:
+    """Run a trainer to its end and return rank 0's result; raises what `train_workers` does."""
     try:
         value = trainer.fit().return_value  # type: ignore[attr-defined]
     except WorkerGroupError as error:
@@ -139,6 +133,21 @@ def train_workers(
     if "error" in value:
         raise getattr(errors, value["error"])(value["message"])
     return Result(**value)
+
+
+def _scaling(cluster: Cluster) -> ScalingConfig:
+    """Return how many workers Ray starts, and what each takes."""
+    workers: int | tuple[int, int] = cluster.workers
+    if cluster.min_workers:
+        workers = (cluster.min_workers, cluster.workers)
+        # Such a group starts on nodes that Ray believes to be there, but one that is lost stays in its books
+        # for half a minute. To wait for it as long as for a node that is bought would be to wait in vain.
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = _ELASTIC_START_SECONDS
+    return ScalingConfig(
+        num_workers=workers,  # type: ignore[arg-type]
+        use_gpu=cluster.gpu,
+        resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.gpu else {}),
+    )
 
 
 def _known_cause(error: WorkerGroupError) -> TrainingFailedError | JebmError:

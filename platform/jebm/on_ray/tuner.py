@@ -17,7 +17,7 @@ import ray.tune
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.execution import class_cache
 
-from jebm.config import Config
+from jebm.config import Cluster, Config
 from jebm.errors import ConfigError
 from jebm.on_ray.cluster import join, needs, places, submission_id
 from jebm.on_ray.reservations import free_abandoned_groups
@@ -199,29 +199,21 @@ def _run(
         ConfigError: it is useless to go on; all trials have been stopped by `stop`.
     """
     cluster = plan.base.cluster
-    at_once = plan.search.max_concurrent or study.left
-    if not cluster.autoscales:
-        at_once = min(at_once, max(1, places(plan.base) // cluster.workers))
-    at_once = min(at_once, study.left)
+    at_once = _at_once(plan, study)
     _LOG.info("%d trials to run, %d at a time of %s", study.left, at_once, needs(plan.base))
+
+    def prune(number: int) -> None:
+        request.ask(run_name(number))
 
     trials = StudySearcher(plan, study, stopping, stop)
     scheduler = None
     if plan.search.scheduler is not None:
-        scheduler = StudyPruner(
-            plan.search.scheduler,
-            plan.search.objectives[0],
-            study,
-            images=plan.images,
-            prune=lambda number: request.ask(run_name(number)),
-        )
-    resources: dict[str, float] = {"CPU": cluster.cpus_per_worker, "GPU": int(cluster.gpu)}
-    if cluster.workers > 1:
-        resources = {"memory": 1}  # the workers take what they need; a trial without any resource cannot be
+        halving, objective = plan.search.scheduler, plan.search.objectives[0]
+        scheduler = StudyPruner(halving, objective, study, images=plan.images, prune=prune)
     trainable = ray.tune.with_parameters(run_trial, provenance=dict(provenance), request=request)
     with tempfile.TemporaryDirectory(prefix="jebm-tune-") as scratch:
         ray.tune.Tuner(
-            ray.tune.with_resources(trainable, resources),
+            ray.tune.with_resources(trainable, _resources(cluster)),
             tune_config=ray.tune.TuneConfig(
                 search_alg=trials,
                 scheduler=scheduler,
@@ -241,6 +233,21 @@ def _run(
         ).fit()
     if trials.failure is not None:
         raise trials.failure
+
+
+def _at_once(plan: SweepPlan, study: SweepStudy) -> int:
+    """Return how many trials run at a time: what was asked for, what fits, what is left."""
+    limits = [study.left, plan.search.max_concurrent or study.left]
+    if not plan.base.cluster.autoscales:
+        limits.append(max(1, places(plan.base) // plan.base.cluster.workers))
+    return min(limits)
+
+
+def _resources(cluster: Cluster) -> dict[str, float]:
+    """Return what Tune keeps free for a trial."""
+    if cluster.workers > 1:
+        return {"memory": 1}  # the workers take what they need; a trial without any resource cannot be
+    return {"CPU": cluster.cpus_per_worker, "GPU": int(cluster.gpu)}
 
 
 class _StopWaiting(ray.tune.Stopper):
