@@ -95,7 +95,7 @@ def _numbers(content: JsonObject) -> Row:
         elif isinstance(value, int) and abs(value) > sys.float_info.max:
             raise ValueError(f"{name} is too large")
         else:
-            row[name] = math.nan if value is None else float(value)
+            row[name] = math.nan if value is None else value
     return row
 
 

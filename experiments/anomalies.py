@@ -1,8 +1,8 @@
 r"""How well scores of images tell anomalies from normal images, for several priors, over seeds.
 
-  python benchmarks/anomalies.py digits --config jobs/configs/mnist_digits.yaml --output runs/anomalies
-  python benchmarks/anomalies.py ood --config jobs/configs/fashion_mnist.yaml --output runs/ood
-  python benchmarks/anomalies.py ood --runs '[runs/fashion-0, runs/fashion-1]' --output runs/ood
+  python experiments/anomalies.py digits --config jobs/configs/mnist_digits.yaml --output runs/anomalies
+  python experiments/anomalies.py ood --config jobs/configs/fashion_mnist.yaml --output runs/ood
+  python experiments/anomalies.py ood --runs '[runs/fashion-0, runs/fashion-1]' --output runs/ood
 
 digits: the paper's table 3. A digit is left out of training, and looked for among the test images of the
 other nine (a fifth of the images; scripts/fetch-mnist-digits brings them). AUPRC depends on the share of
@@ -14,21 +14,19 @@ ood: as many images of another data set (--outliers) as held-out ones, models tr
 (storage/name of finished runs, or storage/name/checkpoints/…; they tell their arm, seed and held-out images).
 
 Scores are those of `jebm.evaluate.ood.scores`, without log Z: it is the same for all images. Arms have the
-same initial weights of generator and inference net, order of the images, and noise. Each finished (anomaly,
-seed, arm) is a line of OUTPUT/rows.jsonl and not done again; of a training that was cut off, the rest is.
+same initial weights of generator and inference net, order of the images, and noise. What was measured of each
+(anomaly, seed, arm) is kept in OUTPUT/rows and not measured again; a training that was cut off resumes.
 """
 
 import dataclasses
-import json
+import re
 import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
@@ -36,26 +34,29 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
+from jebm.campaign.rows import Row, Rows
+from jebm.campaign.runs import rows_of
+from jebm.campaign.trials import Trial
 from jebm.cli import run
-from jebm.config import Config, config_to_dict, differing_keys, leaves
+from jebm.config import Config
 from jebm.core.model import JointModel
 from jebm.data.dataset import ImageSet, load_images
 from jebm.data.loader import to_float
-from jebm.data.manifest import dataset_exists
+from jebm.data.manifest import dataset_exists, read_manifest
 from jebm.data.readers import open_source
 from jebm.data.shards import write_dataset
-from jebm.errors import ConfigError, DivergedError
+from jebm.errors import ConfigError
 from jebm.evaluate.ood import average_precision, detections, scores
 from jebm.evaluate.restore import restored, stored_config
 from jebm.evaluate.share import ALONE
 from jebm.evaluate.statistics import t_interval
-from jebm.parser import argument_parser, config_from_dict, parse_arguments
+from jebm.parser import argument_parser, override, parse_arguments
 from jebm.rng import gaussian_noise
 from jebm.store.retrieve import open_checkpoint
-from jebm.store.storage import open_store
-from jebm.train.loop import fit
-from jebm.train.provenance import provenance
-from jebm.train.runtime import process_runtime
+from jebm.store.storage import LocalStore, open_store
+from jebm.train.runtime import prepare_process
+from jebm.train.start import total_steps_of
+from jebm.untrusted import JsonObject
 
 PAPER = {  # AUPRC of digits 1, 4, 5, 7, 9 held out: table 3 of arXiv 2310.09604
     "VAE (paper)": (0.063, 0.337, 0.325, 0.148, 0.104),
@@ -66,16 +67,14 @@ PAPER = {  # AUPRC of digits 1, 4, 5, 7, 9 held out: table 3 of arXiv 2310.09604
 PAPER_DIGITS = (1, 4, 5, 7, 9)
 SCORE = "log p(x, z)"
 
-Row = dict[str, Any]
-"""A finished case: what it was, numbers of images, and {score: {measure: value}}."""
+
+# -------------------------------------------------------------------------------------------------- one case
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Trial):
     """One model and its anomalies."""
 
-    arm: str
-    seed: int
     anomaly: str
     """The digit, or the URI of the other data set."""
     anomalies: str
@@ -84,47 +83,44 @@ class Case:
     """Data set that the model has not seen, of the kind it was trained on."""
     images: int | None
     """Of each kind, where not all are taken."""
-    config: Config
-    run: str
-    """storage/name of the run to train, or the checkpoint of a finished one."""
-    train: bool
-    """Whether the run is ours to train, or must be there."""
+    given: str = ""
+    """The checkpoint of a finished run; empty where the run is ours to train."""
+
+    @property
+    def key(self) -> str:
+        """What its row is kept under."""
+        return re.sub(r"[^A-Za-z0-9]+", "-", f"{self.given or self.name}-{self.anomaly}")
+
+    def finished(self) -> bool:
+        """Return whether nothing is left to train."""
+        return bool(self.given) or super().finished()
 
 
-# -------------------------------------------------------------------------------------------------- one case
+class Scores:
+    """How well the scores of images tell the anomalies of a case."""
 
+    def identity(self, case: Case) -> JsonObject:
+        """Return what a row depends on beside the run."""
+        return {key: getattr(case, key) for key in ("anomaly", "seed", "given", "normal", "images")}
 
-def identity(case: Case) -> Row:
-    """Return what a case's row begins with, and no other row does."""
-    return {key: getattr(case, key) for key in ("anomaly", "arm", "seed", "run", "normal", "images")}
-
-
-def measured(case: Case) -> Row:
-    """Train (or go on training) the case's run, and return how well its scores tell the anomalies."""
-    began = time.monotonic()
-    with process_runtime(case.config) as runtime:
-        if case.train:
-            fit(case.config, runtime, provenance=provenance())
-        trained = time.monotonic()
-        found = restored(case.run)
-        anomalies = load_images(open_store(case.anomalies))
+    def measure(self, case: Case) -> Row:
+        """Return numbers of images, and {score: {measure: value}} as measures."""
+        began = time.monotonic()
+        found = restored(case.given or case.uri)
         normal = scored(found.model, case, load_images(open_store(case.normal)), "normal")
-        anomalous = scored(found.model, case, anomalies, "anomalous")
-    measures = {name: one._asdict() for name, one in detections(normal, anomalous).items()}
-    if case.anomaly.isdigit():
-        for name, values in measures.items():
-            fifths = [average_precision(-anomalous[name][k::5], -normal[name]) for k in range(5)]
-            values["auprc of fifths"] = statistics.fmean(fifths)
-    return {
-        **identity(case),
-        "step": found.manifest.step,
-        "normal images": len(normal[SCORE]),
-        "anomalous images": len(anomalous[SCORE]),
-        "seconds": round(time.monotonic() - began, 1),
-        "seconds of training": round(trained - began, 1),
-        "measures": measures,
-        "config": config_to_dict(case.config),
-    }
+        anomalous = scored(found.model, case, load_images(open_store(case.anomalies)), "anomalous")
+        measures = {name: one._asdict() for name, one in detections(normal, anomalous).items()}
+        if case.anomaly.isdigit():
+            for name, values in measures.items():
+                fifths = [average_precision(-anomalous[name][k::5], -normal[name]) for k in range(5)]
+                values["auprc of fifths"] = statistics.fmean(fifths)
+        return {
+            "step": found.manifest.step,
+            "normal images": len(normal[SCORE]),
+            "anomalous images": len(anomalous[SCORE]),
+            "seconds": round(time.monotonic() - began, 1),
+            "measures": measures,
+        }
 
 
 @torch.no_grad()
@@ -151,14 +147,6 @@ def scored(model: JointModel, case: Case, images: ImageSet, kind: str) -> dict[s
 # -------------------------------------------------------------------------------------------- what to measure
 
 
-def arm_config(config: Config, arm: str, seed: int, **changes: dict[str, Any]) -> Config:
-    """Return the config of an arm: the same but for its prior, its seed, and `changes` of sections."""
-    values = config_to_dict(config)
-    for section, keys in (*changes.items(), ("prior", {"kind": arm}), ("run", {"seed": seed})):
-        values[section] = {**values[section], **keys}
-    return config_from_dict(values)
-
-
 def arm_of(config: Config) -> str:
     """Return the name of the arm that a run is."""
     kind = config.prior.kind if config.has_energy else "gaussian"
@@ -181,49 +169,51 @@ def digit_cases(config: Config, arguments: Namespace, output: Path) -> Iterator[
             train = data_set(f"without-{digit}-train", "train", digit)
             test = data_set(f"without-{digit}-test", "test", digit)
             for arm in arguments.arms:
-                run = {"name": f"without-{digit}-{arm}-{seed}", "storage": str(output / "runs")}
-                case = arm_config(config, arm, seed, run=run, data={"train": train, "held_out": test})
-                yield Case(
-                    arm=arm,
-                    seed=seed,
-                    anomaly=str(digit),
-                    anomalies=everything,
-                    normal=test,
-                    images=None,
-                    config=case,
-                    run=f"{case.run.storage}/{case.run.name}",
-                    train=True,
-                )
+                changes = {
+                    "run.name": f"without-{digit}-{arm}-{seed}",
+                    "data.train": train,
+                    "data.held_out": test,
+                }
+                of_arm = arm_config(config, arm, seed, output, changes)
+                steps = total_steps(of_arm)
+                yield Case(arm, seed, of_arm, steps, str(digit), everything, test, images=None)
+
+
+def arm_config(config: Config, arm: str, seed: int, output: Path, changes: dict[str, str]) -> Config:
+    """Return the config of an arm: the same but for its prior, its seed, its place, and `changes`."""
+    place = {"run.seed": seed, "run.storage": str(output / "runs")}
+    return override(config, {"prior.kind": arm, **place, **changes})
+
+
+def total_steps(config: Config) -> int:
+    """Return the length of a whole training."""
+    images = read_manifest(open_store(config.data.train)).images
+    return total_steps_of(config, images // config.train.batch_size)
 
 
 def ood_cases(config: Config, arguments: Namespace, output: Path) -> Iterator[Case]:
     """Yield a case for each given run, or for each seed and arm of the config."""
 
-    def case(arm: str, config: Config, uri: str, *, train: bool) -> Case:
+    def case(arm: str, config: Config, given: str = "") -> Case:
         normal = arguments.normal or config.data.held_out
         if normal is None:
-            raise ConfigError(f"{uri}: the run has no data.held_out; give --normal, images it has not seen")
-        return Case(
-            arm=arm,
-            seed=config.run.seed,
-            anomaly=arguments.outliers,
-            anomalies=arguments.outliers,
-            normal=normal,
-            images=arguments.images,
-            config=config,
-            run=uri,
-            train=train,
-        )
+            raise ConfigError(
+                f"{config.run.name} has no data.held_out; give --normal, images it has not seen"
+            )
+        steps = 0 if given else total_steps(config)
+        anomaly = arguments.outliers
+        return Case(arm, config.run.seed, config, steps, anomaly, anomaly, normal, arguments.images, given)
 
     for uri in arguments.runs:
         found, manifest = open_checkpoint(uri)
-        of_run = dataclasses.replace(stored_config(manifest, uri), cluster=config.cluster)
-        yield case(arm_of(of_run), of_run, f"{found.uri}/checkpoints/{manifest.name}", train=False)
+        of_run = stored_config(manifest, uri)
+        storage, _, name = found.uri.rpartition("/")
+        of_run = override(of_run, {"run.storage": storage, "run.name": name})
+        yield case(arm_of(of_run), of_run, f"{found.uri}/checkpoints/{manifest.name}")
     for seed in arguments.seeds if not arguments.runs else ():
         for arm in arguments.arms:
-            run = {"name": f"{config.run.name}-{arm}-{seed}", "storage": str(output / "runs")}
-            of_arm = arm_config(config, arm, seed, run=run)
-            yield case(arm, of_arm, f"{of_arm.run.storage}/{of_arm.run.name}", train=True)
+            name = f"{config.run.name}-{arm}-{seed}"
+            yield case(arm, arm_config(config, arm, seed, output, {"run.name": name}))
 
 
 def cases_of(config: Config, arguments: Namespace) -> list[Case]:
@@ -231,50 +221,6 @@ def cases_of(config: Config, arguments: Namespace) -> list[Case]:
     output = Path(arguments.output)
     make = digit_cases if arguments.experiment == "digits" else ood_cases
     return [*make(config, arguments, output)]
-
-
-# ---------------------------------------------------------------------------------------------- all the cases
-
-
-def finished(path: Path, cases: Sequence[Case]) -> dict[Case, Row]:
-    """Return the rows there are of these cases; ConfigError where one was made by another config."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    found = {}
-    for case in cases:
-        for row in rows:
-            if any(row[key] != value for key, value in identity(case).items()):
-                continue
-            known = dict(leaves(row["config"]))  # keys that came later are at their defaults
-            keys = [key for key in differing_keys(case.config, row["config"]) if key in known]
-            keys += ["train.epochs"] if known["train.epochs"] != case.config.train.epochs else []
-            if keys:
-                raise ConfigError(f"{path}: holds rows of another {', '.join(keys)}; give another --output")
-            found[case] = row
-    return found
-
-
-def run_cases(cases: Sequence[Case], path: Path, parallel: int) -> list[Row]:
-    """Return the rows of all cases, in their order; of a training that diverged there is none."""
-    rows = finished(path, cases)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(parallel, get_context("spawn")) as pool:
-        futures = {pool.submit(measured, case): case for case in cases if case not in rows}
-        for future in as_completed(futures):
-            case = futures[future]
-            try:
-                row = future.result()
-            except DivergedError as error:
-                print(f"{case.anomaly}, seed {case.seed}, {case.arm}: diverged: {error}", flush=True)
-                continue
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-            rows[case] = row
-            with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            values = ", ".join(f"{name} {value:.3f}" for name, value in row["measures"][SCORE].items())
-            print(f"{case.anomaly}, seed {case.seed}, {case.arm}: {values}; {row['seconds']} s", flush=True)
-    return [rows[case] for case in cases if case in rows]
 
 
 # ----------------------------------------------------------------------------------------------------- tables
@@ -370,12 +316,12 @@ def ood_tables(rows: Sequence[Row], arms: Sequence[str]) -> Iterator[str]:
     )
 
 
-def main() -> None:
+def main() -> int:
     """Train, score, print Markdown tables."""
     parser = argument_parser(__doc__ or "")
     add = parser.add_argument
     add("experiment", choices=("digits", "ood"), help="a digit left out of training, or another data set")
-    add("--output", required=True, metavar="FOLDER", help="for runs, data sets and rows.jsonl")
+    add("--output", required=True, metavar="FOLDER", help="for runs, data sets and rows")
     add("--seeds", type=list[int], default=[0, 1, 2], help="of the trainings")
     add("--arms", type=list[Literal["gaussian", "joint", "top"]], default=["gaussian", "joint", "top"])
     add("--parallel", type=int, default=1, help="trainings at once, each in a process of its own")
@@ -397,10 +343,21 @@ def main() -> None:
     config, arguments = parse_arguments(parser)
     engine = dataclasses.replace(config.cluster, engine="process", workers=1, min_workers=None)
     cases = cases_of(dataclasses.replace(config, cluster=engine), arguments)
-    rows = run_cases(cases, Path(arguments.output) / "rows.jsonl", arguments.parallel)
+    prepare_process(cases[0].config, torch.device("cpu"))
+    found = rows_of(
+        cases, Rows(LocalStore(Path(arguments.output).absolute()), Scores()), parallel=arguments.parallel
+    )
+    if found is None:
+        return 1
+    rows = [
+        {"anomaly": case.anomaly, "arm": case.arm, "seed": case.seed, **found[case.key]}
+        for case in cases
+        if found[case.key]  # the others diverged
+    ]
     if rows:
         tables = digit_tables if arguments.experiment == "digits" else ood_tables
         print("\n".join(tables(rows, list(dict.fromkeys(row["arm"] for row in rows)))))
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 r"""Optuna with pruning against random search, at equal budget, on real training curves.
 
-  python benchmarks/sweep.py --config jobs/configs/smoke.yaml --table table.jsonl \
+  python experiments/sweep_against_random.py --config jobs/configs/smoke.yaml --table table.jsonl \
     --data.train data/fashion_mnist/train --data.held_out data/fashion_mnist/test --run.storage runs/sweep \
     --cluster.engine process --cluster.workers 1 --evaluation.every_steps 44 --train.epochs 0.66 …
 
@@ -20,7 +20,6 @@ full trainings, as means over seeds with 95 % intervals; and the paired differen
 the rank correlation of earlier measurements with the last: where it is low, pruning ends the wrong trials.
 """
 
-import dataclasses
 import heapq
 import json
 import logging
@@ -43,7 +42,8 @@ from jebm.cli import run
 from jebm.config import Config
 from jebm.errors import ConfigError, DivergedError
 from jebm.evaluate.quick import quick_look
-from jebm.parser import argument_parser, parse_arguments
+from jebm.parser import argument_parser, override, parse_arguments
+from jebm.sweep.judge import rank_correlation
 from jebm.sweep.space import Search, search_from_dict
 from jebm.sweep.study import sampler_of
 from jebm.train.loop import fit
@@ -90,12 +90,8 @@ def table(config: Config, path: Path, points: Sequence[Point], objective: str) -
         if (step_size, width) in curves:
             continue
         name = f"{config.run.name}-{step_size:g}-{width}"
-        point = dataclasses.replace(
-            config,
-            run=dataclasses.replace(config.run, name=name),
-            langevin=dataclasses.replace(config.langevin, step_size=step_size),
-            energy=dataclasses.replace(config.energy, width=width),
-        )
+        changes = {"run.name": name, "langevin.step_size": step_size, "energy.width": width}
+        point = override(config, changes)
         curve = curves[step_size, width] = trained(point, objective)
         plain = [(images, value if math.isfinite(value) else None) for images, value in curve]
         with path.open("a", encoding="utf-8") as file:
@@ -210,8 +206,7 @@ def main() -> None:
     )
     whole_curves = [[value for _, value in curve] for curve in curves.values() if len(curve) == len(rungs)]
     for place, rung in enumerate(rungs[:-1]):
-        ranks = np.argsort(np.argsort([[curve[place], curve[-1]] for curve in whole_curves], axis=0), axis=0)
-        correlation = statistics.correlation(*ranks.T.tolist())
+        correlation = rank_correlation(*zip(*((c[place], c[-1]) for c in whole_curves), strict=True))
         print(f"rank correlation of {rung} images with the last: {correlation:.2f}")
     print()
     budgets = [4, 8, 16, 32]
