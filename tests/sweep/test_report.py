@@ -1,7 +1,6 @@
-"""Reports of sweeps whose truth is known: real Optuna journals, filled from functions written here."""
+"""Reports of sweeps whose truth is known."""
 
 import base64
-import datetime
 import io
 import json
 import math
@@ -16,10 +15,11 @@ import numpy as np
 import optuna
 import pytest
 import yaml
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from made_sweeps import FULL, SPACE, center, draw, make_sweep, pruned, read, running, trial, value_at
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -29,138 +29,17 @@ from jebm.errors import CheckpointError, ConfigError, StoreError
 from jebm.parser import load_config
 from jebm.store.storage import open_store
 from jebm.sweep.axes import KeyAxis, ValueAxis
-from jebm.sweep.dimensions import position
 from jebm.sweep.drawings import best_so_far
-from jebm.sweep.importances import Importance, find_importances, what_mattered
+from jebm.sweep.importances import find_importances, what_mattered
 from jebm.sweep.judge import concerns, confidence
 from jebm.sweep.key_drawings import smooth
 from jebm.sweep.report import make_report, write_tensorboard
-from jebm.sweep.results import Sweep, read_sweep
-from jebm.sweep.space import Objective
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-SPACE = {
-    "langevin.step_size": FloatDistribution(0.05, 1.0, log=True),
-    "optimizer.generator.lr": FloatDistribution(1e-5, 1e-2, log=True),
-    "energy.width": IntDistribution(10, 200),
-    "langevin.steps": CategoricalDistribution([10, 20, 40]),
-    "model.latent_dims": CategoricalDistribution(["[2, 2, 10]", "[4, 4, 8]"]),
-}
 
 
 def png(level: int) -> bytes:
     file = io.BytesIO()
     Image.new("L", (8, 8), level).save(file, "PNG")
     return file.getvalue()
-
-
-FULL = 60_000
-START = datetime.datetime(2026, 3, 1, 12, 0, 0)
-
-
-def draw(generator: random.Random) -> dict[str, object]:
-    """A point of SPACE, evenly on its scales."""
-    return {
-        "langevin.step_size": 0.05 * 20 ** generator.random(),
-        "optimizer.generator.lr": 1e-5 * 1000 ** generator.random(),
-        "energy.width": generator.randint(10, 200),
-        "langevin.steps": generator.choice([10, 20, 40]),
-        "model.latent_dims": generator.choice(["[2, 2, 10]", "[4, 4, 8]"]),
-    }
-
-
-def value_at(params: dict[str, object]) -> float:
-    """The step size decides, the learning rate matters, the rest does nothing. Best: 0.2, 1e-3, value 10."""
-    return (
-        10
-        + 40 * math.log10(params["langevin.step_size"] / 0.2) ** 2
-        + 2 * math.log10(params["optimizer.generator.lr"] / 1e-3) ** 2
-    )
-
-
-def curve_to(value: float, images: int = FULL) -> dict[int, float]:
-    return {seen: value + 50 * math.exp(-seen / 5000) for seen in range(5000, images + 1, 5000)}
-
-
-def trial(
-    params: dict[str, object],
-    values: float | list[float] | None = None,
-    *,
-    state: TrialState = TrialState.COMPLETE,
-    curve: dict[int, float] | None = None,
-    space: dict = SPACE,
-    **attributes: object,
-) -> FrozenTrial:
-    """A trial as the tuner leaves it; `values` alone make a finished one."""
-    status = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}.get(state.name)
-    values = values if isinstance(values, list) or values is None else [values]
-    if curve is None:
-        curve = curve_to(values[0]) if values else {}
-    made = create_trial(
-        state=state,
-        values=values,
-        params=params,
-        distributions={key: space[key] for key in params},
-        intermediate_values=curve,
-        user_attrs={
-            "status": status,
-            "images": max(curve, default=0),
-            "seconds": max(curve, default=0) / 100,
-            "attempts": 1,
-            **attributes,
-        },
-    )
-    made.datetime_start = START
-    made.datetime_complete = START + datetime.timedelta(hours=2) if state.is_finished() else None
-    return made
-
-
-def pruned(params, images, *, status="pruned", value=30.0, **attributes):
-    curve = curve_to(value, images)
-    return trial(params, state=TrialState.PRUNED, curve=curve, status=status, **attributes)
-
-
-def running(params, images=0):
-    return trial(params, state=TrialState.RUNNING, curve=curve_to(20.0, images), status="running")
-
-
-def make_sweep(
-    folder: Path,
-    trials: list[FrozenTrial],
-    *,
-    objectives: tuple[tuple[str, str], ...] = (("distortion", "minimize"),),
-    name: str = "sweep",
-    config: dict | None = None,
-    search: dict | None = None,
-    facts: dict | None = None,
-) -> str:
-    """Write a sweep's folder, and return it."""
-    folder.mkdir(parents=True)
-    description = {
-        "format": "jebm-sweep",
-        "version": 1,
-        "data_sha256": "",
-        "starts": [],
-        "search": {"trials": len(trials), "space": {}} if search is None else search,
-        "config": config_to_dict(Config()) if config is None else config,
-        "provenance": {"jebm": "1.2.3", "git_revision": "0123abcd"} if facts is None else facts,
-    }
-    (folder / "sweep.json").write_text(json.dumps(description))
-    storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
-    study = optuna.create_study(
-        study_name=name, storage=storage, directions=[direction for _, direction in objectives]
-    )
-    study.set_user_attr("objectives", [metric for metric, _ in objectives])
-    for number, each in enumerate(trials):
-        if "run" not in each.user_attrs:
-            each.set_user_attr("run", f"t{number:04d}")
-        study.add_trial(each)
-    return str(folder)
-
-
-def read(folder: str) -> Sweep:
-    return read_sweep(open_store(folder))
 
 
 class Page(HTMLParser):
@@ -320,28 +199,6 @@ def test_importances_have_the_order_of_the_function(made):
     assert "energy.width" in said.partition("no effect beyond chance")[0].rpartition("For")[2]
 
 
-def test_noise_has_no_important_keys(tmp_path):
-    wrong = 0
-    for seed in range(2):
-        generator = random.Random(seed)
-        trials = [trial(draw(generator), generator.random()) for _ in range(40)]
-        folder = make_sweep(tmp_path / str(seed), trials)
-        wrong += sum(item.significant for item in find_importances(read(folder)))
-    assert wrong <= 1  # of 10 keys, where one in 51 passes by chance
-
-
-def test_pruned_trials_tell_what_mattered(tmp_path):
-    # All finished trials are equally good: only that high learning rates were pruned says anything.
-    generator = random.Random(5)
-    trials = []
-    for _ in range(40):
-        params = draw(generator)
-        bad = params["optimizer.generator.lr"] > 3e-4
-        trials.append(pruned(params, 10_000) if bad else trial(params, 10 + 0.001 * generator.random()))
-    found = find_importances(read(make_sweep(tmp_path / "s", trials)))
-    assert [item.key for item in found if item.significant] == ["optimizer.generator.lr"]
-
-
 def test_few_trials_get_a_line_instead_of_noise(tmp_path):
     generator = random.Random(0)
     folder = make_sweep(tmp_path / "s", [trial(draw(generator), float(i)) for i in range(9)])
@@ -351,17 +208,6 @@ def test_few_trials_get_a_line_instead_of_noise(tmp_path):
     page = Page(make_report(open_store(folder), tmp_path / "out"))
     assert "importance" not in [text.strip() for text in re.findall(r"<th[^>]*>([^<]*)", str(page.elements))]
     assert "Only 9 trials finished" in page.words
-
-
-def test_what_the_search_settled_on_is_not_called_unimportant(tmp_path):
-    generator = random.Random(2)
-    trials = []
-    for i in range(40):
-        params = draw(generator) | {"langevin.steps": 10 if i else 40}
-        trials.append(trial(params, value_at(params)))
-    sweep = read(make_sweep(tmp_path / "s", trials))
-    said = what_mattered(sweep, find_importances(sweep))
-    assert "langevin.steps hardly varied" in said
 
 
 # ── How sure, and what to mind ──────────────────────────────────────────────────────────────────────────
@@ -401,67 +247,6 @@ def test_cost_adds_up(made):
     assert said in made.page.words
     assert said in (made.output / "report.md").read_text()
     assert f"all 50 {hours:.1f} h 100% {sum(t.images for t in sweep.trials):,}" in made.page.words
-
-
-def center() -> dict[str, object]:
-    return {"langevin.step_size": 0.2, "optimizer.generator.lr": 3e-4, "energy.width": 100}
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "edge"),
-    [
-        ("langevin.step_size", 0.99, "upper edge of the search (1)"),
-        ("optimizer.generator.lr", 1.1e-5, "lower edge of the search (1e-05)"),
-        ("energy.width", 200, "upper edge of the search (200)"),
-        ("langevin.steps", 10, "lower edge of the search (10)"),
-    ],
-)
-def test_a_best_at_the_edge_asks_for_a_wider_range(tmp_path, key, value, edge):
-    others = [trial(center() | {"langevin.steps": 20}, 2.0 + i) for i in range(6)]
-    best = trial(center() | {"langevin.steps": 20, key: value}, 1.0)
-    sweep = read(make_sweep(tmp_path / "s", [*others, best]))
-    assert any(line.startswith(f"{key} = {value}") and edge in line for line in concerns(sweep, []))
-    # One trial alone at the edge of a key that does nothing is chance.
-    assert not any(line.startswith(key) for line in concerns(sweep, [Importance(key, 0.1, 0.5)]))
-
-
-def test_a_best_in_the_middle_asks_for_nothing(tmp_path):
-    params = center() | {"langevin.steps": 20, "model.latent_dims": "[4, 4, 8]"}
-    trials = [trial(params, 1.0 + i, curve={FULL: 1.0 + i}) for i in range(12)]
-    assert (
-        concerns(read(make_sweep(tmp_path / "s", trials)), [])
-        == [
-            # Nothing else can be said of twelve copies of one trial, of which the first is the best.
-        ]
-    )
-
-
-def test_a_curve_that_still_falls_and_a_late_best_are_told(tmp_path):
-    falling = {
-        images: 100.0 - images / 1000 for images in range(5000, FULL + 1, 5000)
-    }  # 55 at 3/4, 40 at last
-    trials = [trial(center(), 41.0 + i) for i in range(11)] + [trial(center(), 40.0, curve=falling)]
-    said = " ".join(concerns(read(make_sweep(tmp_path / "s", trials)), []))
-    assert "still improved by 27% over its last quarter" in said
-    assert "came late (t0011 of 12)" in said
-
-
-def test_early_order_is_compared_with_the_final_one(tmp_path):
-    def sweep_of(name, finals):
-        curves = [{5000: 100.0 + i, FULL: final} for i, final in enumerate(finals)]
-        trials = [trial(center(), c[FULL], curve=c) for c in curves]
-        return " ".join(confidence(read(make_sweep(tmp_path / name, [*trials, pruned(center(), 5000)]))))
-
-    assert "rank correlation 1.00) is much the same" in sweep_of("same", [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    assert "rank correlation -1.00) differs" in sweep_of("reversed", [6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
-
-
-def test_places_in_a_range_follow_its_scale():
-    assert position(FloatDistribution(1e-4, 1.0, log=True), 1e-2) == pytest.approx(0.5)
-    assert position(IntDistribution(10, 30), 15) == pytest.approx(0.25)
-    assert position(CategoricalDistribution([40, 10, 20]), 20) == pytest.approx(0.5)
-    assert position(CategoricalDistribution(["a", "b"]), "a") is None
-    assert position(CategoricalDistribution([True, False]), True) is None
 
 
 # ── Sweeps that have not gone far, or went wrong ────────────────────────────────────────────────────────
@@ -587,13 +372,6 @@ def test_an_outlier_does_not_flatten_the_plots(tmp_path):
     assert "1 value lies beyond the axis." in page.words
 
 
-@pytest.mark.parametrize("values", [(1.0, 2.0, 4.0), (0.01, 0.5, 1.0), (-3.0, 0.0, 3.0), (5.0,)])
-def test_an_axis_goes_both_ways(values):
-    for direction in ("minimize", "maximize"):
-        axis = ValueAxis.of(Objective("m", direction), values)
-        assert [axis.at(axis.scaled(value)) for value in values] == pytest.approx(values)
-
-
 # ── The page by itself ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -693,13 +471,6 @@ def test_a_sweep_is_read_from_any_store(tmp_path):
     page = Page(make_report(memory, tmp_path / "out"))
     assert len(page.pictures) == 1
     assert "1 distortion of trial t0000" in page.words
-
-
-def test_half_a_line_at_the_end_of_the_journal_is_no_damage(tmp_path):
-    folder = make_sweep(tmp_path / "s", [trial(draw(random.Random(0)), 1.0)])
-    with Path(folder, "study.log").open("a") as journal:
-        journal.write('{"op_code": 5, "worker')
-    assert len(read(folder).trials) == 1
 
 
 def damage(folder: Path, what: str) -> None:
