@@ -16,8 +16,8 @@ def planted(function, seed=0, count=40, **kwargs):
     return sweep_of([ended(i, point, *function(point)) for i, point in enumerate(points)], **kwargs)
 
 
-def significant(sweep, objective=0):
-    return [item.key for item in find_importances(sweep, objective) if item.significant]
+def significant(sweep):
+    return [item.key for item in find_importances(sweep) if item.significant]
 
 
 FUNCTIONS = {
@@ -65,15 +65,6 @@ def test_nor_does_the_order_of_the_trials():
     sweep = planted(lambda p: (value_at(p),))
     turned = sweep_of([ended(i, t.params, *t.values) for i, t in enumerate(reversed(sweep.trials))])
     assert find_importances(turned) == find_importances(sweep)
-
-
-def test_each_objective_has_its_own_keys():
-    sweep = planted(
-        lambda p: (FUNCTIONS["langevin.step_size"](p), FUNCTIONS["energy.width"](p)),
-        objectives=(("distortion", "minimize"), ("seconds", "minimize")),
-    )
-    assert significant(sweep, 0)[0] == "langevin.step_size"
-    assert significant(sweep, 1)[0] == "energy.width"
 
 
 @pytest.mark.parametrize("count", [FEWEST_RANKED - 1, FEWEST_RANKED])

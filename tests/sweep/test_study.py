@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from jebm.config import Config
-from jebm.errors import ConfigError, StoreError
+from jebm.errors import ConfigError
 from jebm.store.storage import Store, open_store
 from jebm.sweep.record import check_same
 from jebm.sweep.space import Search, search_from_dict
 from jebm.sweep.study import Suggestion, SweepStudy
-from jebm.sweep.study_log import StudyLog
 
 GOAL = {"metric": "distortion", "direction": "minimize"}
 SPACE = {"langevin.step_size": ["loguniform", 0.05, 1.0], "energy.width": ["int", 10, 100]}
@@ -223,25 +221,3 @@ def test_an_outage_delays_the_next_trial_and_loses_nothing(tmp_path: Path) -> No
         TrialState.COMPLETE,
         TrialState.RUNNING,
     ]
-
-
-def test_a_store_that_stays_away_is_an_error_at_the_end(tmp_path: Path) -> None:
-    place = tmp_path / "sweep"
-    log = StudyLog(open_store(str(place)))
-    place.touch()
-    log.append_logs([{"op_code": 0}])
-    with pytest.raises(StoreError, match="sweep"):
-        log.close(seconds=0.3)
-
-
-def test_what_belongs_together_arrives_together(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path))
-    log = StudyLog(store, every_seconds=0.0)
-    with log.together():
-        log.append_logs([{"op_code": 0}])
-        time.sleep(0.3)
-        assert store.head("study.log") is None
-        log.append_logs([{"op_code": 1}])
-    assert log.flush(10)
-    assert store.get("study.log") == b'{"op_code":0}\n{"op_code":1}\n'
-    log.close()

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis as Side
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from jebm.report.findings import number
 from jebm.report.plots import text_of
@@ -119,19 +119,22 @@ class KeyAxis:
     """An axis for the values of a searched key, from end to end of what was searched."""
 
     key: str
-    distribution: object
+    distribution: BaseDistribution
+    choices: list[Value]
+    """In their order if they have one; empty for a range."""
+    low: float
+    high: float
+    log: bool
 
     @classmethod
     def of(cls, sweep: Sweep, key: str) -> "KeyAxis":
-        """Return the axis of a key."""
-        return cls(key, sweep.space[key])
-
-    @property
-    def choices(self) -> list[Value]:
-        """The choices, in their order if they have one; empty for a range."""
-        if not isinstance(self.distribution, CategoricalDistribution):
-            return []
-        return list(ordered_choices(self.distribution) or self.distribution.choices)
+        """Return the axis of a key; of choices the ends lie half a place beyond the outer ones."""
+        axis = sweep.space[key]
+        if isinstance(axis, FloatDistribution | IntDistribution):
+            return cls(key, axis, [], float(axis.low), float(axis.high), axis.log)
+        found = list(axis.choices) if isinstance(axis, CategoricalDistribution) else []
+        choices = list(ordered_choices(axis)) or found
+        return cls(key, axis, choices, -0.5, len(choices) - 0.5, log=False)
 
     def coordinate(self, value: Value) -> float:
         """Return where a value lies on the axis: itself, or the index of a choice."""
@@ -141,43 +144,37 @@ class KeyAxis:
         """Return where a value lies between the ends, 0 to 1, on the scale of the search."""
         if self.choices:
             return self.choices.index(value) / max(1, len(self.choices) - 1)
-        place = position(self.distribution, value)  # type: ignore[arg-type]
+        place = position(self.distribution, value)
         return 0.5 if place is None else place
 
     def grid(self, count: int) -> list[Value]:
         """Return values from end to end, evenly on the scale of the search; all choices."""
-        if not isinstance(self.distribution, FloatDistribution | IntDistribution):
-            return self.choices
-        space = np.geomspace if self.distribution.log else np.linspace
-        values: list[Value] = space(self.distribution.low, self.distribution.high, count).tolist()
-        return values
+        space = np.geomspace if self.log else np.linspace
+        return self.choices or list(space(self.low, self.high, count).tolist())
 
     def marks(self) -> list[tuple[float, str]]:
         """Return (share of the axis, label) for a few values."""
-        if not isinstance(self.distribution, FloatDistribution | IntDistribution):
+        if self.choices:
             return [(self.scaled(choice), setting(choice)) for choice in self.choices]
-        low, high = float(self.distribution.low), float(self.distribution.high)
-        middle = math.sqrt(low * high) if self.distribution.log else (low + high) / 2
-        return [(0.0, number(low)), (0.5, f"{middle:.2g}"), (1.0, number(high))]
+        middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+        return [(0.0, number(self.low)), (0.5, f"{middle:.2g}"), (1.0, number(self.high))]
 
     def lay_out(self, axes: Axes, side: str) -> None:
         """Give one side of a plot this axis; `side` is x or y."""
         getattr(axes, f"set_{side}label")(text_of(self.key))
         ticks: Side = getattr(axes, f"{side}axis")
         limit = getattr(axes, f"set_{side}lim")
-        if not isinstance(self.distribution, FloatDistribution | IntDistribution):
-            limit(-0.5, len(self.choices) - 0.5)
+        if self.choices:
+            limit(self.low, self.high)
             ticks.set_ticks(range(len(self.choices)), [text_of(setting(choice)) for choice in self.choices])
-            return
-        low, high = float(self.distribution.low), float(self.distribution.high)
-        if self.distribution.log:
+        elif self.log:
             getattr(axes, f"set_{side}scale")("log")
-            margin = (high / low) ** 0.04
-            limit(low / margin, high * margin)
-            _mark_powers(ticks, low, high)
+            margin = (self.high / self.low) ** 0.04
+            limit(self.low / margin, self.high * margin)
+            _mark_powers(ticks, self.low, self.high)
         else:
-            margin = 0.04 * (high - low) or 1.0
-            limit(low - margin, high + margin)
+            margin = 0.04 * (self.high - self.low) or 1.0
+            limit(self.low - margin, self.high + margin)
 
 
 def _mark_powers(side: Side, low: float, high: float) -> None:

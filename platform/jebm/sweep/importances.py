@@ -39,7 +39,7 @@ class Importance:
         return self.share > self.chance
 
 
-def find_importances(sweep: Sweep, objective: int = 0) -> list[Importance]:
+def find_importances(sweep: Sweep) -> list[Importance]:
     """Return the importance of each searched key, largest first; nothing with too few trials to tell.
 
     PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255) on the full ranking: how far the values of the better
@@ -48,7 +48,7 @@ def find_importances(sweep: Sweep, objective: int = 0) -> list[Importance]:
     let pruned and diverged trials count, and keep outliers from deciding. The same on 50 shuffled rankings
     says how far chance alone gets.
     """
-    ranked = sweep.full_ranking(objective)
+    ranked = sweep.full_ranking()
     if len(ranked) < FEWEST_RANKED or not sweep.space:
         return []
     study = _silent_study()

@@ -49,7 +49,7 @@ _LONGEST_LINE = 300
 class Trial:
     """One trial. `values` has one number per objective where the trial finished, and is empty elsewhere.
 
-    `curve` holds (images seen, first objective), by images, finite values only.
+    `curve` holds (images seen, first objective), by images; the journal has no value that is not finite.
     """
 
     number: int
@@ -95,12 +95,12 @@ class Sweep:
         """The trials that ended on their merits: finished, pruned or diverged; by number."""
         return self.having("finished", "pruned", "diverged")
 
-    def ranking(self, objective: int = 0) -> list[Trial]:
-        """Return the finished trials, best first; of equals the earlier one."""
-        sign = self.objectives[objective].sign
-        return sorted(self.having("finished"), key=lambda trial: sign * trial.values[objective])
+    def ranking(self) -> list[Trial]:
+        """Return the finished trials, best by the first objective first; of equals the earlier one."""
+        sign = self.objectives[0].sign
+        return sorted(self.having("finished"), key=lambda trial: sign * trial.values[0])
 
-    def full_ranking(self, objective: int = 0) -> list[Trial]:
+    def full_ranking(self) -> list[Trial]:
         """Return every trial that ended on its merits: finished, then pruned, then diverged ones.
 
         Of the pruned, those that saw more images got further; of those, the better ones by their last report.
@@ -111,7 +111,7 @@ class Sweep:
             key=lambda trial: (-trial.images, math.inf if trial.last is None else sign * trial.last),
         )
         diverged = sorted(self.having("diverged"), key=lambda trial: -trial.images)
-        return [*self.ranking(objective), *pruned, *diverged]
+        return [*self.ranking(), *pruned, *diverged]
 
     def front(self) -> list[Trial]:
         """Return the Pareto front, best of the first objective first: no trial is better in all respects."""
@@ -218,19 +218,14 @@ def _trial(trial: FrozenTrial) -> Trial:
         TrialState.RUNNING: "running",
         TrialState.WAITING: "waiting",
     }[trial.state]
-    values = tuple(trial.values or ()) if status == "finished" else ()
-    if not all(math.isfinite(value) for value in values):
-        status, values = "diverged", ()
-    curve = tuple(
-        (images, value) for images, value in sorted(trial.intermediate_values.items()) if math.isfinite(value)
-    )
+    curve = tuple(sorted(trial.intermediate_values.items()))
     name = str(attributes.get("run", ""))
     return Trial(
         number=trial.number,
         name=name if re.fullmatch(r"t\d{1,9}", name) else run_name(trial.number),  # it names a folder
         status=status,
         params=dict(sorted(trial.params.items())),
-        values=values,
+        values=tuple(trial.values or ()) if status == "finished" else (),
         curve=curve,
         seconds=_amount(attributes.get("seconds")),
         images=int(_amount(attributes.get("images"))) or max((images for images, _ in curve), default=0),
