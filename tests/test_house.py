@@ -5,7 +5,7 @@
 
 Left to right only; rooms in one brace do not know each other. `native` (compiled kernels) knows only paths,
 and only core knows it. `parser` and `cli` stand beside this line: they know errors and config, and only
-train, evaluate and sweep (parser alone), on_ray and the commands know them.
+train, evaluate and sweep (parser alone), campaign, on_ray and the commands know them.
 """
 
 import ast
