@@ -17,10 +17,9 @@ from jebm.rng import gaussian_noise
 from jebm.store.storage import open_store
 from jebm.train.group import process_group
 from jebm.train.metrics import Clock, Meter
-from jebm.train.posteriors import posteriors
 from jebm.train.runtime import Runtime, prepare_process
 from jebm.train.state import Horizon, TrainState
-from jebm.train.update import JointUpdate
+from jebm.train.update import JointUpdate, posteriors
 
 
 def train(runtime: Runtime, *, noisy: str) -> dict[str, object]:
@@ -61,7 +60,7 @@ def train(runtime: Runtime, *, noisy: str) -> dict[str, object]:
     return {
         "losses": losses,
         "tensors": {name: tensor.clone() for name, tensor in state.tensors().items()},
-        "posteriors": torch.stack(tuple(posteriors(state.model.float(), images.images_NHWC, runtime))),
+        "posteriors": posteriors(state.model.float(), images.images_NHWC, runtime),
     }
 
 

@@ -2,7 +2,7 @@
 
 from jebm.config import Config
 from jebm.parser import config_from_dict
-from jebm.train.eta import time_left
+from jebm.train.journal import time_left
 
 
 def config(share: float, **values: object) -> Config:

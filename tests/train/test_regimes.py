@@ -8,14 +8,15 @@ import torch
 from helpers import tiny_config
 from test_fit import saved, train
 
+from jebm.core.distributions import DiagGaussian
 from jebm.data.dataset import load_images
 from jebm.data.loader import to_float
 from jebm.errors import ConfigError
 from jebm.store.storage import open_store
 from jebm.train.plan import make_plan
-from jebm.train.posteriors import posteriors
 from jebm.train.runtime import process_runtime
 from jebm.train.state import TrainState
+from jebm.train.update import posteriors
 
 
 def different(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], part: str) -> list[str]:
@@ -118,7 +119,7 @@ def test_posteriors_of_all_images_are_those_of_the_inference_net(tmp_path: Path)
     images = load_images(open_store(config.data.train)).images_NHWC
     with process_runtime(config) as runtime:
         model = TrainState.build(config, runtime).model
-        found = posteriors(model, images, runtime)
+        found = DiagGaussian(*posteriors(model, images, runtime))
     with torch.no_grad():
         expected = model.inference(to_float(images[700:800].copy(), "cpu"))
     torch.testing.assert_close(found.mean_BD[700:800], expected.mean_BD, rtol=0, atol=1e-5)

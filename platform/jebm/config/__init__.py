@@ -4,8 +4,14 @@ Sections check themselves; `Config` checks what concerns two sections. A value t
 `ConfigError`, naming the dotted key (`energy.width`). Values come in through `jebm.parser`, nowhere else.
 """
 
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 from jebm.config.nets import Energy, Generator, Inference, Langevin, Model, Prior
-from jebm.config.roles import RESUME_MAY_CHANGE, SHAPES_RESULT, Role
+from jebm.config.roles import RESUME_MAY_CHANGE, SHAPES_RESULT, Role, require
 from jebm.config.run import (
     INCEPTION_FILE,
     Checkpoint,
@@ -18,7 +24,6 @@ from jebm.config.run import (
     Run,
     Train,
 )
-from jebm.config.tree import PLACES, Config, config_to_dict, differing_keys, fields, leaves, role_of
 
 __all__ = [
     "INCEPTION_FILE",
@@ -48,3 +53,126 @@ __all__ = [
     "leaves",
     "role_of",
 ]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a training run depends on."""
+
+    run: Run = field(default_factory=Run, metadata={"role": "where"})
+    data: Data = field(default_factory=Data, metadata={"role": "where"})
+    model: Model = field(default_factory=Model, metadata={"role": "shape"})
+    inference: Inference = field(default_factory=Inference, metadata={"role": "shape"})
+    generator: Generator = field(default_factory=Generator, metadata={"role": "shape"})
+    prior: Prior = field(default_factory=Prior, metadata={"role": "result"})
+    energy: Energy = field(default_factory=Energy, metadata={"role": "result"})
+    langevin: Langevin = field(default_factory=Langevin, metadata={"role": "result"})
+    optimizer: Optimizers = field(default_factory=Optimizers, metadata={"role": "result"})
+    train: Train = field(default_factory=Train, metadata={"role": "result"})
+    checkpoint: Checkpoint = field(default_factory=Checkpoint, metadata={"role": "where"})
+    evaluation: Evaluation = field(default_factory=Evaluation, metadata={"role": "judge"})
+    cluster: Cluster = field(default_factory=Cluster, metadata={"role": "where"})
+
+    def __post_init__(self) -> None:
+        # The trunks halve the image once between two latent layers.
+        layers = len(self.model.latent_dims)
+        halvings = layers - 1
+        expected = {
+            "inference.channels": (len(self.inference.channels), halvings),
+            "generator.channels": (
+                len(self.generator.channels),
+                halvings + (self.generator.join == "concat" and layers > 1),
+            ),
+        }
+        for key, (given, needed) in expected.items():
+            require(
+                given == needed,
+                key,
+                f"has {given} numbers, but {layers} latent layers (model.latent_dims) need {needed}"
+                + (f" with generator.join {self.generator.join}" if key.startswith("gen") else ""),
+            )
+        reachable = self.model.image_size.bit_length() - 1
+        require(
+            halvings <= reachable,
+            "model.image_size",
+            f"{layers} latent layers halve the image {halvings} times, but {self.model.image_size} pixels "
+            f"can be halved only {reachable}; use larger images, or fewer latent_dims and channels",
+        )
+        # The energy alone needs nets to stand on, and something to train.
+        if self.train.regime == "two_stage":
+            require(
+                self.run.init_from is not None,
+                "run.init_from",
+                "train.regime two_stage needs the run whose generator and inference net it keeps",
+            )
+            require(
+                self.has_energy, "prior.kind", "train.regime two_stage trains an energy, and there is none"
+            )
+            require(
+                self.train.gaussian_share == 0,
+                "train.gaussian_share",
+                "train.regime two_stage trains the energy from the start",
+            )
+        # Each worker has the same share of a batch, also when there are fewer of them.
+        fewest = self.cluster.min_workers or self.cluster.workers
+        for workers in range(fewest, self.cluster.workers + 1):
+            share = workers * self.train.accumulate
+            require(
+                self.train.batch_size % share == 0,
+                "train.batch_size",
+                f"{self.train.batch_size} must divide by cluster.workers x train.accumulate = {share}",
+            )
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether the prior has an energy net; N(0, I) otherwise."""
+        return self.prior.kind != "gaussian" and self.energy.width > 0
+
+    def energy_joins_at(self, total_steps: int) -> int | None:
+        """Return the first step with the energy; `total_steps` if it never joins, None if there is none."""
+        return round(self.train.gaussian_share * total_steps) if self.has_energy else None
+
+
+def fields(kind: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Yield (dotted key, field) for all sections and values of a section, each before what is in it."""
+    for entry in dataclasses.fields(kind):
+        yield f"{prefix}{entry.name}", entry
+        if isinstance(entry.type, type) and dataclasses.is_dataclass(entry.type):
+            yield from fields(entry.type, f"{prefix}{entry.name}.")
+
+
+_ROLES: Mapping[str, Role] = {
+    key: entry.metadata["role"] for key, entry in fields(Config) if "role" in entry.metadata
+}
+
+PLACES = tuple(key for key, entry in fields(Config) if entry.metadata.get("place"))
+"""Keys whose values are paths, or URIs where data and results may be in a store."""
+
+
+def role_of(key: str) -> Role:
+    """Return the role of a dotted key: its own, else its section's, also where this version lacks the key."""
+    while key not in _ROLES and key:
+        key = key.rpartition(".")[0]
+    return _ROLES.get(key, "result")
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) for every leaf of nested mappings."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Return the config as nested dicts, lists and plain values: for JSON, YAML, `config_from_dict`."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return values
+
+
+def differing_keys(config: Config, other: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys in which `config` and another config's dict differ and a resume may not."""
+    mine, theirs = dict(leaves(config_to_dict(config))), dict(leaves(other))
+    differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+    return [key for key in differing if role_of(key) not in RESUME_MAY_CHANGE]

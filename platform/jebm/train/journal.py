@@ -18,12 +18,11 @@ from torch import Tensor
 from jebm.config import SHAPES_RESULT, Config, config_to_dict, leaves, role_of
 from jebm.store.storage import Store
 from jebm.train.board import Board
-from jebm.train.eta import time_left
 from jebm.train.history import METRICS, RUN, attempts_before, rows_before
 from jebm.train.outbox import Outbox
 from jebm.train.pictures import sheet
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "time_left"]
 
 _EVENT_FILE_BYTES = 8 * 2**20  # then another one begins: each write to an object store sends a whole file
 _LOG = logging.getLogger("jebm.train")
@@ -120,3 +119,18 @@ def _line(step: int, total_steps: int, metrics: Mapping[str, float], left: str) 
         f"chain {metrics['time/chain_share']:.0%}  data {metrics['time/data_share']:.0%}  "
         f"{left}{measured}"
     )
+
+
+def time_left(config: Config, step: int, total_steps: int, seconds_per_step: float) -> str:
+    """Return the time to the end at the speed since the last report, such as `12:05 left`.
+
+    Steps with the energy take longer than those before it joins (`train.gaussian_share`). Their speed is
+    unknown until a report lies entirely after that step; until then this is a lower bound, and says so.
+    """
+    left = int((total_steps - step) * seconds_per_step)
+    text = f"{left // 60}:{left % 60:02d} left"
+    joins = config.energy_joins_at(total_steps) or 0
+    known_from = joins + config.train.report_every_steps if joins else 0
+    if step >= min(known_from, total_steps):
+        return text
+    return f"more than {text}" + (f" (the energy joins at step {joins})" if step < joins else "")

@@ -3,25 +3,22 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from jebm.config import Config
-from jebm.core.distributions import DiagGaussian
 from jebm.rng import gaussian_noise
 from jebm.train.metrics import Clock
-from jebm.train.posteriors import posteriors
 from jebm.train.recorder import Measure, OnReport, Recorder
 from jebm.train.runtime import Runtime
 from jebm.train.start import Start, begin
-from jebm.train.update import EnergyUpdate, JointUpdate, Outcome
+from jebm.train.update import EnergyUpdate, JointUpdate, Outcome, posteriors
 
 __all__ = ["Result", "fit"]
 
 _LOG = logging.getLogger("jebm.train")
-
-B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -62,10 +59,12 @@ def fit(
         return Result("already finished", state.step, total_steps, dict(start.parent.metrics), start.place)
     stopped = False
     with Recorder(start, provenance, on_report, measure) as recorder:
-        advance = _steps(start, recorder.clock)
+        batch_of, update = _course(start, recorder.clock)
         while state.step < total_steps and not stopped:
+            with recorder.clock("data"):
+                batch = batch_of(state.step)
             # What fails on one rank alone ends the run on all ranks, like a stop request.
-            outcome = advance(should_stop() or recorder.failed)
+            outcome = update(batch, should_stop() or recorder.failed)
             stopped = outcome.stop
             recorder.record(outcome.metrics, stopped=stopped)
         recorder.finish()
@@ -76,34 +75,15 @@ def fit(
     )
 
 
-def _steps(start: Start, clock: Clock) -> Callable[[bool], Outcome]:
-    """Return what does one step after the other; its argument says whether this rank wants to stop."""
-    config, runtime, state = start.config, start.runtime, start.state
+def _course(start: Start, clock: Clock) -> tuple[Callable[[int], Tensor], Callable[[Tensor, bool], Outcome]]:
+    """Return what gives this rank's batch of a step, and what updates from it."""
+    config, runtime, state, loader = start.config, start.runtime, start.state, start.loader
     noise = gaussian_noise(config.run.seed, runtime.rank, runtime.device)
-    what = (state, config, runtime, noise, start.horizon, clock)
-    if config.train.regime == "joint":
-        joint = JointUpdate(*what)
-        kernel, advance = joint.kernel, _step(start, clock, start.loader.batch, joint)
-    else:
-        everything = posteriors(state.model, start.images.images_NHWC, runtime)
-
-        def batch(step: int) -> DiagGaussian:
-            rows_B = torch.from_numpy(start.loader.rows(step)).to(runtime.device)
-            return DiagGaussian(*(moment_ND[rows_B] for moment_ND in everything))
-
-        alone = EnergyUpdate(*what)
-        kernel, advance = alone.kernel, _step(start, clock, batch, alone)
+    kind = JointUpdate if config.train.regime == "joint" else EnergyUpdate
+    update = kind(state, config, runtime, noise, start.horizon, clock)
     if runtime.is_main:
-        _LOG.info("Langevin chain: %s", kernel)
-    return advance
-
-
-def _step(
-    start: Start, clock: Clock, batch: Callable[[int], B], update: Callable[[B, bool], Outcome]
-) -> Callable[[bool], Outcome]:
-    def advance(stop: bool) -> Outcome:
-        with clock("data"):
-            images = batch(start.state.step)
-        return update(images, stop)
-
-    return advance
+        _LOG.info("Langevin chain: %s", update.kernel)
+    if config.train.regime == "joint":
+        return loader.batch, update
+    moments_2ND = posteriors(state.model, start.images.images_NHWC, runtime)
+    return lambda step: moments_2ND[:, torch.from_numpy(loader.rows(step)).to(runtime.device)], update

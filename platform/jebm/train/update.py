@@ -1,6 +1,7 @@
 """One update of all three nets, or of the energy net alone: built once for a run, then called at each step.
 
-Shapes: B this rank's share of the batch, C channels, H height, W width, D latent width, L latent layers.
+Shapes: N images of the set, B this rank's share of a batch, C channels, H height, W width, D latent width,
+L latent layers.
 """
 
 import math
@@ -8,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,16 +18,19 @@ from jebm.config import Config
 from jebm.core.distributions import DiagGaussian
 from jebm.core.energy import EnergyNet
 from jebm.core.langevin import ChainInfo
+from jebm.core.model import JointModel
 from jebm.core.objective import Terms, mean_f
 from jebm.core.prior import PriorSampler
+from jebm.data.loader import to_float
 from jebm.errors import DivergedError
 from jebm.rng import Noise
 from jebm.train.metrics import Clock
 from jebm.train.runtime import Runtime
-from jebm.train.state import Horizon, TrainState, learning_rate
+from jebm.train.state import Horizon, Player, TrainState, learning_rate
 
-__all__ = ["EnergyUpdate", "JointUpdate", "Outcome"]
+__all__ = ["EnergyUpdate", "JointUpdate", "Outcome", "posteriors"]
 
+_IMAGES_AT_ONCE = 500
 _REMEDY = "lower optimizer.energy.lr or energy.output_scale, or turn energy.spectral_norm on"
 
 
@@ -38,51 +44,57 @@ class Outcome:
     """Whether any rank asked to stop."""
 
 
-class EnergyUpdate:
+@dataclass
+class _Update:
+    """What an update works with, and on."""
+
+    state: TrainState
+    config: Config
+    runtime: Runtime
+    noise: Noise
+    horizon: Horizon
+    clock: Clock
+
+    def _move(self, player: Player) -> None:
+        player.update(learning_rate(player.config, self.state.step, self.horizon))
+
+
+@dataclass
+class EnergyUpdate(_Update):
     """Updates of the energy net alone, `train.energy_updates` a step, the others' weights held."""
 
-    def __init__(
-        self,
-        state: TrainState,
-        config: Config,
-        runtime: Runtime,
-        noise: Noise,
-        horizon: Horizon,
-        clock: Clock,
-    ) -> None:
-        self._state, self._runtime, self._noise = state, runtime, noise
-        self._horizon, self._clock = horizon, clock
-        self.net = cast(EnergyNet, state.model.energy)
-        self._player = state.players[-1]
-        self._updates = config.train.energy_updates
-        self.sample = PriorSampler(state.model, config.langevin)
+    def __post_init__(self) -> None:
+        self.net = cast(EnergyNet, self.state.model.energy)
+        self._player = self.state.players[-1]
+        self.sample = PriorSampler(self.state.model, self.config.langevin)
         self.kernel = self.sample.kernel
         """What computes the chains."""
 
-    def __call__(self, posterior: DiagGaussian, stop: bool = False) -> Outcome:
-        """Do step `state.step` on posteriors (B, D); the metrics are those of its last update.
+    def __call__(self, moments_2BD: Tensor, stop: bool = False) -> Outcome:
+        """Do step `state.step` on the moments of posteriors; the metrics are those of its last update.
 
         Raises:
             DivergedError: the gradient is not finite. Raised on all ranks; updates before it have moved.
         """
-        (all_go_on,) = self._runtime.agree(not stop)
-        metrics = [self.again(posterior, i) for i in range(self._updates)][-1]
-        self._state.average()
-        self._state.step += 1
+        (all_go_on,) = self.runtime.agree(not stop)
+        posterior = DiagGaussian(*moments_2BD)
+        metrics = [self.again(posterior, i) for i in range(self.config.train.energy_updates)][-1]
+        self.state.average()
+        self.state.step += 1
         return Outcome(metrics, not all_go_on)
 
     def again(self, posterior: DiagGaussian, i: int) -> dict[str, Tensor]:
         """Do the `i`-th update of step `state.step`: new chains, new samples of the posteriors (B, D)."""
-        step, player, shape = self._state.step, self._player, posterior.mean_BD.shape
-        with self._clock("chain"):
-            prior_z, chain = self.sample(shape[0], self._noise(step, f"prior chain {i}"))
-        posterior_z = posterior.rsample(self._noise(step, f"posterior {i}")(*shape))
+        step, player, shape = self.state.step, self._player, posterior.mean_BD.shape
+        with self.clock("chain"):
+            prior_z, chain = self.sample(shape[0], self.noise(step, f"prior chain {i}"))
+        posterior_z = posterior.rsample(self.noise(step, f"posterior {i}")(*shape))
         f_posterior, f_prior = mean_f(self.net, posterior_z, prior_z)
         self._differentiate(f_prior - f_posterior)
         norm = player.gradient_norm()
         if not math.isfinite(float(norm)):  # of the mean over ranks: the same on all of them
             raise DivergedError(f"the energy's gradient is not finite at step {step}; {_REMEDY}")
-        player.update(learning_rate(player.config, step, self._horizon))
+        self._move(player)
         player.adam.zero_grad()
         self.net.power_iteration()
         metrics = {
@@ -102,37 +114,28 @@ class EnergyUpdate:
         """
         parameters = list(self._player.parameters.values())
         gradients = torch.autograd.grad(loss, parameters)
-        flat = self._runtime.mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        flat = self.runtime.mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))
         parts = torch.split(flat, [parameter.numel() for parameter in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)
 
 
-class JointUpdate:
+@dataclass
+class JointUpdate(_Update):
     """Updates of all three nets from one loss, and further ones of the energy (`train.energy_updates`)."""
 
-    def __init__(
-        self,
-        state: TrainState,
-        config: Config,
-        runtime: Runtime,
-        noise: Noise,
-        horizon: Horizon,
-        clock: Clock,
-    ) -> None:
-        self._state, self._runtime, self._noise = state, runtime, noise
-        self._horizon, self._clock = horizon, clock
-        self._pieces = config.train.accumulate
-        self._further = range(1, config.train.energy_updates)
-        joins = config.energy_joins_at(horizon.total_steps)
+    def __post_init__(self) -> None:
+        joins = self.config.energy_joins_at(self.horizon.total_steps)
         self._joins_at = math.inf if joins is None else joins
+        self._without_energy = [player for player in self.state.players if player.name != "energy"]
         self._energy: EnergyUpdate | None = None
         self.kernel = "none (Gaussian prior)"
         """What computes the chains."""
-        if state.model.energy is not None:
-            self._energy = EnergyUpdate(state, config, runtime, noise, horizon, clock)
+        if joins is not None:
+            self._energy = EnergyUpdate(
+                self.state, self.config, self.runtime, self.noise, self.horizon, self.clock
+            )
             self.kernel = self._energy.kernel
-        self._without_energy = [player for player in state.players if player.name != "energy"]
 
     def __call__(self, x_BCHW: Tensor, stop: bool = False) -> Outcome:
         """Do step `state.step` on this rank's images in [-1, 1].
@@ -141,14 +144,14 @@ class JointUpdate:
             DivergedError: loss or gradient is not finite on some rank. Raised on all ranks, before any
                 parameter moved; where it is that of a further update of the energy, the others have moved.
         """
-        state, step = self._state, self._state.step
+        state, step = self.state, self.state.step
         energy = self._energy if step >= self._joins_at else None
 
         # Negative phase, on the bare energy net: nothing here belongs to DDP.
         prior_z, chain = None, None
         if energy is not None:
-            with self._clock("chain"):
-                prior_z, chain = energy.sample(len(x_BCHW), self._noise(step, "prior chain"))
+            with self.clock("chain"):
+                prior_z, chain = energy.sample(len(x_BCHW), self.noise(step, "prior chain"))
 
         # One loss, one forward and one backward of all nets; then all ranks agree that the step may be taken.
         terms = self._backward(x_BCHW, prior_z)
@@ -162,13 +165,13 @@ class JointUpdate:
 
         # The optimizers move, then what follows the weights; then further updates of the energy.
         for player in moving:
-            player.update(learning_rate(player.config, step, self._horizon))
+            self._move(player)
         for player in state.players:
             player.adam.zero_grad()
         if energy is not None:
             energy.net.power_iteration()
             posterior = DiagGaussian(*map(torch.cat, zip(*(t.posterior for t in terms), strict=True)))
-            for i in self._further:
+            for i in range(1, self.config.train.energy_updates):
                 energy.again(posterior, i)
         state.average()
         state.step += 1
@@ -176,23 +179,23 @@ class JointUpdate:
 
     def _backward(self, x_BCHW: Tensor, prior_z_BD: Tensor | None) -> list[Terms]:
         """Add up the gradients of the batch's pieces, reduced over ranks; return their terms."""
-        noise_BD = self._noise(self._state.step, "posterior")(len(x_BCHW), self._state.model.latent_dim)
-        pieces = self._pieces
+        noise_BD = self.noise(self.state.step, "posterior")(len(x_BCHW), self.state.model.latent_dim)
+        pieces = self.config.train.accumulate
         prior_pieces = [None] * pieces if prior_z_BD is None else prior_z_BD.chunk(pieces)
         terms: list[Terms] = []
         for x, e, z in zip(x_BCHW.chunk(pieces), noise_BD.chunk(pieces), prior_pieces, strict=True):
-            with self._state.gradients_stay_local(when=len(terms) < pieces - 1):
-                terms.append(self._state.objective(x, e, z))
+            with self.state.gradients_stay_local(when=len(terms) < pieces - 1):
+                terms.append(self.state.objective(x, e, z))
                 torch.autograd.backward(terms[-1].loss / pieces)
         return terms
 
     def _agreed_to_stop(self, total: Tensor, stop: bool) -> bool:
         """Return whether any rank asks to stop; raises `DivergedError` on all if a total is not finite."""
         finite = math.isfinite(float(total))
-        all_finite, all_go_on = self._runtime.agree(finite, not stop)
+        all_finite, all_go_on = self.runtime.agree(finite, not stop)
         if not all_finite:
             raise DivergedError(
-                f"loss or gradient is not finite at step {self._state.step} (no parameter was moved by it); "
+                f"loss or gradient is not finite at step {self.state.step} (no parameter was moved by it); "
                 f"{_REMEDY}"
             )
         return not all_go_on
@@ -202,3 +205,15 @@ def _chain_metrics(chain: ChainInfo | None) -> dict[str, Tensor]:
     if chain is None:  # there was none: the prior is Gaussian
         return {}
     return {"chain/gradient_norm": chain.gradient_norm, "chain/displacement": chain.displacement}
+
+
+@torch.no_grad()
+def posteriors(model: JointModel, images_NHWC: npt.NDArray[np.uint8], runtime: Runtime) -> Tensor:
+    """Return mean and log-variance of q(z|x) of all images, (2, N, D), on every rank; each does a share."""
+    moments = torch.zeros(2, len(images_NHWC), model.latent_dim, device=runtime.device)
+    for position in range(runtime.rank, -(-len(images_NHWC) // _IMAGES_AT_ONCE), runtime.world_size):
+        rows = slice(position * _IMAGES_AT_ONCE, (position + 1) * _IMAGES_AT_ONCE)
+        x_BCHW = to_float(images_NHWC[rows].copy(), runtime.device)  # torch warns of memory that is read-only
+        moments[:, rows] = torch.stack(tuple(model.inference(x_BCHW)))
+    # The rows of the others are zero here, so that adding rounds nothing.
+    return runtime.total(moments)
