@@ -33,7 +33,14 @@ from jebm.config import (
     role_of,
 )
 from jebm.errors import ConfigError
-from jebm.parser import argument_parser, config_from_dict, config_to_yaml, load_config, parse_arguments
+from jebm.parser import (
+    argument_parser,
+    config_from_dict,
+    config_to_yaml,
+    load_config,
+    override,
+    parse_arguments,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -112,6 +119,18 @@ def test_the_later_value_wins(yaml_file):
     config = parse("--config", first, "--config", second, "--langevin.steps=5")
     assert (config.energy.width, config.energy.depth, config.langevin.steps) == (2, 3, 5)
     assert load_config(first, {"energy.width": 6}).energy == Energy(6, 3)
+
+
+def test_override_changes_dotted_keys_and_checks_them_together():
+    changes = {"model.latent_dims": "[3, 4]", "inference.channels": [8], "generator.channels": (8,)}
+    changed = override(EVERYTHING, {**changes, "generator.join": "add", "optimizer.energy.lr": "1e-4"})
+    assert changed.model.latent_dims == (3, 4)  # text for a list is read as YAML
+    assert changed.optimizer.energy.lr == 1e-4
+    assert (changed.langevin, changed.run) == (EVERYTHING.langevin, EVERYTHING.run)
+    with pytest.raises(ConfigError, match=r"^inference\.channels: has 3 numbers, but 2 latent layers"):
+        override(EVERYTHING, {"model.latent_dims": [3, 4]})
+    with pytest.raises(ConfigError, match=r"^unknown key energy\.widht; did you mean energy\.width\?"):
+        override(Config(), {"energy.widht": 3})
 
 
 @pytest.mark.parametrize(

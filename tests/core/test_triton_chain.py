@@ -13,7 +13,7 @@ import torch
 from jebm.config import Energy, Langevin
 from jebm.core.chain import closed_form_langevin
 from jebm.core.energy import EnergyNet, ResolvedEnergy
-from jebm.core.kernels import TORCH
+from jebm.core.kernels import TORCH, fastest
 from jebm.core.philox import PhiloxNoise
 from jebm.core.prior import PriorSampler
 from jebm.native import triton_chain
@@ -52,7 +52,7 @@ def test_equals_torch_with_the_same_noise(shape, noise):
     """Positions after all steps, and the gradient at the last one, of every chain of the last block too."""
     depth, width, latent_dim, steps, step_size, scale, chains = SHAPES[shape]
     energy, start = resolved(depth, width, latent_dim, scale), NOISE(0, "start")(chains, latent_dim)
-    assert triton_chain.describe(energy.layers, start) == "Triton kernel"
+    assert fastest(energy.layers, start).description == "Triton kernel"
     before, how = start.clone(), {"steps": steps, "step_size": step_size}
     expected, info = closed_form_langevin(energy, start, noise_of(noise), kernel=TORCH, **how)
     z, ours = closed_form_langevin(energy, start, noise_of(noise), **how)
@@ -71,11 +71,11 @@ def test_weights_that_do_not_fit_on_chip_are_read_again(depth, monkeypatch):
     expected, _ = closed_form_langevin(energy, start, noise_of("torch"), kernel=TORCH, **how)
     small = triton_chain._memory(depth, 32, 16, held=False)
     monkeypatch.setattr(triton_chain, "_memory_of", lambda _: small)
-    assert triton_chain.usable(energy.layers, start)
+    assert triton_chain.hindrance(energy.layers, start) is None
     z, _ = closed_form_langevin(energy, start, noise_of("torch"), **how)
     torch.testing.assert_close(z, expected, rtol=0, atol=1e-5)
     monkeypatch.setattr(triton_chain, "_memory_of", lambda _: small - 1)
-    assert "on chip" in triton_chain.describe(energy.layers, start)
+    assert "on chip" in str(triton_chain.hindrance(energy.layers, start))
     left, _ = closed_form_langevin(energy, start, noise_of("torch"), **how)  # to torch, or C
     torch.testing.assert_close(left, expected, rtol=0, atol=1e-5)
 
@@ -142,15 +142,13 @@ def test_the_log_names_the_kernel(tiny_model):
 def test_without_a_gpu_or_in_double_precision_it_is_not_used(monkeypatch):
     energy, start = resolved(2, 20, 6), torch.zeros(1, 6)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert (
-        triton_chain.describe(energy.layers, start) == "torch (no Triton kernel: positions are not on a GPU)"
-    )
+    assert triton_chain.hindrance(energy.layers, start) == "positions are not on a GPU"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert not triton_chain.usable(energy.layers, start.double())
+    assert triton_chain.hindrance(energy.layers, start.double()) == "positions are not float32"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is not None, reason="triton is installed")
 def test_without_triton_torch_computes_the_chain(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     energy, start = resolved(2, 20, 6), torch.zeros(1, 6)
-    assert "triton is not installed" in triton_chain.describe(energy.layers, start)
+    assert triton_chain.hindrance(energy.layers, start) == "triton is not installed"

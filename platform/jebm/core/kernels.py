@@ -53,7 +53,9 @@ def fastest(layers: Layers, z_BD: Tensor) -> Kernel:
     """Return the fastest kernel for such layers and positions: compiled ones take float32 only."""
     if z_BD.dtype != torch.float32:
         return TORCH
-    in_triton = triton_chain.usable(layers, z_BD)
-    if in_triton or not z_BD.is_cpu:
-        return Kernel(triton_chain.describe(layers, z_BD), triton_chain.run if in_triton else None)
+    hindrance = triton_chain.hindrance(layers, z_BD)
+    if hindrance is None:
+        return Kernel("Triton kernel", triton_chain.run)
+    if not z_BD.is_cpu:
+        return Kernel(f"torch (no Triton kernel: {hindrance})", None)
     return Kernel(native.describe(), native.run if native.usable(z_BD) else None)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["describe", "run", "usable"]
+__all__ = ["hindrance", "run"]
 
 _BLOCK = 16
 """Chains of a program."""
@@ -25,15 +25,24 @@ _DEEPEST = 32
 """Hidden layers: the kernel keeps their signs in one word."""
 
 
-def usable(layers: Sequence[tuple[Tensor, Tensor]], z_BD: Tensor) -> bool:
-    """Return whether `run` can take these layers and positions: float32 on a GPU that can run the kernel."""
-    return _hindrance(layers, z_BD) is None
+def hindrance(layers: Sequence[tuple[Tensor, Tensor]], z_BD: Tensor) -> str | None:
+    """Return why `run` cannot take such layers and positions, in a few words, or None.
 
-
-def describe(layers: Sequence[tuple[Tensor, Tensor]], z_BD: Tensor) -> str:
-    """Return in a few words what computes such chains on this GPU, and why not the Triton kernel if not."""
-    hindrance = _hindrance(layers, z_BD)
-    return "Triton kernel" if hindrance is None else f"torch (no Triton kernel: {hindrance})"
+    It takes float32 on a GPU that can run the kernel.
+    """
+    if not z_BD.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return "positions are not on a GPU"
+    if z_BD.dtype != torch.float32:
+        return "positions are not float32"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    depth, width, dims = _sizes(layers)
+    if depth > _DEEPEST:
+        return f"{depth} hidden layers, more than {_DEEPEST}"
+    needed, there = _memory(depth, width, dims, held=False), _memory_of(z_BD.device)
+    if needed > there:
+        return f"a layer needs {needed // 1024} KiB on chip, and there are {there // 1024:.0f}"
+    return _failure(z_BD.device, depth, width, dims)
 
 
 def run(
@@ -82,23 +91,6 @@ def run(
                 num_stages=1,
             )
     return gradient_BD
-
-
-def _hindrance(layers: Sequence[tuple[Tensor, Tensor]], z_BD: Tensor) -> str | None:
-    """Return why `run` cannot take these, in a few words, or None."""
-    if not z_BD.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        return "positions are not on a GPU"
-    if z_BD.dtype != torch.float32:
-        return "positions are not float32"
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    depth, width, dims = _sizes(layers)
-    if depth > _DEEPEST:
-        return f"{depth} hidden layers, more than {_DEEPEST}"
-    needed, there = _memory(depth, width, dims, held=False), _memory_of(z_BD.device)
-    if needed > there:
-        return f"a layer needs {needed // 1024} KiB on chip, and there are {there // 1024:.0f}"
-    return _failure(z_BD.device, depth, width, dims)
 
 
 @functools.cache
