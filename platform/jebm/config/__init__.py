@@ -98,7 +98,7 @@ class Config:
             f"{layers} latent layers halve the image {halvings} times, but {self.model.image_size} pixels "
             f"can be halved only {reachable}; use larger images, or fewer latent_dims and channels",
         )
-        # The energy alone needs nets to stand on, and something to train.
+        # Training only the energy needs trained nets, and an energy.
         if self.train.regime == "two_stage":
             require(
                 self.run.init_from is not None,
@@ -113,7 +113,7 @@ class Config:
                 "train.gaussian_share",
                 "train.regime two_stage trains the energy from the start",
             )
-        # Each worker has the same share of a batch, also when there are fewer of them.
+        # Workers share each batch equally, also when there are fewer of them.
         fewest = self.cluster.min_workers or self.cluster.workers
         for workers in range(fewest, self.cluster.workers + 1):
             share = workers * self.train.accumulate
@@ -150,7 +150,7 @@ PLACES = tuple(key for key, entry in fields(Config) if entry.metadata.get("place
 
 
 def role_of(key: str) -> Role:
-    """Return the role of a dotted key: its own, else its section's, also where this version lacks the key."""
+    """Return the role of a dotted key: its own, or its section's, even if this version lacks the key."""
     while key not in _ROLES and key:
         key = key.rpartition(".")[0]
     return _ROLES.get(key, "result")

@@ -79,7 +79,7 @@ class Prior:
     """Which prior the latents have.
 
     Args:
-        kind: joint (an energy over all latent layers together: the paper's), top (over the top layer alone,
+        kind: joint (an energy over all latent layers together: the paper's), top (over the top layer only,
             as LEBM; the others are N(0, I)) or gaussian (N(0, I), no energy).
 
     """
@@ -121,7 +121,7 @@ class Langevin:
             (1 - s^2/2)^K is small: s = 0.4, K = 40 leaves 0.035; s = 0.1, K = 40 leaves 0.82.
         kernel: What computes the chain: auto (compiled: C on a CPU where a C compiler is found, Triton on a
             GPU where triton is; else torch), torch (gradient in closed form) or autograd (the reference).
-            They differ by rounding only, and autograd is used in any case where the generator maps noise to
+            They differ by rounding only, and autograd is used in any case if the generator maps noise to
             latents.
         noise: What draws the noise of the steps: torch (its generators) or philox (counter-based: drawn in
             the compiled kernel, and the same with every kernel and on every device).

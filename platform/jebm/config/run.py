@@ -32,7 +32,7 @@ class Run:
     """What the run is called, where it keeps its results, and what makes it repeatable.
 
     Args:
-        name: Name of the run. The same name goes on where the run stopped; a new name starts anew.
+        name: Name of the run. The same name resumes the run; a new name starts a new one.
         storage: Where results and checkpoints go: a folder, or s3://bucket/prefix (credentials come from
             the environment, the AWS profile or the instance role, never from here).
         seed: Seed of everything random: initial weights, data order, noise.
@@ -137,8 +137,8 @@ class Train:
         batch_size: Images of one update, over all workers together.
         accumulate: Split a worker's share of the batch into this many pieces, to save memory.
         precision: fp32, or bf16 (autocast of generator and inference net; energy and chain stay fp32).
-        regime: joint (all nets together) or two_stage (the energy alone, on the posteriors of the nets that
-            run.init_from names, which stay as they are: mostly a run with prior.kind gaussian).
+        regime: joint (all nets together) or two_stage (only the energy, on the posteriors of the nets that
+            run.init_from names, which stay frozen: mostly a run with prior.kind gaussian).
         gaussian_share: Share of the run, from its start, that is trained with the Gaussian prior; the energy
             joins then, when posteriors have settled.
         energy_updates: Updates of the energy for each one of generator and inference net, with chains and
@@ -181,7 +181,7 @@ class Checkpoint:
 
     Args:
         every_steps: Steps between two checkpoints; one more is written at the end.
-        keep_last: Checkpoints that stay; older ones are deleted, unless pinned or what this start resumed.
+        keep_last: Checkpoints to keep; older ones are deleted, except pinned ones and the one resumed from.
         sharded: Each worker writes its share of the tensors: for large models, or a storage that one writer
             cannot fill.
 
@@ -236,10 +236,10 @@ class Cluster:
     """What the run takes of the cluster.
 
     Args:
-        engine: ray (Ray Train; starts a local Ray where none runs) or process (this process alone, or the
+        engine: ray (Ray Train; starts a local Ray if none runs) or process (only this process, or the
             processes that torchrun started).
         workers: Number of data-parallel workers.
-        min_workers: Go on with as few as this when nodes are lost, and grow again when they return (Ray only;
+        min_workers: Continue with as few as this when nodes are lost; grow again when they return (Ray only;
             the order of the images stays, the noise does not); null for a fixed number.
         cpus_per_worker: CPUs (and torch threads) of each worker.
         gpu: Give each worker one GPU.

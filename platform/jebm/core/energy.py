@@ -1,4 +1,4 @@
-"""The energy net f(z): one MLP over all latent layers together (paper eq. 5), or over the top one alone.
+"""The energy net f(z): one MLP over all latent layers together (paper eq. 5), or over only the top one.
 
 The prior is p(z) proportional to exp(+f(z)) p0(z). f is the *negative* energy; nothing else negates it.
 Shapes: B batch, D latent width of all layers together, W width of a hidden layer.

@@ -41,7 +41,7 @@ class Kernel:
     """A way to compute chains."""
 
     description: str
-    """In a few words; where it is torch, why it is no compiled one."""
+    """In a few words; for torch, why no compiled kernel runs."""
     compiled: Compiled | None
     """None: torch operations in place."""
 

@@ -30,7 +30,7 @@ class JointModel(nn.Module):
 
 
 def build_model(config: Config) -> JointModel:
-    """Return the model on the CPU with initial weights that depend on `config.run.seed` alone."""
+    """Return the model on the CPU with initial weights that depend only on `config.run.seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.run.seed, 0, 0, "initial weights").initial_seed())
         return JointModel(config)

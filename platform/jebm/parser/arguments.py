@@ -37,7 +37,7 @@ class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 
 
 class JobParser(ArgumentParser):
-    """A parser that remembers what it was told, so that a wrong command line can be refused in our words."""
+    """A parser that remembers its arguments, so that a wrong command line is refused in our words."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:  # noqa: ANN401  (jsonargparse's)
         self.options: list[Option] = []
@@ -70,7 +70,7 @@ class JobParser(ArgumentParser):
         self._choice.add_subcommand(name, parser, help=summary)
 
     def checked(self, words: Sequence[str]) -> list[str]:
-        """Return a command line in plain form; raises `ConfigError` where it is wrong."""
+        """Return a command line in plain form; raises `ConfigError` if it is wrong."""
         if self.commands:
             return self._with_command(words)
         if any(word in ("-h", "--help") for word in words):

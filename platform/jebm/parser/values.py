@@ -113,7 +113,7 @@ def meant(key: str, known: Collection[str]) -> Sequence[str]:
 
 
 def with_home(path: str, key: str) -> str:
-    """Return a path with ~ and ~name written out; raises `ConfigError` where there is no such home."""
+    """Return a path with ~ and ~name written out; raises `ConfigError` if there is no such home."""
     try:
         return str(expanded(path)) if path.startswith("~") else path
     except ValueError as error:
@@ -153,8 +153,8 @@ def converted(value: Any, kind: Any, key: str) -> Any:  # noqa: ANN401  (any pla
     return fitting
 
 
-def _plain(value: Any, kind: type) -> Any:  # noqa: ANN401  (None where it does not fit)
-    """Return the value as one of a plain type; None where it is none."""
+def _plain(value: Any, kind: type) -> Any:  # noqa: ANN401  (None if it does not fit)
+    """Return the value as one of a plain type, or None if it does not fit."""
     if kind in (str, Path):
         return kind(value) if isinstance(value, str) else None
     if isinstance(value, str):

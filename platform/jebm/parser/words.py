@@ -1,7 +1,7 @@
-"""The words of a command line, checked against what a parser was told, before jsonargparse sees them.
+"""The words of a command line, checked against a parser's arguments before jsonargparse sees them.
 
 What is refused is so in our words. What is passed on is in one plain form, --key=value, that cannot be
-misread: files of --config written out key by key, ~ expanded, and `true` where a switch was left bare.
+misread: files of --config written out key by key, ~ expanded, and `true` for a switch without a value.
 """
 
 import json
@@ -23,7 +23,7 @@ _SEARCH = ("space", "objective")
 
 @dataclass(frozen=True)
 class Option:
-    """What a parser was told of an argument of its own."""
+    """An argument of a parser that is no key of the config."""
 
     names: tuple[str, ...]
     """--name, perhaps with others; of a positional one its name without dashes."""
@@ -41,7 +41,7 @@ class Option:
         return self.names[-1]
 
     def check(self, word: str) -> str:
-        """Return the word as it is passed on; raises `ConfigError` where it is no such value."""
+        """Return the word as it is passed on; raises `ConfigError` if it is no such value."""
         if self.kind in (str, Path, str | None):
             word = with_home(word, self.name)
         elif self.kind is not None:

@@ -1,4 +1,4 @@
-"""Training from the first or the last step to the end: the same under plain python, torchrun and Ray."""
+"""Training to the last step, the same under plain python, torchrun and Ray."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ class Result:
     step: int
     total_steps: int
     metrics: dict[str, float]
-    """Of the last report; of the last checkpoint where the run was already finished."""
+    """Of the last report; of the last checkpoint if the run was already finished."""
     place: str
     """Where the run's files are."""
 
@@ -63,7 +63,7 @@ def fit(
         while state.step < total_steps and not stopped:
             with recorder.clock("data"):
                 batch = batch_of(state.step)
-            # What fails on one rank alone ends the run on all ranks, like a stop request.
+            # A failure on one rank ends the run on all ranks, like a stop request.
             outcome = update(batch, should_stop() or recorder.failed)
             stopped = outcome.stop
             recorder.record(outcome.metrics, stopped=stopped)

@@ -1,4 +1,4 @@
-"""Where a run goes on from: its own newest checkpoint, or the one that `run.init_from` names."""
+"""Where a run resumes from: its own newest checkpoint, or the one that `run.init_from` names."""
 
 import logging
 from typing import cast
@@ -97,7 +97,7 @@ def _check_nets(config: Config, origin: Manifest) -> None:
 def _take_nets(config: Config, run: RunStore, origin: Manifest, state: TrainState) -> None:
     """Copy generator and inference net of a checkpoint into the state and leave the rest of it.
 
-    Raises CheckpointError where they are not those of its config.
+    Raises CheckpointError if they are not those of its config.
     """
     parts = ("generator.", "inference.")
     own = {name: tensor for name, tensor in state.model.state_dict().items() if name.startswith(parts)}
@@ -113,7 +113,7 @@ def _take_nets(config: Config, run: RunStore, origin: Manifest, state: TrainStat
 
 
 def check_same(config: Config, manifest: Manifest, data: DatasetManifest) -> None:
-    """Raise `ConfigError` where the checkpoint is of another model, objective or data set."""
+    """Raise `ConfigError` if the checkpoint has another model, objective or data set."""
     keys = differing_keys(config, manifest.config)
     if manifest.state.get("data_sha256") != data.sha256:
         keys.append("data.train (its content)")

@@ -118,7 +118,7 @@ def prepare_process(config: Config, device: torch.device) -> None:
 def first_signal(react: Callable[[signal.Signals], None]) -> Iterator[None]:
     """Within it, the first SIGTERM or SIGINT calls `react`; a second one does what it always did.
 
-    For the main thread alone. `react` may interrupt anything there, a print among it.
+    Only for the main thread. `react` may interrupt anything there, a print among it.
     """
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in numbers}
@@ -145,7 +145,7 @@ def started_by_torchrun() -> bool:
 
 
 def check_processes(config: Config) -> None:
-    """Raise `ConfigError` where this start has another number of processes than `cluster.workers`."""
+    """Raise `ConfigError` if this start has another number of processes than `cluster.workers`."""
     processes = int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
     if processes != config.cluster.workers:
         raise ConfigError(

@@ -78,7 +78,7 @@ class Saver:
         return {f"checkpoint/{name}": float(value) for name, value in stats.items()}
 
     def close(self) -> None:
-        """Wait for what is on its way; raises the failure, also where it is that of the last save alone."""
+        """Wait for what is on its way; raises the failure, also if only the last save failed."""
         if self._writer is None:
             return
         self._writer.close()

@@ -46,7 +46,7 @@ def total_steps_of(config: Config, steps_per_epoch: int) -> int:
 
 
 def check_images(config: Config, manifest: DatasetManifest, key: str) -> None:
-    """Raise `ConfigError` where the images' shape is not the model's."""
+    """Raise `ConfigError` if the images' shape is not the model's."""
     have = (manifest.height, manifest.width, manifest.channels)
     want = (config.model.image_size, config.model.image_size, config.model.image_channels)
     if have != want:

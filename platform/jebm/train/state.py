@@ -91,7 +91,7 @@ class TrainState:
     model: JointModel
     objective: nn.Module
     players: list[Player]
-    """Generator with inference net, unless they stay as they are; then the energy net, where there is one."""
+    """Generator with inference net, unless frozen; then the energy net, if there is one."""
     ema: JointModel | None
     ema_decay: float
     step: int = 0
@@ -102,11 +102,11 @@ class TrainState:
         model = build_model(config).to(runtime.device)
         autocast = torch.bfloat16 if config.train.precision == "bf16" else None
         objective: nn.Module = Objective(model, autocast=autocast)
-        alone = config.train.regime == "two_stage"
-        if alone:
+        frozen = config.train.regime == "two_stage"
+        if frozen:
             model.generator.requires_grad_(requires_grad=False)
             model.inference.requires_grad_(requires_grad=False)
-        if runtime.world_size > 1 and not alone:
+        if runtime.world_size > 1 and not frozen:
             # Buffers are the singular vectors of the spectral norm: a function of the weights' history,
             # which is the same on every rank, so they need no broadcast.
             with warnings.catch_warnings():
@@ -123,7 +123,7 @@ class TrainState:
         named = dict(model.named_parameters())
         energy = {name: p for name, p in named.items() if name.startswith("energy.")}
         rest = {name: p for name, p in named.items() if name not in energy}
-        players = [] if alone else [Player.build("generator", config.optimizer.generator, rest)]
+        players = [] if frozen else [Player.build("generator", config.optimizer.generator, rest)]
         if energy:
             players.append(Player.build("energy", config.optimizer.energy, energy))
         decay = config.train.ema_decay
@@ -132,7 +132,7 @@ class TrainState:
 
     @property
     def picture_model(self) -> JointModel:
-        """The model to look at: the averaged weights where they are kept."""
+        """The model to look at: the averaged weights if they are kept."""
         return self.ema or self.model
 
     @contextmanager

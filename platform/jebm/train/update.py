@@ -1,4 +1,4 @@
-"""One update of all three nets, or of the energy net alone: built once for a run, then called at each step.
+"""One update of all three nets, or of only the energy net: built once for a run, then called at each step.
 
 Shapes: N images of the set, B this rank's share of a batch, C channels, H height, W width, D latent width,
 L latent layers.
@@ -61,7 +61,7 @@ class _Update:
 
 @dataclass
 class EnergyUpdate(_Update):
-    """Updates of the energy net alone, `train.energy_updates` a step, the others' weights held."""
+    """Updates of only the energy net, `train.energy_updates` a step; the other nets are frozen."""
 
     def __post_init__(self) -> None:
         self.net = cast(EnergyNet, self.state.model.energy)
@@ -142,7 +142,7 @@ class JointUpdate(_Update):
 
         Raises:
             DivergedError: loss or gradient is not finite on some rank. Raised on all ranks, before any
-                parameter moved; where it is that of a further update of the energy, the others have moved.
+                parameter moved; if it is that of a further update of the energy, the others have moved.
         """
         state, step = self.state, self.state.step
         energy = self._energy if step >= self._joins_at else None
