@@ -23,7 +23,6 @@ __all__ = [
     "StoredObject",
     "TensorEntry",
     "cut",
-    "encoded_header",
     "header_of",
     "parsed_header",
 ]
@@ -101,34 +100,25 @@ def cut(pieces: Iterable[memoryview], part_size: int) -> list[list[memoryview]]:
     return parts
 
 
-def encoded_header(entries: Mapping[str, TensorEntry], metadata: Mapping[str, str]) -> bytes:
-    """Return how an object begins that holds these tensors, whose offsets count from the end of it."""
-    header: dict[str, object] = {METADATA: {**metadata, "format": "pt"}}  # other readers ask for a format
-    for name, entry in entries.items():
-        header[name] = {
-            "dtype": DTYPE_NAMES[entry.dtype],
-            "shape": list(entry.shape),
-            "data_offsets": [entry.begin, entry.end],
-        }
-    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    encoded += b" " * (-len(encoded) % 8)  # keeps the data aligned
-    return len(encoded).to_bytes(8, "little") + encoded
-
-
-def header_of(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return how an object begins that holds these tensors in this order.
+def header_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return how an object begins that holds these tensors in this order; offsets count from the end of it.
 
     Raises CheckpointError for more of them than would be read again.
     """
-    entries: dict[str, TensorEntry] = {}
+    header: dict[str, object] = {METADATA: {**metadata, "format": "pt"}}  # other readers ask for it
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.itemsize
-        entries[name] = TensorEntry(tensor.dtype, tuple(tensor.shape), begin, end)
-    encoded = encoded_header(entries, {})
-    if len(encoded) > HEADER_BYTES:
+        header[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    encoded += b" " * (-len(encoded) % 8)  # keeps the data aligned
+    if 8 + len(encoded) > HEADER_BYTES:
         raise CheckpointError(f"{len(tensors)} tensors need a header above {HEADER_BYTES} bytes")
-    return encoded
+    return len(encoded).to_bytes(8, "little") + encoded
 
 
 def parsed_header(encoded: bytes, size: int) -> dict[str, TensorEntry]:

@@ -6,16 +6,16 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from jebm.errors import CheckpointError, StoreError
-from jebm.store.files import os_errors, write_at
 from jebm.store.judge import MANIFEST, read_manifest
 from jebm.store.layout import StoredObject
 from jebm.store.manifest import Manifest
 from jebm.store.parts import Parts
 from jebm.store.protocol import ObjectExistsError, Store, in_parallel
-from jebm.store.retrieve import Progress, RunStore, counter, size_of
+from jebm.store.retrieve import Progress, RunStore, counter, os_errors, size_of
 from jebm.store.storage import open_store
 
 __all__ = ["Download", "download"]
@@ -87,7 +87,7 @@ def _fetch_object(source: Store, stored: StoredObject, path: Path, count: Callab
             if begin < found.st_size and _local_crc32(descriptor, begin, size) == stored.crc32[number]:
                 count(size)
                 return 0
-            parts.stream(number, lambda offset, piece: write_at(descriptor, 0, offset, piece), count)
+            parts.stream(number, partial(_write_at, descriptor), count)
             return size
 
         fetched = in_parallel(fetch, range(0, stored.size, stored.part_size))
@@ -100,6 +100,13 @@ def _fetch_object(source: Store, stored: StoredObject, path: Path, count: Callab
     finally:
         os.close(folder)
     return sum(fetched)
+
+
+def _write_at(descriptor: int, offset: int, piece: memoryview) -> None:
+    """Write all of a piece; raises OSError."""
+    while piece.nbytes:
+        count = os.pwrite(descriptor, piece, offset)
+        piece, offset = piece[count:], offset + count
 
 
 def _local_crc32(descriptor: int, begin: int, size: int) -> int:

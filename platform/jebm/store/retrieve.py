@@ -1,31 +1,30 @@
 """Checkpoints found and read with nothing but the store: chosen, verified, their tensors exported.
 
 Data travels in slices of a few MB, four parts at a time, and every byte that is kept has been checked
-against the CRC32 of its part; memory does not grow with the checkpoint.
+against the CRC32 of its part.
 """
 
 import os
 import uuid
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Literal, TypeAlias
 
 import torch
+from torch import Tensor
 
 from jebm.errors import CheckpointError, StoreError
 from jebm.store.checkpoint import Checkpoints, FoundCheckpoint, Manifest
-from jebm.store.files import os_errors, write_at
-from jebm.store.finite import FiniteScan, not_finite, not_finite_line
-from jebm.store.layout import StoredObject, TensorEntry, encoded_header
+from jebm.store.finite import not_finite, not_finite_line
+from jebm.store.layout import StoredObject, TensorEntry, header_of
 from jebm.store.parts import Parts, damages, read_headers
 from jebm.store.protocol import Store, in_parallel
 from jebm.store.storage import normalised_uri, open_store
+from jebm.store.stream import bytes_of
 
 __all__ = [
     "Export",
@@ -35,6 +34,7 @@ __all__ = [
     "export_weights",
     "open_checkpoint",
     "open_run",
+    "os_errors",
     "read_tensors",
     "size_of",
     "tensor_table",
@@ -44,7 +44,6 @@ __all__ = [
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes done since the last call (negative: they are done again), and with those of all."""
 
-_ALIGNED_BYTES = 64  # where a tensor begins in memory
 _SHOWN = 10  # steps named in an error
 
 
@@ -183,137 +182,101 @@ def verify_checkpoint(folder: Store, manifest: Manifest, progress: Progress) -> 
     return damages(folder, manifest.objects, counter(progress, size_of(manifest)))
 
 
+@contextmanager
+def os_errors(path: Path) -> Iterator[None]:
+    """Within it, an OSError becomes a StoreError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
 def export_weights(
     run: RunStore, manifest: Manifest, output: Path, prefix: str, progress: Progress
 ) -> Export:
     """Write the tensors `<prefix>.…`, without the prefix, to a file that every safetensors reader opens.
 
-    Only the parts that hold them are read. The file appears whole or not at all. Raises CheckpointError
-    where there are no such tensors, a part is damaged, or they hold NaN or infinity; StoreError where the
-    file cannot be written.
+    The file appears whole or not at all. Raises CheckpointError as `read_tensors`, and if there are no such
+    tensors; StoreError if the file cannot be written.
     """
-    source = run.folder(manifest.name)
-    exported: dict[str, TensorEntry] = {}
-    end = 0
-    segments: list[list[_Segment]] = []
-    scans: list[FiniteScan] = []
-    for header in read_headers(source, manifest.objects):
-        wanted = {name: entry for name, entry in header.items() if name.startswith(f"{prefix}.")}
-        scans.append(FiniteScan(wanted))
-        segments.append([])
-        for name, entry in wanted.items():
-            begin, end = end, end + entry.end - entry.begin
-            exported[name.removeprefix(f"{prefix}.")] = TensorEntry(entry.dtype, entry.shape, begin, end)
-            segments[-1].append(_Segment(entry.begin, entry.end, begin))
-    if not exported:
+    table = tensor_table(run.folder(manifest.name), manifest)
+    names = [name for name in table if name.startswith(f"{prefix}.")]
+    if not names:
         raise CheckpointError(f"{manifest.name}: holds no tensors {prefix}.*")
-    facts = {"run": manifest.run, "step": str(manifest.step), "config_sha256": manifest.config_sha256}
-    encoded = encoded_header(exported, facts)
-    total = sum(
-        min(stored.part_size, stored.size - number * stored.part_size)
-        for stored, pieces in zip(manifest.objects, segments, strict=True)
-        for number in _parts_of(stored, pieces)
-    )
-    count = counter(progress, total)
     with os_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = output.with_name(f".partial-{uuid.uuid4().hex}")
+    tensors = read_tensors(run, manifest, names, progress)
+    facts = {
+        "run": manifest.run,
+        "step": str(manifest.step),
+        "config_sha256": manifest.config_sha256,
+    }
+    header = header_of({name.removeprefix(f"{prefix}."): tensors[name] for name in names}, facts)
+    unfinished = output.with_name(f".partial-{uuid.uuid4().hex}")
+    with os_errors(output):
         try:
-            with unfinished.open("xb", buffering=0) as file:
-                file.write(encoded)
-                file.truncate(len(encoded) + end)
-                write = partial(write_at, file.fileno(), len(encoded))
-                for stored, pieces, scan in zip(manifest.objects, segments, scans, strict=True):
-                    _copy(source, stored, pieces, write, count, scan)
-                if names := [name for scan in scans for name in scan.names()]:
-                    raise CheckpointError(f"{source.uri}: {not_finite_line(names)}; nothing was written")
+            with unfinished.open("xb") as file:
+                file.write(header)
+                for name in names:
+                    file.write(bytes_of(tensors[name]))
+                file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(output)
         finally:
             unfinished.unlink(missing_ok=True)
-    return Export(output, len(exported), len(encoded) + end)
+    return Export(output, len(names), output.stat().st_size)
 
 
-def read_tensors(run: RunStore, manifest: Manifest, names: Collection[str]) -> dict[str, torch.Tensor]:
+def read_tensors(
+    run: RunStore, manifest: Manifest, names: Collection[str], progress: Progress = lambda _done, _total: None
+) -> dict[str, Tensor]:
     """Return the tensors of these names, on the CPU; only the parts that hold them are read.
 
-    Raises CheckpointError where one is not there or holds NaN or infinity, or a part is damaged.
+    Raises CheckpointError if one is not there or holds NaN or infinity, or a part is damaged.
     """
     source = run.folder(manifest.name)
-    found: dict[str, tuple[TensorEntry, int]] = {}
-    end = 0
-    segments: list[list[_Segment]] = []
-    for header in read_headers(source, manifest.objects):
-        segments.append([])
-        for name in header.keys() & names:
-            entry = header[name]
-            found[name] = entry, end
-            segments[-1].append(_Segment(entry.begin, entry.end, end))
-            end += -(-(entry.end - entry.begin) // _ALIGNED_BYTES) * _ALIGNED_BYTES
-        segments[-1].sort(key=lambda segment: segment.begin)
-    if missing := sorted(set(names) - found.keys()):
-        raise CheckpointError(f"{run.uri}: {manifest.name} has no tensor {missing[0]}")
-    data = bytearray(max(end, 1))
-
-    def write(offset: int, piece: memoryview) -> None:
-        data[offset : offset + piece.nbytes] = piece
-
-    for stored, wanted in zip(manifest.objects, segments, strict=True):
-        _copy(source, stored, wanted, write)
+    headers = read_headers(source, manifest.objects)
+    wanted = [{name: entry for name, entry in header.items() if name in names} for header in headers]
     tensors = {
-        name: torch.frombuffer(
-            data, dtype=entry.dtype, offset=begin, count=(entry.end - entry.begin) // entry.dtype.itemsize
-        ).reshape(entry.shape)
-        for name, (entry, begin) in found.items()
+        name: torch.empty(entry.shape, dtype=entry.dtype)
+        for entries in wanted
+        for name, entry in entries.items()
     }
+    if missing := sorted(set(names) - tensors.keys()):
+        raise CheckpointError(f"{run.uri}: {manifest.name} has no tensor {missing[0]}")
+    pairs = list(zip(manifest.objects, wanted, strict=True))
+    count = counter(progress, sum(_size_of_parts(stored, entries) for stored, entries in pairs))
+    for stored, entries in pairs:
+        targets = [(entry.begin, bytes_of(tensors[name])) for name, entry in entries.items()]
+        _fill(Parts(source, stored), _parts_of(stored, entries), targets, count)
     if odd := not_finite(tensors):
         raise CheckpointError(f"{source.uri}: {not_finite_line(odd)}")
     return tensors
 
 
-# ── Parts of an object ──────────────────────────────────────────────────────────────────────────────────
+def _parts_of(stored: StoredObject, entries: Mapping[str, TensorEntry]) -> list[int]:
+    """Return the numbers of the parts that hold some byte of the tensors."""
+    size, filled = stored.part_size, [entry for entry in entries.values() if entry.begin < entry.end]
+    return sorted({n for entry in filled for n in range(entry.begin // size, -(-entry.end // size))})
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """Bytes [begin, end) of an object, and where they go in the data of the exported file."""
-
-    begin: int
-    end: int
-    target: int
+def _size_of_parts(stored: StoredObject, entries: Mapping[str, TensorEntry]) -> int:
+    size = stored.part_size
+    return sum(min(size, stored.size - number * size) for number in _parts_of(stored, entries))
 
 
-def _parts_of(stored: StoredObject, segments: Sequence[_Segment]) -> list[int]:
-    """Return the numbers of the parts that hold some byte of the segments."""
-    return sorted(
-        {
-            number
-            for segment in segments
-            for number in range(segment.begin // stored.part_size, -(-segment.end // stored.part_size))
-        }
-    )
-
-
-def _copy(
-    source: Store,
-    stored: StoredObject,
-    segments: Sequence[_Segment],
-    write: Callable[[int, memoryview], None],
-    count: Callable[[int], None] = lambda _: None,
-    scan: FiniteScan | None = None,
+def _fill(
+    parts: Parts,
+    numbers: Sequence[int],
+    targets: Sequence[tuple[int, memoryview]],
+    count: Callable[[int], None],
 ) -> None:
-    """Write the segments of an object, in the order of their bytes, to their targets; checks each part."""
-    filled = [segment for segment in segments if segment.begin < segment.end]
-    ends = [segment.end for segment in filled]
+    """Read parts of an object into memories, each with where in the object it begins."""
 
     def receive(offset: int, piece: memoryview) -> None:
-        for segment in islice(filled, bisect_right(ends, offset), None):
-            if segment.begin >= offset + piece.nbytes:
-                break
-            begin, end = max(segment.begin, offset), min(segment.end, offset + piece.nbytes)
-            write(segment.target + begin - segment.begin, piece[begin - offset : end - offset])
-        if scan is not None:
-            scan.receive(offset, piece)
+        for begin, memory in targets:
+            first, last = max(begin, offset), min(begin + memory.nbytes, offset + piece.nbytes)
+            if first < last:
+                memory[first - begin : last - begin] = piece[first - offset : last - offset]
 
-    parts = Parts(source, stored)
-    in_parallel(lambda _, number: parts.stream(number, receive, count), _parts_of(stored, filled))
+    in_parallel(lambda _, number: parts.stream(number, receive, count), numbers)

@@ -11,7 +11,7 @@ from jebm.store.layout import DTYPE_NAMES, METADATA, StoredObject, cut, header_o
 from jebm.store.parts import Parts, fitting_headers
 from jebm.store.protocol import Store, in_parallel
 
-__all__ = ["MOST_PARTS", "PART_BYTES", "restore_tensors", "upload_tensors"]
+__all__ = ["MOST_PARTS", "PART_BYTES", "bytes_of", "restore_tensors", "upload_tensors"]
 
 PART_BYTES = 16 << 20
 """Size of a part, doubled for objects that would need more parts than they may have."""
@@ -30,8 +30,8 @@ def upload_tensors(
     layout, StoreError where the store refuses; then no object appears.
     """
     ordered = _ordered(tensors)
-    header = header_of(ordered)
-    pieces = [memoryview(header), *(_bytes_of(tensor) for tensor in ordered.values())]
+    header = header_of(ordered, {})
+    pieces = [memoryview(header), *(bytes_of(tensor) for tensor in ordered.values())]
     size = sum(piece.nbytes for piece in pieces)
     part_size = PART_BYTES
     while part_size * most_parts < size:
@@ -59,7 +59,7 @@ def restore_tensors(store: Store, objects: Sequence[StoredObject], into: Mapping
     reads: list[tuple[Parts, int, Sequence[memoryview]]] = []
     for stored, parts, entries in zip(objects, present, headers, strict=True):
         begin = min((entry.begin for entry in entries.values()), default=stored.size)
-        received = (_bytes_of(staged.get(name, into[name])) for name in entries)
+        received = (bytes_of(staged.get(name, into[name])) for name in entries)
         pieces = cut([memoryview(bytearray(begin)), *received], stored.part_size)
         reads += [(parts, number, part) for number, part in enumerate(pieces)]
     in_parallel(lambda _, read: read[0].fill(read[1], read[2]), reads)
@@ -75,7 +75,7 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
     """Return the memory of a plain tensor, writable."""
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
 
