@@ -62,7 +62,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    """The images: data sets made by jobs/ingest.py.
+    """The images: data sets made by jebm ingest.
 
     Args:
         train: Data set to train on: a folder or s3://bucket/prefix that holds dataset.json.
@@ -225,7 +225,7 @@ class Evaluation:
             self.features != "inceptionv3" or bool(self.inception_weights),
             "evaluation.inception_weights",
             "evaluation.features inceptionv3 needs a file with its weights; give the path of your copy of "
-            f"{INCEPTION_FILE} (jobs/evaluate.py: --inception-weights)",
+            f"{INCEPTION_FILE} (jebm evaluate: --inception-weights)",
         )
         require(self.samples >= 100, "evaluation.samples", "must be at least 100")
         require(self.chain_factor >= 1, "evaluation.chain_factor", "must be at least 1")

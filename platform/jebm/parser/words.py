@@ -156,7 +156,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     path = shipped(path, "configs")
     values = read_yaml(path)
     if all(key in values for key in _SEARCH):
-        raise ConfigError(f"{path}: that is a search file; give it to jobs/tune.py as --search {path}")
+        raise ConfigError(f"{path}: that is a search file; give it to jebm tune as --search {path}")
     try:
         return dict(checked(values))
     except ConfigError as error:

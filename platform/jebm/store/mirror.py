@@ -14,8 +14,8 @@ from jebm.store.judge import MANIFEST, read_manifest
 from jebm.store.layout import StoredObject
 from jebm.store.manifest import Manifest
 from jebm.store.parts import Parts
-from jebm.store.protocol import ObjectExistsError, Store, in_parallel
-from jebm.store.retrieve import Progress, RunStore, counter, os_errors, size_of
+from jebm.store.protocol import ObjectExistsError, Store, in_parallel, os_errors
+from jebm.store.retrieve import Progress, RunStore, counter, size_of
 from jebm.store.storage import open_store
 
 __all__ = ["Download", "download"]
@@ -47,12 +47,12 @@ def download(run: RunStore, manifest: Manifest, target: Path, progress: Progress
     if store.head(MANIFEST) is not None and store.get(MANIFEST) != encoded:
         raise _taken(target, manifest)
     folder = target.expanduser().absolute() / run.name / "checkpoints" / manifest.name
-    with os_errors(folder):
+    with os_errors(f"{folder}: cannot write"):
         _check_room(folder, manifest)
     count = counter(progress, size_of(manifest))
     fetched = 0
     for stored in manifest.objects:
-        with os_errors(folder / stored.key):
+        with os_errors(f"{folder / stored.key}: cannot write"):
             fetched += _fetch_object(source, stored, folder / stored.key, count)
     try:
         store.put(MANIFEST, encoded, if_absent=True)

@@ -29,6 +29,7 @@ __all__ = [
     "folder_of",
     "in_parallel",
     "one_line",
+    "os_errors",
     "probe_writes",
     "under",
 ]
@@ -161,6 +162,15 @@ class Store(Protocol):
 
         Leaves nothing behind. Warns in the log of what the place lacks (`limits`).
         """
+
+
+@contextlib.contextmanager
+def os_errors(what: str) -> Iterator[None]:
+    """Within it, an OSError becomes a StoreError that begins with `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{what}: {error.strerror or error}") from error
 
 
 def in_parallel(work: Callable[[int, _Item], _T], items: Sequence[_Item]) -> list[_T]:

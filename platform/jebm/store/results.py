@@ -12,7 +12,7 @@ import unicodedata
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -29,6 +29,7 @@ from jebm.store.protocol import (
     ObjectMissingError,
     Store,
     checked_key,
+    os_errors,
 )
 from jebm.store.storage import LocalStore
 from jebm.untrusted import encoded_json, parsed_object
@@ -82,7 +83,7 @@ def fetch_results(store: Store, folder: Path, begin: Callable[[int], Callable[[i
     results = _results(store)
     # Half files lie in a folder of their own, on the file system of the others.
     with ExitStack() as stack:
-        stack.enter_context(_os_errors(f"{folder}: cannot be written"))
+        stack.enter_context(os_errors(f"{folder}: cannot be written"))
         folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder)))
         known = _read_record(folder, store.uri)
@@ -293,11 +294,3 @@ def _write_record(folder: Path, scratch: Path, uri: str, here: Mapping[str, Obje
     partial = scratch / RECORD
     partial.write_bytes(encoded_json({"from": uri, "files": files}))
     partial.replace(folder / RECORD)
-
-
-@contextmanager
-def _os_errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"{what}: {error.strerror or error}") from error

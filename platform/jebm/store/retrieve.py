@@ -6,8 +6,7 @@ against the CRC32 of its part.
 
 import os
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +21,7 @@ from jebm.store.checkpoint import Checkpoints, FoundCheckpoint, Manifest
 from jebm.store.finite import not_finite, not_finite_line
 from jebm.store.layout import StoredObject, TensorEntry, header_of
 from jebm.store.parts import Parts, damages, read_headers
-from jebm.store.protocol import Store, in_parallel
+from jebm.store.protocol import Store, in_parallel, os_errors
 from jebm.store.storage import normalised_uri, open_store
 from jebm.store.stream import bytes_of
 
@@ -34,7 +33,6 @@ __all__ = [
     "export_weights",
     "open_checkpoint",
     "open_run",
-    "os_errors",
     "read_tensors",
     "size_of",
     "tensor_table",
@@ -182,15 +180,6 @@ def verify_checkpoint(folder: Store, manifest: Manifest, progress: Progress) -> 
     return damages(folder, manifest.objects, counter(progress, size_of(manifest)))
 
 
-@contextmanager
-def os_errors(path: Path) -> Iterator[None]:
-    """Within it, an OSError becomes a StoreError that names the path."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"{path}: cannot write: {error.strerror or error}") from error
-
-
 def export_weights(
     run: RunStore, manifest: Manifest, output: Path, prefix: str, progress: Progress
 ) -> Export:
@@ -203,7 +192,7 @@ def export_weights(
     names = [name for name in table if name.startswith(f"{prefix}.")]
     if not names:
         raise CheckpointError(f"{manifest.name}: holds no tensors {prefix}.*")
-    with os_errors(output):
+    with os_errors(f"{output}: cannot write"):
         output.parent.mkdir(parents=True, exist_ok=True)
     tensors = read_tensors(run, manifest, names, progress)
     facts = {
@@ -213,7 +202,7 @@ def export_weights(
     }
     header = header_of({name.removeprefix(f"{prefix}."): tensors[name] for name in names}, facts)
     unfinished = output.with_name(f".partial-{uuid.uuid4().hex}")
-    with os_errors(output):
+    with os_errors(f"{output}: cannot write"):
         try:
             with unfinished.open("xb") as file:
                 file.write(header)

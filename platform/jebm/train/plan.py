@@ -200,7 +200,7 @@ def _resumed(
     if deep:  # there was one without it
         raise CheckpointError(
             f"{store.uri}/{config.run.name}: no checkpoint is right in every byte; "
-            "jobs/checkpoints.py verify --deep says where, and a new run.name starts anew"
+            "jebm checkpoints verify --deep says where, and a new run.name starts anew"
         )
     return None
 
