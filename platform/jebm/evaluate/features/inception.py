@@ -69,7 +69,7 @@ def inception_features(weights: str | Path, *, device: torch.device | str = "cpu
         ) from error
     # A file of any content meets a reader of pickles and zips here: it can fail in any way.
     try:
-        tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # noqa: TID251
     except Exception as error:
         raise ConfigError(
             f"{key}: {path} does not hold plain tensors, as written by torch.save; give {INCEPTION_FILE}"
