@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from jebm.config import (
-    RESUME_MAY_CHANGE,
     Checkpoint,
     Cluster,
     Config,
@@ -339,28 +338,6 @@ def test_a_resume_may_change_where_and_how_long_but_not_what():
     expected = {"run.seed", "energy.width", "optimizer.energy.lr", "train.batch_size"}
     assert set(differing_keys(bound, config_to_dict(config))) == expected
     assert set(differing_keys(config, config_to_dict(bound))) == expected
-
-
-def resume_table() -> str:
-    """The table of docs/operations.md, from the roles of the keys."""
-    columns: tuple[list[str], list[str]] = ([], [])
-    keys = list(dict(leaves(config_to_dict(Config()))))
-    for section in dict.fromkeys(key.partition(".")[0] for key in keys):
-        inside = [key for key in keys if key.startswith(f"{section}.")]
-        free = [f"`{key}`" for key in inside if role_of(key) in RESUME_MAY_CHANGE]
-        bound = [f"`{key}`" for key in inside if f"`{key}`" not in free]
-        for column, mine, others in zip(columns, (free, bound), (bound, free), strict=True):
-            if len(mine) <= len(others):
-                column.extend(mine)
-            else:
-                column.append(f"`{section}.*`" + (f" (not {', '.join(others)})" if others else ""))
-    head = "| a resumed run may change | it may not, unless `run.accept_changes true` |\n|---|---|\n"
-    return head + "| " + " | ".join(", ".join(column) for column in columns) + " |\n"
-
-
-def test_the_docs_say_which_keys_a_resume_may_change():
-    text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-    assert resume_table() in text
 
 
 def test_a_key_of_an_older_version_has_the_role_of_its_section():
