@@ -18,22 +18,23 @@ from typing import Any, Literal
 from jsonargparse import Namespace
 
 from jebm.cli import log_lines, tell, tell_json, warn
-from jebm.commands.checkpoints import answers
+from jebm.commands.checkpoints import act, look
+from jebm.commands.checkpoints.answer import Answer
 from jebm.errors import CheckpointError, JebmError
 from jebm.parser import JobParser, job_parser, parse
 from jebm.store.retrieve import RunStore, open_run
 from jebm.store.storage import ObjectChangedError, ObjectMissingError
 
-_COMMANDS: dict[str, Callable[[RunStore, Namespace], answers.Answer]] = {
-    "list": answers.list_,
-    "show": answers.show,
-    "get": answers.get,
-    "verify": answers.verify,
-    "prune": answers.prune,
-    "export": answers.export,
-    "pin": answers.pin,
-    "unpin": answers.unpin,
-    "diff": answers.diff,
+_COMMANDS: dict[str, Callable[[RunStore, Namespace], Answer]] = {
+    "list": look.list_,
+    "show": look.show,
+    "get": act.get,
+    "verify": look.verify,
+    "prune": act.prune,
+    "export": act.export,
+    "pin": act.pin,
+    "unpin": act.unpin,
+    "diff": look.diff,
 }
 
 _EXAMPLES = {

@@ -1,38 +1,26 @@
-"""What each command says of a run's checkpoints: text for people, and one document for programs."""
+"""What the commands say that only look at a run's checkpoints: text for people, a document for programs."""
 
 import json
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 
 from jsonargparse import Namespace
 
-from jebm.cli import age_text, progress, size_text, table, warn
+from jebm.cli import age_text, progress, size_text, table
+from jebm.commands.checkpoints.answer import Answer, chosen, is_chosen
 from jebm.config import leaves
-from jebm.errors import CheckpointError, ConfigError
-from jebm.store.checkpoint import FoundCheckpoint, Manifest
+from jebm.errors import CheckpointError
+from jebm.store.checkpoint import FoundCheckpoint
 from jebm.store.compare import compare, compare_facts
-from jebm.store.mirror import download
-from jebm.store.overview import described, listed, pruned, verified
-from jebm.store.retrieve import RunStore, export_weights, verify_checkpoint
-from jebm.store.storage import LocalStore
-from jebm.untrusted import JsonObject, escaped
+from jebm.store.overview import described, listed, verified
+from jebm.store.retrieve import RunStore
+from jebm.untrusted import escaped
 
-__all__ = ["Answer", "diff", "export", "get", "list_", "pin", "prune", "show", "unpin", "verify"]
+__all__ = ["diff", "list_", "show", "verify"]
 
 _SHOWN = 30  # names of changed tensors
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command says: to people, to programs, and by its exit code."""
-
-    text: str
-    document: JsonObject
-    code: int = 0
 
 
 def list_(run: RunStore, arguments: Namespace) -> Answer:
@@ -59,7 +47,7 @@ def list_(run: RunStore, arguments: Namespace) -> Answer:
 
 def show(run: RunStore, arguments: Namespace) -> Answer:
     """Show what one checkpoint says of itself, and its tensors."""
-    manifest = _chosen(run, arguments)
+    manifest = chosen(run, arguments)
     document = described(run, manifest)
     objects, parts = len(manifest.objects), sum(len(stored.crc32) for stored in manifest.objects)
     facts = {
@@ -88,32 +76,11 @@ def show(run: RunStore, arguments: Namespace) -> Answer:
     return Answer("\n\n".join([table(list(facts.items())), *texts]), document)
 
 
-def get(run: RunStore, arguments: Namespace) -> Answer:
-    """Bring one checkpoint to a local folder."""
-    if "://" in arguments.output:
-        raise ConfigError(f"--output {arguments.output}: must be a local folder")
-    manifest = _chosen(run, arguments)
-    began = time.monotonic()
-    with progress(manifest.name) as count:
-        done = download(run, manifest, Path(arguments.output), count)
-    seconds = round(time.monotonic() - began, 3)
-    problems = verify_checkpoint(LocalStore(done.folder), manifest, lambda *_: None)
-    for problem in problems:  # the bytes are those in the store: somebody may want to look at them
-        warn(f"warning: {manifest.name}: {problem}; training and evaluation refuse it")
-    kept = f", {size_text(done.bytes_kept)} were there already" if done.bytes_kept else ""
-    fetched = f"{size_text(done.bytes_fetched)} fetched in {seconds:.1f} s{kept}"
-    document = {"name": manifest.name, "step": manifest.step, "seconds": seconds, "problems": problems}
-    return Answer(
-        f"{manifest.name}: {fetched}; in {done.folder}",
-        document | asdict(done) | {"folder": str(done.folder)},
-    )
-
-
 def verify(run: RunStore, arguments: Namespace) -> Answer:
     """Check sizes and etags of all checkpoints, or of the one chosen; with --deep every byte."""
-    if _is_chosen(arguments) and arguments.step is None:
-        chosen = run.checkpoints.find(_chosen(run, arguments).name)
-        found: Sequence[FoundCheckpoint] = [] if chosen is None else [chosen]
+    if is_chosen(arguments) and arguments.step is None:
+        one = run.checkpoints.find(chosen(run, arguments).name)
+        found: Sequence[FoundCheckpoint] = [] if one is None else [one]
     else:  # of one step all: a damaged one cannot be chosen, and is what this looks for
         found = run.checkpoints.list(step=arguments.step)
     if not found:
@@ -128,59 +95,6 @@ def verify(run: RunStore, arguments: Namespace) -> Answer:
         {"run": run.uri, "deep": arguments.deep, "checkpoints": results},
         1 if damaged else 0,
     )
-
-
-def prune(run: RunStore, arguments: Namespace) -> Answer:
-    """Delete old checkpoints; without --yes only say which."""
-    for name, count in (("--keep-last", arguments.keep_last), ("--keep-every", arguments.keep_every)):
-        if count is not None and count < 1:
-            raise ConfigError(f"{name} {count}: must be 1 or more")
-    hours = arguments.orphan_hours if arguments.orphans else None
-    gone = pruned(run, arguments.keep_last, arguments.keep_every, hours, delete=arguments.yes)
-    total = sum(item["size"] for item in gone)
-    rows = [[item["name"], size_text(item["size"]), "orphan" if item["orphan"] else ""] for item in gone]
-    end = "deleted" if arguments.yes else "would go; to delete them: --yes"
-    summary = f"{len(gone)} checkpoint{'' if len(gone) == 1 else 's'}, {size_text(total)}: {end}"
-    document = {"run": run.uri, "deleted": arguments.yes, "checkpoints": gone, "bytes": total}
-    return Answer(f"{table(rows)}\n{summary}" if rows else "nothing to delete", document)
-
-
-def export(run: RunStore, arguments: Namespace) -> Answer:
-    """Write the weights alone to one .safetensors file."""
-    manifest = _chosen(run, arguments)
-    output = Path(arguments.output)
-    if output.suffix != ".safetensors":
-        raise ConfigError(f"--output {output}: the name must end in .safetensors")
-    with progress(output.name) as count:
-        done = export_weights(run, manifest, output, "ema" if arguments.ema else "model", count)
-    which = "averaged weights" if arguments.ema else "weights"
-    return Answer(
-        f"{done.path}: {which} of {manifest.name}, {done.tensors} tensors, {size_text(done.size)}",
-        {
-            "name": manifest.name,
-            "step": manifest.step,
-            "file": str(done.path),
-            "tensors": done.tensors,
-            "size": done.size,
-        },
-    )
-
-
-def pin(run: RunStore, arguments: Namespace) -> Answer:
-    """Keep a checkpoint from being pruned."""
-    name = run.choose(step=arguments.step).name
-    run.checkpoints.pin(name)
-    return Answer(f"{name}: pinned, no prune deletes it", {"name": name, "pinned": True})
-
-
-def unpin(run: RunStore, arguments: Namespace) -> Answer:
-    """Let a checkpoint be pruned again."""
-    names = sorted(item.name for item in run.checkpoints.list(step=arguments.step))
-    if not names:
-        raise CheckpointError(f"{run.uri}: no checkpoint of step {arguments.step}")
-    for name in names:
-        run.checkpoints.unpin(name)
-    return Answer(f"{', '.join(names)}: not pinned", {"names": names, "pinned": False})
 
 
 def diff(run: RunStore, arguments: Namespace) -> Answer:
@@ -201,18 +115,6 @@ def diff(run: RunStore, arguments: Namespace) -> Answer:
         sections.append(f"{title}: " + (f"{len(rows)} differences\n{table(rows)}" if rows else "the same"))
     document = {"first": one.name, "second": other.name, "tensors": asdict(found), **facts}
     return Answer("\n\n".join(sections), document)
-
-
-def _is_chosen(arguments: Namespace) -> bool:
-    given = sum([arguments.step is not None, arguments.best is not None, arguments.latest])
-    if given > 1:
-        raise ConfigError("give one of --step, --latest and --best")
-    return bool(given)
-
-
-def _chosen(run: RunStore, arguments: Namespace) -> Manifest:
-    _is_chosen(arguments)
-    return run.choose(step=arguments.step, best=arguments.best, mode=arguments.mode)
 
 
 def _brief(value: object) -> str:

@@ -1,0 +1,91 @@
+"""What the commands say that bring checkpoints, export or delete them, or keep them from being deleted."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from jebm.cli import progress, size_text, table, warn
+from jebm.commands.checkpoints.answer import Answer, chosen
+from jebm.errors import CheckpointError, ConfigError
+from jebm.store.mirror import download
+from jebm.store.overview import pruned
+from jebm.store.retrieve import RunStore, export_weights, verify_checkpoint
+from jebm.store.storage import LocalStore
+
+__all__ = ["export", "get", "pin", "prune", "unpin"]
+
+
+def get(run: RunStore, arguments: Namespace) -> Answer:
+    """Bring one checkpoint to a local folder."""
+    if "://" in arguments.output:
+        raise ConfigError(f"--output {arguments.output}: must be a local folder")
+    manifest = chosen(run, arguments)
+    began = time.monotonic()
+    with progress(manifest.name) as count:
+        done = download(run, manifest, Path(arguments.output), count)
+    seconds = round(time.monotonic() - began, 3)
+    problems = verify_checkpoint(LocalStore(done.folder), manifest, lambda *_: None)
+    for problem in problems:  # the bytes are those in the store: somebody may want to look at them
+        warn(f"warning: {manifest.name}: {problem}; training and evaluation refuse it")
+    kept = f", {size_text(done.bytes_kept)} were there already" if done.bytes_kept else ""
+    fetched = f"{size_text(done.bytes_fetched)} fetched in {seconds:.1f} s{kept}"
+    document = {"name": manifest.name, "step": manifest.step, "seconds": seconds, "problems": problems}
+    return Answer(
+        f"{manifest.name}: {fetched}; in {done.folder}",
+        document | asdict(done) | {"folder": str(done.folder)},
+    )
+
+
+def export(run: RunStore, arguments: Namespace) -> Answer:
+    """Write the weights alone to one .safetensors file."""
+    manifest = chosen(run, arguments)
+    output = Path(arguments.output)
+    if output.suffix != ".safetensors":
+        raise ConfigError(f"--output {output}: the name must end in .safetensors")
+    with progress(output.name) as count:
+        done = export_weights(run, manifest, output, "ema" if arguments.ema else "model", count)
+    which = "averaged weights" if arguments.ema else "weights"
+    return Answer(
+        f"{done.path}: {which} of {manifest.name}, {done.tensors} tensors, {size_text(done.size)}",
+        {
+            "name": manifest.name,
+            "step": manifest.step,
+            "file": str(done.path),
+            "tensors": done.tensors,
+            "size": done.size,
+        },
+    )
+
+
+def prune(run: RunStore, arguments: Namespace) -> Answer:
+    """Delete old checkpoints; without --yes only say which."""
+    for name, count in (("--keep-last", arguments.keep_last), ("--keep-every", arguments.keep_every)):
+        if count is not None and count < 1:
+            raise ConfigError(f"{name} {count}: must be 1 or more")
+    hours = arguments.orphan_hours if arguments.orphans else None
+    gone = pruned(run, arguments.keep_last, arguments.keep_every, hours, delete=arguments.yes)
+    total = sum(item["size"] for item in gone)
+    rows = [[item["name"], size_text(item["size"]), "orphan" if item["orphan"] else ""] for item in gone]
+    end = "deleted" if arguments.yes else "would go; to delete them: --yes"
+    summary = f"{len(gone)} checkpoint{'' if len(gone) == 1 else 's'}, {size_text(total)}: {end}"
+    document = {"run": run.uri, "deleted": arguments.yes, "checkpoints": gone, "bytes": total}
+    return Answer(f"{table(rows)}\n{summary}" if rows else "nothing to delete", document)
+
+
+def pin(run: RunStore, arguments: Namespace) -> Answer:
+    """Keep a checkpoint from being pruned."""
+    name = run.choose(step=arguments.step).name
+    run.checkpoints.pin(name)
+    return Answer(f"{name}: pinned, no prune deletes it", {"name": name, "pinned": True})
+
+
+def unpin(run: RunStore, arguments: Namespace) -> Answer:
+    """Let a checkpoint be pruned again."""
+    names = sorted(item.name for item in run.checkpoints.list(step=arguments.step))
+    if not names:
+        raise CheckpointError(f"{run.uri}: no checkpoint of step {arguments.step}")
+    for name in names:
+        run.checkpoints.unpin(name)
+    return Answer(f"{', '.join(names)}: not pinned", {"names": names, "pinned": False})
