@@ -3,11 +3,13 @@
 import os
 import re
 import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import optuna
+import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -155,3 +157,25 @@ def test_a_killed_sweep_goes_on_and_repeats_nothing(cluster, s3_uri: str, tmp_pa
 def value(trial: FrozenTrial) -> float:
     assert trial.value is not None
     return trial.value
+
+
+@pytest.mark.long
+def test_a_sweep_on_a_local_ray_ends_with_its_own_exit_code(tmp_path: Path) -> None:
+    search = tmp_path / "search.yaml"
+    search.write_text(
+        SEARCH.replace("[3e-3, 1e30, 1e-2, 1e-6]", "[3e-3]").replace("512, reduction", "64, reduction")
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    arguments = command(search, str(tmp_path / "runs"), langevin__steps="2", train__epochs="0.16")
+    ended = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "best     t0000: distortion" in ended.stdout
+    assert "GCS" not in ended.stdout + ended.stderr

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import ray.tune
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.execution import class_cache
+from ray.tune.registry import _unregister_all
 
 from jebm.config import Cluster, Config
 from jebm.errors import ConfigError
@@ -159,6 +160,9 @@ def _attended(plan: SweepPlan, study: SweepStudy, provenance: Mapping[str, str])
         try:
             _run(plan, study, provenance, request=request, stopping=stopping, stop=stop)
         finally:
+            # At this process's exit it would be too late: a local Ray ends with the thread that started it,
+            # and Tune would wait a minute for it, and end the process with exit code 1.
+            _unregister_all()  # type: ignore[no-untyped-call]
             free_abandoned_groups()
 
     def on_signal() -> bool:
