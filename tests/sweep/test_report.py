@@ -500,6 +500,8 @@ def damage(folder: Path, what: str) -> None:
         journal.write_text('{"op_code": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
     elif what == "no number":
         journal.write_text(re.sub(r'"5000":[0-9.]+', '"5000":"x"', journal.read_text()))
+    elif what == "result no number":
+        journal.write_text(journal.read_text().replace('"value":1.0', '"value":"x"'))
     elif what == "journal":
         journal.write_text("no journal\n" * 3)
     elif what == "operations":
@@ -525,6 +527,7 @@ def damage(folder: Path, what: str) -> None:
         ("not UTF-8", r"sweep\.json: is damaged"),
         ("deep journal", r"study\.log: no readable Optuna journal"),
         ("no number", r"study\.log: no readable Optuna journal"),
+        ("result no number", r"study\.log: no readable Optuna journal"),
         ("journal", r"study\.log: no readable Optuna journal"),
         ("operations", r"study\.log: no readable Optuna journal"),
         ("two studies", r"study\.log: no readable Optuna journal with one study"),

@@ -49,7 +49,7 @@ _LONGEST_LINE = 300
 class Trial:
     """One trial. `values` has one number per objective where the trial finished, and is empty elsewhere.
 
-    `curve` holds (images seen, first objective), by images; the journal has no value that is not finite.
+    `curve` holds (images seen, first objective), by images.
     """
 
     number: int
@@ -218,14 +218,15 @@ def _trial(trial: FrozenTrial) -> Trial:
         TrialState.RUNNING: "running",
         TrialState.WAITING: "waiting",
     }[trial.state]
-    curve = tuple(sorted(trial.intermediate_values.items()))
+    # The journal is strict JSON, so no number of it is NaN or infinite; what is none is damage, and raises.
+    curve = tuple((images, float(value)) for images, value in sorted(trial.intermediate_values.items()))
     name = str(attributes.get("run", ""))
     return Trial(
         number=trial.number,
         name=name if re.fullmatch(r"t\d{1,9}", name) else run_name(trial.number),  # it names a folder
         status=status,
         params=dict(sorted(trial.params.items())),
-        values=tuple(trial.values or ()) if status == "finished" else (),
+        values=tuple(map(float, trial.values or ())) if status == "finished" else (),
         curve=curve,
         seconds=_amount(attributes.get("seconds")),
         images=int(_amount(attributes.get("images"))) or max((images for images, _ in curve), default=0),
