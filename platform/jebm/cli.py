@@ -7,6 +7,7 @@ come from a store, and so from anybody.
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -58,12 +59,12 @@ def tell(text: str) -> None:
 
     A foreign name that goes into a table must be `escaped` before: a line break in it would forge a row.
     """
-    print(_safe_lines(text), flush=True)
+    _print(_safe_lines(text))
 
 
 def tell_json(document: object) -> None:
     """Print one JSON document on one line of stdout, in ASCII; numbers that are not finite become null."""
-    print(json.dumps(_plain(document), allow_nan=False).replace("\x7f", "\\u007f"), flush=True)
+    _print(json.dumps(_plain(document), allow_nan=False).replace("\x7f", "\\u007f"))
 
 
 def warn(text: str) -> None:
@@ -160,6 +161,13 @@ def log_lines(level: int = logging.INFO, stream: TextIO | None = None) -> None:
 def _report(kind: str, error: Exception | str, code: int) -> int:
     warn(f"{kind}: {error}" if str(error) else kind)
     return code
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `… | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _plain(value: object) -> object:

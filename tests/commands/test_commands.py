@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("checkpoints", "doctor", "evaluate", "fetch", "ingest", "sample", "status", "train", "tune")
+COMMANDS = (
+    "checkpoints",
+    "compare",
+    "doctor",
+    "evaluate",
+    "fetch",
+    "ingest",
+    "sample",
+    "status",
+    "train",
+    "tune",
+)
 
 
 def jebm(*words: str, prelude: str = "") -> subprocess.CompletedProcess[str]:

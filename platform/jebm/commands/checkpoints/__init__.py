@@ -10,7 +10,6 @@ Exit code 0: fine; 1: damaged or not found; 2: wrong use, or a storage that cann
 """
 
 import logging
-import os
 import sys
 from collections.abc import Callable
 from typing import Any, Literal
@@ -128,11 +127,8 @@ def main() -> int:
             raise
         warn(f"error: {error}")
         return 1  # nothing that another command line or another key would put right
-    try:
-        if arguments.json:
-            tell_json(answer.document)
-        else:
-            tell(answer.text)
-    except BrokenPipeError:  # `… | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if arguments.json:
+        tell_json(answer.document)
+    else:
+        tell(answer.text)
     return answer.code
