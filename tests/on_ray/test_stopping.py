@@ -240,6 +240,7 @@ def test_a_head_that_does_not_answer_is_left_at_once(tmp_path: Path) -> None:
         assert re.search(rf"error: RAY_ADDRESS: nobody answers at {address} .*\n\Z", output)
 
 
+@pytest.mark.long
 def test_a_local_ray_is_reached_by_this_machine_only_and_ctrl_c_saves(tmp_path: Path) -> None:
     values = ("--train.epochs=200", "--checkpoint.every_steps=100000", "--train.report_every_steps=4")
     with local_driver(tmp_path, *values) as driver:

@@ -81,6 +81,7 @@ def server(s3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serv
     server.signal(signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_a_minute_without_storage_costs_a_minute_and_nothing_else(server: Server, tmp_path: Path) -> None:
     """First silence, then refused connections; the uninterrupted run has the processor in the meantime."""
     config, straight = tiny("s3://jebm/outage"), tiny(tmp_path / "straight")
