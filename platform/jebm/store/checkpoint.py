@@ -1,11 +1,11 @@
-"""Checkpoints of a run: objects under a prefix, and the manifest that makes them one, written last.
+"""Checkpoints of a run: objects under a prefix; the manifest, written last, commits them.
 
-    <run>/checkpoints/step-00001200-a0001/data/r00000-<uuid8>.safetensors        or one of each rank
+    <run>/checkpoints/step-00001200-a0001/data/r00000-<uuid8>.safetensors        or one per rank
     <run>/checkpoints/step-00001200-a0001/MANIFEST.json
 
-There is no pointer to the latest one, so none can lie: it is found by listing. Nothing is pickled, nothing
-is renamed, no data key is used twice, and of two writers of one checkpoint the second is refused. Of two
-attempts at one run the older is refused. See docs/checkpoint-protocol.md.
+There is no pointer to the latest checkpoint that could go stale: it is found by listing. Nothing is pickled
+or renamed, and no data key is used twice. The second writer of a checkpoint is refused, and so is an older
+attempt at the same run. See docs/checkpoint-protocol.md.
 """
 
 import logging
@@ -48,22 +48,22 @@ class Checkpoints:
     """The checkpoints of one run."""
 
     def __init__(self, store: Store, run: str) -> None:
-        """Look after `<run>/checkpoints/` of the store; raises CheckpointError for a name unfit for a key."""
+        """Manage `<run>/checkpoints/` of the store; raises CheckpointError for a name unfit for a key."""
         if not RUN_NAME.fullmatch(run):
             raise CheckpointError(f"run {run!r}: use letters, digits and . _ - = + (and / between names)")
         self._root, self._run = store, run
         self._store = store.child(f"{run}/checkpoints")
 
     def patient(self, seconds: float, on_retry: Callable[[], None] | None = None) -> "Checkpoints":
-        """Return the same with another patience of its store, as `Store.patient`."""
+        """Return the same checkpoints with a different retry time, as `Store.patient`."""
         return Checkpoints(self._root.patient(seconds, on_retry), self._run)
 
     def save(self, tensors: Mapping[str, Tensor], facts: Facts) -> Manifest:
         """Write a checkpoint and return its manifest, once it is committed.
 
-        Raises FencedError where another writer was first or a later attempt has begun, StoreError where the
-        store refuses, CheckpointError for what could not be read again; then no checkpoint appears. (After a
-        lost connection at the very end it may: with this content.)
+        Raises FencedError if another writer was first or a later attempt has begun, StoreError if the store
+        refuses, CheckpointError for state that could not be read back. Then no checkpoint appears, unless the
+        connection was lost at the very end; its content is then this one.
         """
         draft = self._draft(facts)
         stored = upload_tensors(self._store.child(draft.name), _data_key(0), tensors)
@@ -72,13 +72,13 @@ class Checkpoints:
     def save_share(
         self, tensors: Mapping[str, Tensor], facts: Facts, share: Share, patience_seconds: float
     ) -> Manifest | None:
-        """Write one rank's share of a checkpoint; rank 0 commits it, and alone returns its manifest.
+        """Write one rank's share of a checkpoint; only rank 0 commits it and returns its manifest.
 
-        `tensors` are all of the state; those of other shares are asked for names, shapes and dtypes alone.
-        Every rank calls this, with equal facts. Rank 0 waits for the others' shares: from one to the next
-        for `patience_seconds`, and for as long again as its own share took.
+        `tensors` is the whole state; of other ranks' tensors only names, shapes and dtypes are used. Every
+        rank calls this, with equal facts. Rank 0 waits for the other shares: for each next one at most
+        `patience_seconds` plus the time its own share took.
 
-        Raises as `save`, and on rank 0 StoreError where a share has not come in time, CheckpointError where
+        Raises as `save`; on rank 0 also StoreError if a share is not written in time, and CheckpointError if
         the shares together are not the state. Then no checkpoint appears.
         """
         draft = self._draft(facts)
@@ -94,19 +94,19 @@ class Checkpoints:
         fitting_headers(folder, objects, tensors)
         try:
             folder.delete(share.others())
-        except StoreError as error:  # they harm nobody, and go with the checkpoint
+        except StoreError as error:  # harmless leftovers, deleted with the checkpoint
             _logger.warning("%s: records of shares are left: %s", folder.uri, error)
         return self._commit(replace(draft, objects=objects))
 
     def find(self, name: str) -> FoundCheckpoint | None:
-        """Return the checkpoint of this name, in whatever state; None where nothing lies there."""
+        """Return the checkpoint of this name, whatever its state; None if nothing is there."""
         return judged(self._store, name, self._objects(name)) if step_and_attempt(name) else None
 
     def list(self, limit: int | None = None, *, step: int | None = None) -> Sequence[FoundCheckpoint]:
         """Return the checkpoints, newest first, each committed, partial (no manifest) or corrupt.
 
-        With `limit` only so many: every one costs a request or two, so that thousands take seconds. With
-        `step` only those of this step, and no other manifest is read.
+        With `limit`, return at most that many: each costs a request or two, so thousands take seconds. With
+        `step`, return only those of that step and read no other manifest.
         """
         if step is not None:
             folders = self._folders(f"step-{step:08d}-a")[:limit]
@@ -119,13 +119,13 @@ class Checkpoints:
         return [item for item in found if item is not None]
 
     def latest(self, *, deep: bool = False) -> Manifest | None:
-        """Return the newest checkpoint that is whole, by step and then by attempt; None where there is none.
+        """Return the newest whole checkpoint, by step and then by attempt; None if there is none.
 
-        Whole is what `judged` says; with `deep` every object is read. What is passed over is logged.
+        `judged` decides what is whole; with `deep` it reads every object. Skipped checkpoints are logged.
 
         Raises:
-            CheckpointError: there are checkpoints, and none is whole: whoever took that for "none" would
-                begin the run anew over them.
+            CheckpointError: there are checkpoints but none is whole. Returning None would restart the run
+            over them.
         """
         damaged: list[FoundCheckpoint] = []
         for name in self._sure_names():
@@ -151,7 +151,7 @@ class Checkpoints:
         return None
 
     def best(self, metric: str, mode: Literal["min", "max"] = "min") -> Manifest | None:
-        """Return the whole checkpoint with the best value of a metric, the newest of equals; None without."""
+        """Return the whole checkpoint with the best value of a metric, the newest on ties, or None."""
         sign = 1.0 if mode == "min" else -1.0
         candidates = [
             found.manifest
@@ -163,10 +163,10 @@ class Checkpoints:
         return min(candidates, key=lambda manifest: sign * manifest.metrics[metric], default=None)
 
     def load(self, manifest: Manifest, into: Mapping[str, Tensor]) -> None:
-        """Read a checkpoint's tensors into those given, which must match in name, shape and dtype.
+        """Read a checkpoint's tensors into `into`, which must match in name, shape and dtype.
 
-        Raises CheckpointError where they do not match (before anything is written) or the data is damaged
-        or holds NaN or infinity (the tensors are then written, or half written).
+        Raises CheckpointError if they do not match (before anything is written), or if the data is damaged or
+        holds NaN or infinity (the tensors are then partly or fully overwritten).
         """
         folder = self._store.child(manifest.name)
         restore_tensors(folder, manifest.objects, into)
@@ -178,16 +178,16 @@ class Checkpoints:
     ) -> Sequence[str]:
         """Delete old checkpoints and return their names; with `dry_run` only return them.
 
-        Kept are the newest `keep_last` that are whole, all with a step divisible by `keep_every`, those
-        named in `protect` or pinned, and what has no manifest: it may be on its way. Raises ValueError for a
-        `keep_last` below 1.
+        Keeps the newest `keep_last` whole checkpoints, all with a step divisible by `keep_every`, those in
+        `protect` or pinned, and folders without a manifest, which may still be uploading. Raises ValueError
+        if `keep_last` is below 1.
         """
         if keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}, must be 1 or more")
         pruned = []
         whole = 0
         for name in self._names():
-            if whole < keep_last:  # beyond those there is no need to read manifests
+            if whole < keep_last:  # older manifests need not be read
                 found = judged(self._store, name, self._objects(name))
                 whole += found is not None and found.status == "committed"
                 continue
@@ -196,45 +196,45 @@ class Checkpoints:
                 continue
             objects = self._objects(name)
             if MANIFEST not in objects or _PIN in objects or self._store.head(f"{name}/{_PIN}") is not None:
-                continue  # of its pin the listing's word is not enough
+                continue  # the listing alone does not prove it is unpinned
             pruned.append(name)
             if dry_run:
                 continue
-            # The manifest first: from then on nobody takes the rest for a checkpoint.
+            # The manifest first: without it the rest no longer counts as a checkpoint.
             self._store.delete([f"{name}/{MANIFEST}"])
             self._store.delete([f"{name}/{key}" for key in objects if key != MANIFEST])
         return pruned
 
     def pin(self, name: str) -> None:
-        """Keep a checkpoint from every `prune`; raises CheckpointError where there is none of this name.
+        """Protect a checkpoint from every `prune`; raises CheckpointError if there is none of this name.
 
-        The data is not read: one that is damaged can be pinned, to be looked at.
+        The data is not read, so a damaged checkpoint can be pinned for inspection.
         """
         manifest, pin = f"{name}/{MANIFEST}", f"{name}/{_PIN}"
         missing = CheckpointError(f"{self._store.uri}/{name}: no such checkpoint")
         if not step_and_attempt(name) or self._store.head(manifest) is None:
             raise missing
         self._store.put(pin, b"")
-        if self._store.head(manifest) is None:  # pruned just now; a pin alone would be litter
+        if self._store.head(manifest) is None:  # just pruned; a pin without a checkpoint would be litter
             self._store.delete([pin])
             raise missing
 
     def unpin(self, name: str) -> None:
-        """Take the pin away; one that is not there is fine."""
+        """Remove the pin, if there is one."""
         if step_and_attempt(name):
             self._store.delete([f"{name}/{_PIN}"])
 
     def pinned(self, names: Sequence[str] | None = None) -> frozenset[str]:
-        """Return the names of all checkpoints that are pinned, or of those in `names`: a request each."""
+        """Return the names of all pinned checkpoints, or of those in `names`, at one request each."""
         if names is not None:
             pins = in_parallel(lambda _, name: self._store.head(f"{name}/{_PIN}"), names)
             return frozenset(name for name, pin in zip(names, pins, strict=True) if pin is not None)
         return frozenset(name for name, objects in self._folders() if _PIN in objects and MANIFEST in objects)
 
     def next_attempt(self) -> int:
-        """Return a number above that of every attempt that has left anything here, at least 1.
+        """Return a number above every attempt that left anything here, at least 1.
 
-        Raises CheckpointError where a folder has the last number that there is: every save would be refused.
+        Raises CheckpointError if a folder has the highest possible number: every save would be refused.
         """
         names = sorted(self._sure_names(), key=lambda name: _position(name)[1], reverse=True)
         for name in names:
@@ -249,33 +249,33 @@ class Checkpoints:
         return 1
 
     def orphans(self, older_than_seconds: float) -> Sequence[str]:
-        """Return the names of folders that have no manifest and in which nothing was written for so long.
+        """Return the names of folders without a manifest in which nothing was written for this long.
 
-        They are what killed writers left. Choose an age well above what a save may take with all its
-        retries: an hour or more.
+        Killed writers leave them behind. Choose an age well above the longest save with all its retries: an
+        hour or more.
         """
         border = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
         return [name for name, objects in self._folders() if _is_orphan(objects, border)]
 
     def delete_orphans(self, older_than_seconds: float) -> Sequence[str]:
-        """Delete what `orphans` names, and uploads as old that never ended; return the folders' names."""
+        """Delete what `orphans` names and unfinished uploads of that age; return the folders' names."""
         border = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
         deleted = []
         for name in self.orphans(older_than_seconds):
             objects = self._objects(name)
-            if _is_orphan(objects, border):  # it still is
+            if _is_orphan(objects, border):  # still an orphan
                 self._store.delete([f"{name}/{key}" for key in objects])
                 deleted.append(name)
         try:
             unfinished = self._store.discard_unfinished(older_than_seconds)
-        except AccessDeniedError as error:  # a right of its own, which a trainer's key need not have
+        except AccessDeniedError as error:  # a separate permission that a trainer's key may lack
             _logger.warning("unfinished uploads are left to the bucket's lifecycle rule: %s", error)
         else:
             _logger.info("%s: %d unfinished uploads were discarded", self._store.uri, len(unfinished))
         return deleted
 
     def _draft(self, facts: Facts) -> Manifest:
-        """Return the manifest, still without its objects, as it would be read; raises CheckpointError."""
+        """Return the manifest as it would be read back, without its objects; raises CheckpointError."""
         draft = Manifest(
             **{field.name: getattr(facts, field.name) for field in fields(Facts)},
             run=self._run,
@@ -285,7 +285,7 @@ class Checkpoints:
         return Manifest.decode(draft.encode())
 
     def _commit(self, manifest: Manifest) -> Manifest:
-        """Write the manifest and return it; where the run is another's, take the data back."""
+        """Write the manifest and return it; delete the data if another writer owns the run."""
         folder = self._store.child(manifest.name)
         try:
             if later := self._later(manifest.attempt):
@@ -300,24 +300,24 @@ class Checkpoints:
         return manifest
 
     def _later(self, attempt: int) -> str | None:
-        """Return a folder of a later attempt that has something in it; None where there is none.
+        """Return a non-empty folder of a later attempt, or None.
 
-        A name alone is no proof: a bit of it may be flipped, and some servers name what is deleted.
+        A name alone proves nothing: a bit may be flipped, and some servers still list deleted folders.
         """
         names = (name for name in self._names() if _position(name)[1] > attempt)
         return next((name for name in names if self._objects(name)), None)
 
     def _names(self) -> Sequence[str]:
-        """Return the names of all folders, newest first. Some may be empty: deleted a moment ago."""
+        """Return the names of all folders, newest first; some may be empty because just deleted."""
         names = {name for name in self._store.folders() if step_and_attempt(name)}
         return sorted(names, key=_position, reverse=True)
 
     def _sure_names(self) -> Sequence[str]:
-        """Return the names of two listings: a flipped bit in one of them makes none disappear."""
+        """Return the union of two listings, so that a flipped bit in one hides no name."""
         return sorted({*self._names(), *self._names()}, key=_position, reverse=True)
 
     def _objects(self, name: str) -> dict[str, ObjectInfo]:
-        """Return what lies under a checkpoint's folder, by key within it."""
+        """Return the objects in a checkpoint's folder, by key within it."""
         return objects_of(self._store, name)
 
     def _folders(self, prefix: str = "") -> Sequence[tuple[str, dict[str, ObjectInfo]]]:
@@ -331,7 +331,7 @@ class Checkpoints:
 
 
 def _position(name: str) -> tuple[int, int]:
-    """Return step and attempt of a name that is a checkpoint's."""
+    """Return step and attempt of a checkpoint's name."""
     return cast(tuple[int, int], step_and_attempt(name))
 
 
@@ -340,5 +340,5 @@ def _is_orphan(objects: Mapping[str, ObjectInfo], border: datetime) -> bool:
 
 
 def _data_key(rank: int) -> str:
-    """Return a key that was never used, for what a rank writes."""
+    """Return a fresh key for a rank's data."""
     return f"data/r{rank:05d}-{uuid.uuid4().hex[:8]}.safetensors"

@@ -1,4 +1,4 @@
-"""In what two checkpoints differ; what equal CRC32s of parts show to be equal is not read."""
+"""How two checkpoints differ; parts with equal CRC32s count as equal and are not read."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from jebm.untrusted import JsonObject
 
 __all__ = ["Comparison", "compare", "compare_facts"]
 
-_BATCH_BYTES = 64 << 20  # of tensors that are held of each side; a larger tensor is a batch of its own
+_BATCH_BYTES = 64 << 20  # of tensors held per side; a larger tensor is a batch of its own
 _Value = TypeVar("_Value")
 _Place = tuple[StoredObject, TensorEntry]
 
@@ -33,9 +33,9 @@ class Comparison:
 
 
 def compare(run: RunStore, first: Manifest, second: Manifest) -> Comparison:
-    """Return which tensors of `second` are other bytes than in `first`, are new there, or are gone.
+    """Return which tensors of `second` differ in bytes from `first`, were added, or were removed.
 
-    Raises CheckpointError where a part that has to be read is damaged or holds NaN, and StoreError.
+    Raises CheckpointError if a part that must be read is damaged or holds NaN, and StoreError.
     """
     one, other = _located(run, first), _located(run, second)
     common = one.keys() & other.keys()
@@ -54,7 +54,7 @@ def compare(run: RunStore, first: Manifest, second: Manifest) -> Comparison:
 
 
 def compare_facts(first: Manifest, second: Manifest) -> dict[str, JsonObject]:
-    """Return what differs in config and metrics: by key the value of each side, None where there is none."""
+    """Return what differs in config and metrics: both values by key, None for a missing one."""
     return {
         "config": _differences(dict(leaves(first.config)), dict(leaves(second.config))),
         "metrics": _differences(first.metrics, second.metrics),
@@ -63,7 +63,7 @@ def compare_facts(first: Manifest, second: Manifest) -> dict[str, JsonObject]:
 
 def _differences(one: Mapping[str, _Value], other: Mapping[str, _Value]) -> JsonObject:
     pairs = {name: [one.get(name), other.get(name)] for name in sorted(one.keys() | other.keys())}
-    return {name: pair for name, pair in pairs.items() if str(pair[0]) != str(pair[1])}  # nan is like nan
+    return {name: pair for name, pair in pairs.items() if str(pair[0]) != str(pair[1])}  # nan equals nan
 
 
 def _located(run: RunStore, manifest: Manifest) -> dict[str, _Place]:
@@ -84,11 +84,11 @@ def _size(place: _Place) -> int:
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(-1).view(torch.uint8)  # -0.0 is another value than 0.0
+    return tensor.reshape(-1).view(torch.uint8)  # -0.0 differs from 0.0
 
 
 def _equal_parts(one: _Place, other: _Place) -> bool:
-    """Return whether a tensor is empty, or lies at the same place in parts of equal length and CRC32."""
+    """Return whether a tensor is empty, or has the same position in parts of equal length and CRC32."""
     if _size(one) == 0:
         return True
     (a, entry), (b, other_entry) = one, other
@@ -103,7 +103,7 @@ def _equal_parts(one: _Place, other: _Place) -> bool:
 
 
 def _batches(places: Mapping[str, _Place]) -> Iterator[list[str]]:
-    """Yield the names in groups that are neighbours in an object, so that few parts are read twice."""
+    """Yield names in groups that are adjacent in an object, so that few parts are read twice."""
     batch: list[str] = []
     room = _BATCH_BYTES
     for name, place in sorted(places.items(), key=lambda item: (item[1][0].key, item[1][1].begin)):

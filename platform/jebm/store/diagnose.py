@@ -1,6 +1,6 @@
-"""What a place does with objects, tried out: one finding after the other, each with its remedy.
+"""Try out what a storage location does with objects; report each finding with its remedy.
 
-Everything goes through the same `Store` that training uses. What is written is deleted again.
+Everything goes through the same `Store` that training uses. Everything written is deleted again.
 """
 
 import os
@@ -45,17 +45,17 @@ __all__ = [
 
 _PATIENCE_SECONDS = 2.0  # a person is waiting
 _LIMIT_SECONDS = 20.0
-_SKEW_SECONDS = 300  # S3 refuses signatures 15 minutes off; a clock at 5 is on its way there
-_PARTS = (5 << 20, 1 << 16)  # the least that S3 takes for a part that is not the last
+_SKEW_SECONDS = 300  # S3 refuses signatures 15 minutes off; a clock 5 minutes off is drifting there
+_PARTS = (5 << 20, 1 << 16)  # S3's minimum for a part that is not the last
 _LATENCY_REQUESTS = 7
 _CONTENT = b"jebm doctor"
-_REMEDIES = {  # where the error names none
+_REMEDIES = {  # if the error names none
     AccessDeniedError: "look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_PROFILE",
     BucketMissingError: "make it, with mkdir -p",
 }
 
 
-_LIMITS = {  # what a place may lack, by the check that would have used it
+_LIMITS = {  # features that a server may lack, by the check that uses them
     "list": ("listing V2",),
     "put": ("checksums",),
     "conditional put": ("conditional writes",),
@@ -65,7 +65,7 @@ _LIMITS = {  # what a place may lack, by the check that would have used it
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was tried. `unreachable`: nobody answers, so that nothing else could be tried."""
+    """The result of one check. `unreachable`: no server answered, so nothing else could be tried."""
 
     name: str
     level: Literal["ok", "warn", "fail"]
@@ -75,7 +75,7 @@ class Check:
 
 
 def examine(uri: str) -> Iterator[Check]:
-    """Yield findings on a place as they come; after one that makes the rest pointless there are no more.
+    """Yield findings as they come; stop after one that makes the rest pointless.
 
     Raises StoreError for an invalid URI, or a profile that cannot be used.
     """
@@ -92,7 +92,7 @@ def examine(uri: str) -> Iterator[Check]:
 
 
 def examine_store(store: Store) -> Iterator[Check]:
-    """Yield what a place that can be listed does with objects."""
+    """Yield the checks of a location that can be listed."""
     folder = f".doctor-{uuid.uuid4().hex}"
     keys = one, once, multipart = [f"{folder}/{name}" for name in ("object", "once", "multipart")]
     try:
@@ -106,12 +106,12 @@ def examine_store(store: Store) -> Iterator[Check]:
         yield _tried(store, "latency", lambda: _latency(store, one))
         yield _tried(store, "delete", lambda: _delete(store, folder, keys))
     finally:
-        with suppress(StoreError):  # whoever stops asking in between leaves nothing either
+        with suppress(StoreError):  # nothing is left even if the caller stops early
             store.delete(keys)
 
 
 def _tried(store: Store, name: str, work: Callable[[], Check | str]) -> Check:
-    """Return what the work finds, or what it raised; with what the place lacks for it."""
+    """Return what the work finds or raised, with a warning for any feature that the server lacks."""
     try:
         found = work()
     except StoreError as error:
@@ -136,7 +136,7 @@ def _failed(name: str, error: StoreError) -> Check:
 
 
 def _examine_account(connection: Connection, bucket: str) -> Iterator[Check]:
-    """Yield endpoint, region and credentials, where each comes from, and what the server says of them."""
+    """Yield endpoint, region and credentials, the source of each, and the server's verdict on them."""
     session, endpoint = connection.session, connection.client.meta.endpoint_url
     yield Check("endpoint", "ok", f"{endpoint} ({_endpoint_source(session, own=connection.custom)})")
     yield _region(session, own=connection.custom)
@@ -150,7 +150,7 @@ def _examine_account(connection: Connection, bucket: str) -> Iterator[Check]:
     except StoreError as error:
         yield _failed("credentials", error)
         return
-    except Exception as error:  # nobody answers who has them
+    except Exception as error:  # the service that holds them does not answer
         yield Check("credentials", "fail", one_line(error), "is the network there?", unreachable=True)
         return
     token = ", with a session token" if frozen.token else ""
@@ -182,7 +182,7 @@ def _region(session: Session, *, own: bool) -> Check:
 
 
 def _clock(client: "S3Client", bucket: str) -> Check:
-    """Compare this machine's clock with the server's: its date comes with refusals, too."""
+    """Compare this machine's clock with the server's; refusals carry its date too."""
     began = datetime.now(UTC)
     try:
         with watched(_LIMIT_SECONDS):
@@ -190,7 +190,7 @@ def _clock(client: "S3Client", bucket: str) -> Check:
         headers = answer["ResponseMetadata"]["HTTPHeaders"]
     except ClientError as error:
         headers = error.response["ResponseMetadata"]["HTTPHeaders"]
-    except Exception as error:  # also what parsers make of a page in place of an answer
+    except Exception as error:  # includes parser errors over an HTML page
         finding = f"no good answer from {client.meta.endpoint_url}: {one_line(error)}"
         remedy = "is it running, and is AWS_ENDPOINT_URL right?"
         return Check("connection", "fail", finding, remedy, unreachable=True)
@@ -204,7 +204,7 @@ def _clock(client: "S3Client", bucket: str) -> Check:
 
 def clock_check(server: datetime, here: datetime) -> Check:
     """Judge the distance of two clocks."""
-    seconds = (here - server).total_seconds() - 0.5  # a Date header has no fraction: half a second on average
+    seconds = (here - server).total_seconds() - 0.5  # a Date header drops the fraction: 0.5 s on average
     if abs(seconds) < 2:
         return Check("clock", "ok", "that of the server")
     finding = f"{abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} the server's"
@@ -220,7 +220,7 @@ def _identity(session: Session, endpoint: str | None) -> Check:
         watch_connections(client)
         with watched(_LIMIT_SECONDS):
             arn = client.get_caller_identity()["Arn"]
-    except Exception as error:  # of whatever answers there in its place
+    except Exception as error:  # anything might answer at that address
         if endpoint is not None:
             return Check("identity", "ok", "the access key says it all: no STS at this server")
         return Check("identity", "warn", f"STS tells none: {one_line(error)}", "log in again; see below")

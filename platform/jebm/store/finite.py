@@ -1,6 +1,6 @@
-"""Which tensors hold NaN or infinity: no run resumes from them.
+"""Find tensors that hold NaN or infinity: no run resumes from them.
 
-Training stops before a parameter moves that way, so such a state is damage, or somebody else's.
+Training stops before a parameter becomes non-finite, so such a state is damaged or foreign.
 """
 
 from bisect import bisect_right
@@ -14,16 +14,16 @@ from jebm.store.layout import TensorEntry
 
 __all__ = ["FiniteScan", "not_finite", "not_finite_line"]
 
-_CHUNK = 1 << 22  # elements looked at at a time, so that the look takes no memory to speak of
+_CHUNK = 1 << 22  # elements checked at a time, to keep memory use small
 _SHOWN = 3  # tensors named in a line
 _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class FiniteScan:
-    """Looks at an object's bytes as they pass by, from any thread, in slices that cut tensors anywhere."""
+    """Checks an object's bytes as they stream by, from any thread, in slices cut anywhere."""
 
     def __init__(self, entries: Mapping[str, TensorEntry]) -> None:
-        """Look at these tensors, which do not overlap and stand in the order of their bytes."""
+        """Check these tensors, which do not overlap and are in byte order."""
         self._entries = [
             (name, entry)
             for name, entry in entries.items()
@@ -31,11 +31,11 @@ class FiniteScan:
         ]
         self._ends = [entry.end for _, entry in self._entries]
         self._lock = Lock()
-        self._slices: dict[int, list[str]] = {}  # by offset: one that comes again replaces what it was
-        self._cut: dict[tuple[str, int], dict[int, bytes]] = {}  # elements that a slice's border cuts
+        self._slices: dict[int, list[str]] = {}  # by offset: a slice read again replaces the earlier one
+        self._cut: dict[tuple[str, int], dict[int, bytes]] = {}  # elements split between slices
 
     def receive(self, offset: int, piece: memoryview) -> None:
-        """Look at bytes of the object."""
+        """Check bytes of the object."""
         end = offset + piece.nbytes
         found = []
         for index in range(bisect_right(self._ends, offset), len(self._entries)):
@@ -48,7 +48,7 @@ class FiniteScan:
             self._slices[offset] = found
 
     def names(self) -> list[str]:
-        """Return the tensors that hold NaN or infinity, in the order of the bytes."""
+        """Return the tensors that hold NaN or infinity, in byte order."""
         found = {name for names in self._slices.values() for name in names}
         dtypes = {name: entry.dtype for name, entry in self._entries}
         for (name, _), pieces in self._cut.items():
@@ -58,7 +58,7 @@ class FiniteScan:
         return [name for name, _ in self._entries if name in found]
 
     def _is_finite(self, name: str, entry: TensorEntry, offset: int, piece: memoryview) -> bool:
-        """Whether a tensor's elements are that lie whole in a piece; those that it cuts are kept."""
+        """Return whether a tensor's whole elements in a piece are finite; keep the split ones."""
         size = entry.dtype.itemsize
         begin, end = max(entry.begin, offset), min(entry.end, offset + piece.nbytes)
         first = min(begin + (entry.begin - begin) % size, end)
@@ -82,7 +82,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def not_finite_line(names: Collection[str]) -> str:
-    """Return these tensors and their fault as a part of a message."""
+    """Return the part of an error message that names these tensors and what is wrong."""
     shown = ", ".join(name[:80] for name in sorted(names)[:_SHOWN])
     if len(names) == 1:
         return f"{shown} holds NaN or infinity"
@@ -96,11 +96,11 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def _bytes_are_finite(data: bytearray | memoryview, dtype: torch.dtype) -> bool:
     values = torch.frombuffer(data, dtype=torch.uint8)
-    if values.data_ptr() % dtype.itemsize:  # of a file that is not ours
+    if values.data_ptr() % dtype.itemsize:  # in a file that another tool wrote
         values = values.clone()
     return _is_finite(values.view(dtype))
 
 
 def _elements(values: Tensor) -> Tensor:
-    """Return the values in a type that can be asked whether they are finite."""
+    """Return the values in a dtype that `isfinite` accepts."""
     return values if values.dtype in _PLAIN or values.is_complex() else values.to(torch.float32)

@@ -1,7 +1,6 @@
-"""Whether what lies under a checkpoint's folder is a checkpoint.
+"""Decide whether a checkpoint's folder holds a whole checkpoint.
 
-A checkpoint that looks damaged is listed and looked at again: a bit flipped in a listing must not make it
-disappear.
+A checkpoint that looks damaged is listed and checked again: a bit flipped in a listing must not hide it.
 """
 
 import logging
@@ -25,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """What lies under one checkpoint's folder; `reason` says why it is not committed, `size` is in bytes."""
+    """The content of one checkpoint's folder; `reason` says why it is not committed, `size` is in bytes."""
 
     name: str
     step: int
@@ -37,18 +36,18 @@ class FoundCheckpoint:
 
 
 def objects_of(checkpoints: Store, name: str) -> dict[str, ObjectInfo]:
-    """Return what lies under a checkpoint's folder, by key within it."""
+    """Return the objects in a checkpoint's folder, by key within it."""
     return {info.key.removeprefix(f"{name}/"): info for info in checkpoints.list(f"{name}/")}
 
 
 def judged(
     checkpoints: Store, name: str, objects: Mapping[str, ObjectInfo], *, deep: bool = False
 ) -> FoundCheckpoint | None:
-    """Say whether a checkpoint is whole; None if nothing lies there.
+    """Return the state of a checkpoint, or None if nothing is there.
 
-    Whole means: the manifest can be read and is of this folder, and its objects have the size and the etag
-    that it says. If an etag is another one (a copy has one), and with `deep`, all objects are read and
-    `damages` has to find nothing. Raises StoreError if the store cannot be reached.
+    Whole means: the manifest is readable and belongs to this folder, and all objects have the size and etag
+    that it states. If an etag differs, as in a copy, or with `deep`, all objects are read and `damages` must
+    find nothing. Raises StoreError if the store cannot be reached.
     """
     found = _look(checkpoints, name, objects, deep)
     if found is not None and found.status == "committed":
@@ -57,20 +56,20 @@ def judged(
 
 
 def read_manifest(checkpoints: Store, name: str, size: int | None = None) -> tuple[bytes, Manifest]:
-    """Return the text of a checkpoint's manifest, `size` bytes by the listing, and what it says.
+    """Return a checkpoint's manifest as text, of `size` bytes by the listing, and decoded.
 
-    It is read again if it does not match its own hash. A text of version 1 has none: it is believed once two
-    readings agree. Raises CheckpointError if it cannot be read, StoreError if the store cannot be reached.
+    It is read again if it does not match its own hash. Version 1 has no hash: it is accepted once two reads
+    agree. Raises CheckpointError if it cannot be read, StoreError if the store cannot be reached.
     """
     key, seen = f"{name}/{MANIFEST}", b""
     if size is None:
         info = checkpoints.head(key)
-        size = 0 if info is None else info.size  # the read says that it is gone
+        size = 0 if info is None else info.size  # the read reports that it is gone
     if size > MANIFEST_BYTES:
         raise CheckpointError(f"its manifest has {size} bytes, above {MANIFEST_BYTES}")
     problem = CheckpointError("its manifest was another one at each reading")
     for _ in range(READS):
-        encoded = bytearray(size)  # no more is read, whatever lies there by now
+        encoded = bytearray(size)  # read no more, even if the object has grown
         checkpoints.read_into(key, 0, [memoryview(encoded)])
         try:
             manifest = Manifest.decode(bytes(encoded))

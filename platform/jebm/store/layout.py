@@ -1,7 +1,7 @@
-"""How tensors lie in an object: the layout of safetensors, written and read as strictly.
+"""How tensors are laid out in an object: strictly as in safetensors, both written and read.
 
-8 bytes of header length (little-endian), a JSON header, the raw bytes. Parts are cut over that layout,
-whatever tensor the cut runs through, and each has a CRC32 of its own; so has the header.
+8 bytes of header length (little-endian), a JSON header, the raw bytes. Parts are cut from that layout without
+regard to tensors. Each part has a CRC32 of its own; so has the header.
 """
 
 import json
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 HEADER_BYTES = 16 << 20
-"""The most that the headers of all objects that are read together may have: about 100,000 tensors."""
+"""Limit on all headers read together, in bytes: about 100,000 tensors."""
 
 METADATA = "__metadata__"
 """The one name in a header that is not a tensor's."""
@@ -55,7 +55,7 @@ DTYPE_NAMES = {
 }
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _MOST_DIMENSIONS = 64
-_MOST_ELEMENTS = (1 << 63) - 1  # in which sizes and strides are counted
+_MOST_ELEMENTS = (1 << 63) - 1  # sizes and strides are int64
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor lies in an object: its bytes are [begin, end), counted from the object's start."""
+    """A tensor's position in an object: bytes [begin, end), counted from the object's start."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -85,7 +85,7 @@ class TensorEntry:
 
 
 def cut(pieces: Iterable[memoryview], part_size: int) -> list[list[memoryview]]:
-    """Return the pieces regrouped to parts of one size; the last may be shorter."""
+    """Return the pieces regrouped into parts of one size; the last may be shorter."""
     parts: list[list[memoryview]] = []
     room = 0
     for piece in pieces:
@@ -101,11 +101,11 @@ def cut(pieces: Iterable[memoryview], part_size: int) -> list[list[memoryview]]:
 
 
 def header_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return how an object begins that holds these tensors in this order; offsets count from the end of it.
+    """Return the header of an object with these tensors in this order; offsets count from its end.
 
-    Raises CheckpointError for more of them than would be read again.
+    Raises CheckpointError if there are more tensors than a reader would accept.
     """
-    header: dict[str, object] = {METADATA: {**metadata, "format": "pt"}}  # other readers ask for it
+    header: dict[str, object] = {METADATA: {**metadata, "format": "pt"}}  # other readers expect it
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.itemsize
@@ -122,9 +122,9 @@ def header_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byt
 
 
 def parsed_header(encoded: bytes, size: int) -> dict[str, TensorEntry]:
-    """Return the entries of an object of `size` bytes in the order of their bytes.
+    """Return the entries of an object of `size` bytes, in byte order.
 
-    `encoded` is the JSON, without the length before it. Raises ValueError for anything out of order.
+    `encoded` is the JSON without the length before it. Raises ValueError if anything is malformed.
     """
     header = parsed_object(encoded, HEADER_BYTES)
     header.pop(METADATA, None)
@@ -148,7 +148,7 @@ def _parsed_entry(name: str, fields: object, data: int) -> TensorEntry:
     shape, offsets = fields["shape"], fields["data_offsets"]
     if dtype is None or not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
         raise ValueError(f"{name[:80]!r} has an unknown dtype, or a shape or offsets that are no counts")
-    if len(shape) > _MOST_DIMENSIONS:  # before they are multiplied, which takes long for very many
+    if len(shape) > _MOST_DIMENSIONS:  # before multiplying, which is slow for very many
         raise ValueError(f"{name[:80]!r} has {len(shape)} dimensions, above {_MOST_DIMENSIONS}")
     if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{name[:80]!r} has another number of bytes than its shape and dtype say")

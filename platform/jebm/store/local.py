@@ -1,4 +1,4 @@
-"""Objects in a folder of this machine, or of one that several share."""
+"""Objects in a local folder, or in one that several machines share."""
 
 import contextlib
 import os
@@ -27,16 +27,16 @@ from jebm.store.protocol import (
 
 __all__ = ["LocalStore"]
 
-_MOST_ATTEMPTS = 100  # of making a folder that somebody else deletes
+_MOST_ATTEMPTS = 100  # to create a folder that another process keeps deleting
 
 
 class LocalStore:
-    """A folder; made by the first write. Objects are files that appear by a rename or a hard link."""
+    """A folder, created by the first write. Files appear by a rename or a hard link."""
 
     def __init__(self, root: Path) -> None:
         try:
             self._root = root.resolve()
-        except (OSError, RuntimeError, ValueError) as error:  # a name too long, links that go in circles
+        except (OSError, RuntimeError, ValueError) as error:  # a name too long, circular links
             raise StoreError(f"{root}: cannot be a folder: {one_line(error)}") from error
 
     def __repr__(self) -> str:
@@ -98,7 +98,7 @@ class LocalStore:
             with self._errors("delete", key):
                 path = self._path(key)
                 path.unlink(missing_ok=True)
-                with contextlib.suppress(OSError):  # a folder is there only while something is in it
+                with contextlib.suppress(OSError):  # folders exist only while they hold something
                     for parent in path.parents:
                         if parent == self._root:
                             break
@@ -108,14 +108,14 @@ class LocalStore:
         return LocalStore(self._path(prefix.strip("/")))
 
     def patient(self, seconds: float, on_retry: Callable[[], None] | None = None) -> "LocalStore":
-        return self  # no failure here goes by itself
+        return self  # no failure here is transient
 
     def discard_unfinished(self, older_than_seconds: float) -> Sequence[str]:
         border = time.time() - older_than_seconds
         discarded = []
         for folder, names in self._folders(self._root):
             for path in (Path(folder, name) for name in names if name.startswith(PARTIAL)):
-                with self._errors("delete", ""), contextlib.suppress(FileNotFoundError):  # ended since
+                with self._errors("delete", ""), contextlib.suppress(FileNotFoundError):  # finished meanwhile
                     if path.stat().st_mtime < border:
                         path.unlink()
                         discarded.append(path.relative_to(self._root).as_posix())

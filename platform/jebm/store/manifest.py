@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, as JSON that is read as strictly as it is written."""
+"""A checkpoint's manifest: JSON that is read as strictly as it is written."""
 
 import hashlib
 import math
@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 MANIFEST_BYTES = 1 << 20
-"""The most that a manifest may have; more is not even read."""
+"""Limit on a manifest, in bytes; longer ones are not read."""
 
 MOST_ATTEMPTS = 10**9 - 1
-"""The highest number of an attempt."""
+"""The highest attempt number."""
 
 VERSION = 2
-"""Of manifests that are written: with a hash over all of itself. Version 1, without, is still read."""
+"""The version written: with a hash over the whole manifest. Version 1, without one, is still read."""
 
 RUN_NAME = re.compile(r"\w[\w.=+-]*(/\w[\w.=+-]*)*", re.ASCII)
 
@@ -51,7 +51,7 @@ def checkpoint_name(step: int, attempt: int) -> str:
 
 
 def step_and_attempt(name: str) -> tuple[int, int] | None:
-    """Return what a checkpoint's name says; None for any other name, another spelling of one among them."""
+    """Return the step and attempt in a checkpoint's name; None for any other name or spelling."""
     match = _FOLDER_NAME.fullmatch(name)
     if match is None:
         return None
@@ -61,10 +61,10 @@ def step_and_attempt(name: str) -> tuple[int, int] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a writer tells of a checkpoint beside its tensors.
+    """What a writer records about a checkpoint besides its tensors.
 
-    `state` and `config` must be plain JSON; `parent` is the name of the checkpoint that this run went on
-    from. `metrics` may be nan where a value was not finite.
+    `state` and `config` must be plain JSON; `parent` is the name of the checkpoint that this run resumed
+    from. `metrics` may be nan if a value was not finite.
     """
 
     step: int
@@ -84,9 +84,9 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(Facts):
-    """All that a checkpoint says of itself: the facts, when it was made, and which objects belong to it.
+    """A checkpoint's manifest: the facts, when it was made, and which objects belong to it.
 
-    `version` is that of the text that it was read from; what is written has always the newest.
+    `version` is that of the text it was read from; the newest is always written.
     """
 
     run: str
@@ -96,11 +96,11 @@ class Manifest(Facts):
 
     @property
     def config_sha256(self) -> str:
-        """The hash of the config, in hexadecimal: equal for equal configs, whatever their order."""
+        """The hash of the config, in hexadecimal; key order does not matter."""
         return hashlib.sha256(encoded_json(self.config)).hexdigest()
 
     def encode(self) -> bytes:
-        """Return the JSON to store; raises CheckpointError where a value has no place in it."""
+        """Return the JSON to store; raises CheckpointError if it cannot hold a value."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
         content |= {
             "format": _FORMAT,
@@ -122,15 +122,15 @@ class Manifest(Facts):
         """Return the manifest; raises CheckpointError for anything but what `encode` writes."""
         try:
             return _decoded(encoded)
-        except (ValueError, OverflowError) as error:  # bad UTF-8 and bad JSON among them
+        except (ValueError, OverflowError) as error:  # includes bad UTF-8 and bad JSON
             raise CheckpointError(f"the manifest cannot be read: {error}") from error
 
 
 def plain_json(value: object, where: str) -> Any:  # noqa: ANN401  # JSON has no narrower type
-    """Return a deep copy that holds lists for tuples and is equal to what JSON gives back.
+    """Return a deep copy with tuples as lists, equal to what JSON gives back.
 
-    Raises CheckpointError, beginning with `where`, for what would not come back as it was: other objects,
-    keys that are no strings, numbers that are not finite.
+    Raises CheckpointError, its message beginning with `where`, for values that would not survive a round
+    trip: other objects, non-string keys, non-finite numbers.
     """
     if value is None or isinstance(value, bool | str):
         return value
@@ -149,7 +149,7 @@ def plain_json(value: object, where: str) -> Any:  # noqa: ANN401  # JSON has no
 
 
 def decoded_object(content: object, version: int = VERSION) -> StoredObject:
-    """Return the object that a part of a manifest describes; raises ValueError for a description unfit."""
+    """Return the object that a manifest entry describes; raises ValueError if the entry is malformed."""
     names = {field.name for field in fields(StoredObject)} - ({"header_crc32"} if version == 1 else set())
     if not isinstance(content, dict) or content.keys() != names:
         raise ValueError("an object has missing or unknown fields")
@@ -173,7 +173,7 @@ def _is_crc32(value: object) -> bool:
 
 
 def _decoded(encoded: bytes) -> Manifest:
-    """Return the manifest; raises ValueError or CheckpointError in a line that names the field."""
+    """Return the manifest; raises ValueError or CheckpointError naming the field."""
     content = parsed_object(encoded, MANIFEST_BYTES)
     version = content.get("version")
     if content.get("format") != _FORMAT:

@@ -23,7 +23,7 @@ __all__ = ["MemoryStore"]
 
 @dataclass
 class _Memory:
-    """What all stores of one name share."""
+    """State shared by all stores of one name."""
 
     objects: dict[str, tuple[ObjectInfo, bytes]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)

@@ -1,4 +1,4 @@
-"""Download of a checkpoint to a local folder, which is a storage of its own afterwards."""
+"""Download a checkpoint to a local folder that then is a store of its own."""
 
 import os
 import shutil
@@ -20,12 +20,12 @@ from jebm.store.storage import open_store
 
 __all__ = ["Download", "download"]
 
-_SLICE_BYTES = 4 << 20  # held by each of the four threads
+_SLICE_BYTES = 4 << 20  # per thread, of four
 
 
 @dataclass(frozen=True)
 class Download:
-    """A checkpoint in a local folder: bytes that were fetched, and that were there already and are good."""
+    """A checkpoint in a local folder: bytes fetched, and bytes already there and intact."""
 
     folder: Path
     bytes_fetched: int
@@ -33,11 +33,11 @@ class Download:
 
 
 def download(run: RunStore, manifest: Manifest, target: Path, progress: Progress) -> Download:
-    """Bring a checkpoint to `<target>/<run>/checkpoints/<name>`, where `open_store(target)` finds it.
+    """Download a checkpoint to `<target>/<run>/checkpoints/<name>`, where `open_store(target)` finds it.
 
-    Parts that are there already and good are kept, so that a broken download goes on where it broke, and a
-    damaged one is repaired. The manifest comes last: until then nobody takes the folder for a checkpoint.
-    Raises CheckpointError where a part is damaged in the store, StoreError where a side cannot be reached.
+    Intact parts already there are kept, so an interrupted download resumes and a damaged one is repaired. The
+    manifest comes last: until then the folder does not count as a checkpoint. Raises CheckpointError if a
+    part is damaged in the store, StoreError if either side cannot be reached.
     """
     encoded, found = read_manifest(run.root.child(f"{run.name}/checkpoints"), manifest.name)
     if found != manifest:
@@ -63,7 +63,7 @@ def download(run: RunStore, manifest: Manifest, target: Path, progress: Progress
 
 
 def _check_room(folder: Path, manifest: Manifest) -> None:
-    """Raise StoreError where the disk has not the room for what is still to come of a checkpoint."""
+    """Raise StoreError if the disk has no room for the rest of a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     room = shutil.disk_usage(folder).free
     for stored in manifest.objects:
@@ -74,13 +74,13 @@ def _check_room(folder: Path, manifest: Manifest) -> None:
 
 
 def _fetch_object(source: Store, stored: StoredObject, path: Path, count: Callable[[int], None]) -> int:
-    """Make `path` hold the object, and return how many bytes had to be fetched."""
+    """Make `path` hold the object and return how many bytes were fetched."""
     parts = Parts(source, stored)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         found = os.fstat(descriptor)
-        os.truncate(descriptor, stored.size)  # what is missing reads as zeros, and fails its CRC32
+        os.truncate(descriptor, stored.size)  # missing bytes read as zeros and fail their CRC32
 
         def fetch(number: int, begin: int) -> int:
             size = min(stored.part_size, stored.size - begin)
@@ -96,7 +96,7 @@ def _fetch_object(source: Store, stored: StoredObject, path: Path, count: Callab
         os.close(descriptor)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the file's name has to outlive a power cut just as the manifest's does
+        os.fsync(folder)  # the file's name must survive a power cut, like the manifest's
     finally:
         os.close(folder)
     return sum(fetched)

@@ -1,4 +1,4 @@
-"""What a run's checkpoints are: found, described, verified and pruned, as plain values that JSON can hold."""
+"""A run's checkpoints listed, described, verified and pruned, as plain JSON values."""
 
 import json
 import math
@@ -17,7 +17,7 @@ __all__ = ["described", "listed", "pruned", "verified"]
 def listed(
     run: RunStore, limit: int | None = None, *, metric: str = "", mode: Literal["min", "max"] = "min"
 ) -> list[JsonObject]:
-    """Return the checkpoints of a run, newest first, with what marks some: latest, best by `metric`, pinned.
+    """Return a run's checkpoints, newest first, marking the latest, the best by `metric` and the pinned.
 
     Raises CheckpointError where there are none.
     """
@@ -49,7 +49,7 @@ def listed(
 
 
 def described(run: RunStore, manifest: Manifest) -> JsonObject:
-    """Return what a checkpoint says of itself, its size in bytes, and its tensors by name."""
+    """Return a checkpoint's manifest, its size in bytes, and its tensors by name."""
     tensors = [
         {
             "name": name,
@@ -73,7 +73,7 @@ def verified(
 ) -> list[JsonObject]:
     """Return which checkpoints are ok, partial or damaged, and why.
 
-    Sizes and etags are compared; with `progress`, which is asked for each by its name, every byte is read.
+    Sizes and etags are compared; with `progress`, called once per checkpoint name, every byte is read.
     """
     results: list[JsonObject] = []
     for item in found:
@@ -89,10 +89,10 @@ def verified(
 def pruned(
     run: RunStore, keep_last: int, keep_every: int | None, orphan_hours: float | None, *, delete: bool
 ) -> list[JsonObject]:
-    """Delete old checkpoints, and what killed writers left `orphan_hours` ago; return name and bytes of each.
+    """Delete old checkpoints and killed writers' leftovers of `orphan_hours`; return name and bytes of each.
 
-    Without `delete` nothing goes, and what would go is returned. The newest stays, and so does the one that
-    it was resumed from: it may be needed to tell how the newest came to be.
+    Without `delete`, nothing is deleted and the candidates are returned. The newest stays, and so does the
+    one that it was resumed from, to document where it came from.
     """
     latest = run.checkpoints.latest()
     protect = [latest.parent] if latest and latest.parent else []

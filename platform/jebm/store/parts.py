@@ -1,8 +1,8 @@
-"""Objects read and checked: the one reader of headers and parts, whoever asks.
+"""The one verified reader of headers and parts, for all callers.
 
-What `load` refuses, `verify` names, since both read through here. Every byte that is kept has been checked
-against the CRC32 of its part; a part or a header that does not match is read once more, since the bit may
-have been flipped on its way and be right where it lies.
+`verify` names whatever `load` refuses, since both read through here. Every byte that is kept was checked
+against the CRC32 of its part. A part or header that does not match is read once more, since the bit may have
+flipped in transit.
 """
 
 import zlib
@@ -26,14 +26,14 @@ from jebm.store.protocol import (
 __all__ = ["Count", "Parts", "Receive", "damages", "fitting_headers", "read_headers"]
 
 Receive: TypeAlias = Callable[[int, memoryview], None]
-"""Called with an offset in the object and the bytes there; on a second try from the part's start again."""
+"""Called with an offset in the object and the bytes there; a second try restarts at the part's start."""
 
 Count: TypeAlias = Callable[[int], None]
-"""Called with the bytes done since the last call; negative: they are done again."""
+"""Called with the bytes done since the last call; negative if they will be read again."""
 
-_TRIES = 2  # of what does not match its CRC32
+_TRIES = 2  # of a part or header that does not match its CRC32
 _FIRST_READ_BYTES = 64 << 10  # holds the header of a usual model
-_SLICE_BYTES = 4 << 20  # held by each thread while a part passes through
+_SLICE_BYTES = 4 << 20  # per thread, while streaming a part
 _SHOWN = 3  # differences named in an error
 
 
@@ -42,21 +42,21 @@ def ignore(_done: int) -> None:
 
 
 class Parts:
-    """The parts of an object as it is now, each read and checked against its CRC32."""
+    """The parts of an object in its present state, each checked against its CRC32 when read."""
 
     def __init__(self, store: Store, stored: StoredObject) -> None:
-        """Look at the object; raises CheckpointError if it is gone or has another size."""
+        """Look up the object; raises CheckpointError if it is gone or has another size."""
         info = store.head(stored.key)
         if info is None:
             raise CheckpointError(f"{store.uri}/{stored.key}: the object is gone")
         self._store, self._stored = store, stored
         self.etag = info.etag
-        """As it is now: that of a copy differs from the stored one."""
+        """The present one: in a copy it differs from the manifest's."""
         if info.size != stored.size:
             raise self._damaged(f"{info.size} bytes instead of {stored.size}")
 
     def fill(self, number: int, pieces: Sequence[memoryview]) -> None:
-        """Read one part into pieces that hold just as many bytes; raises CheckpointError for damage."""
+        """Read one part into pieces of the same total size; raises CheckpointError for damage."""
 
         def once() -> int:
             begin = number * self._stored.part_size
@@ -66,7 +66,7 @@ class Parts:
         self._check(number, once)
 
     def stream(self, number: int, receive: Receive, count: Count = ignore) -> None:
-        """Read one part slice by slice; raises CheckpointError for damage, of which a part was received."""
+        """Read one part slice by slice; raises CheckpointError for damage, after slices were received."""
         begin = number * self._stored.part_size
         end = min(begin + self._stored.part_size, self._stored.size)
         buffer = memoryview(bytearray(min(_SLICE_BYTES, end - begin)))
@@ -96,10 +96,10 @@ class Parts:
 
 
 def read_headers(store: Store, objects: Sequence[StoredObject]) -> list[dict[str, TensorEntry]]:
-    """Return what each object holds, by name, in the order of the bytes.
+    """Return each object's tensors by name, in byte order.
 
-    Raises CheckpointError if a header is not exactly what `upload_tensors` could have written, if two
-    objects hold a tensor of one name, or if all headers together are longer than one may be.
+    Raises CheckpointError if a header is not exactly what `upload_tensors` writes, if two objects hold a
+    tensor of one name, or if all headers together exceed the limit for one.
     """
     room = _Room(HEADER_BYTES)
 
@@ -122,9 +122,9 @@ def read_headers(store: Store, objects: Sequence[StoredObject]) -> list[dict[str
 def fitting_headers(
     store: Store, objects: Sequence[StoredObject], tensors: Mapping[str, Tensor]
 ) -> list[dict[str, TensorEntry]]:
-    """Return what each object holds, as `read_headers`, if together that is tensors like these.
+    """Return each object's tensors, as `read_headers`, if together they match these.
 
-    Otherwise CheckpointError lists the first differences. Of `tensors` only names, shapes and dtypes matter.
+    Otherwise CheckpointError lists the first differences. Only names, shapes and dtypes of `tensors` matter.
     """
     headers = read_headers(store, objects)
     entries = {name: entry for header in headers for name, entry in header.items()}
@@ -133,10 +133,10 @@ def fitting_headers(
 
 
 def damages(store: Store, objects: Sequence[StoredObject], count: Count = ignore) -> list[str]:
-    """Read all objects of a checkpoint whole and return a line for each thing for which `load` refuses it.
+    """Read all of a checkpoint's objects and return a line for each reason why `load` would refuse it.
 
-    That is: an object that is gone or of another size, a part with another CRC32; if there is none of
-    these, a header that no writer writes, or tensors that hold NaN or infinity.
+    Reasons are an object that is gone or has another size, and a part with another CRC32; failing these, a
+    malformed header, or tensors that hold NaN or infinity.
     """
     headers: Sequence[Mapping[str, TensorEntry]] = [{} for _ in objects]
     unfit: list[str] = []
@@ -159,7 +159,7 @@ def damages(store: Store, objects: Sequence[StoredObject], count: Count = ignore
 
 
 def _damaged_parts(parts: Parts, stored: StoredObject, scan: FiniteScan, count: Count) -> list[str]:
-    """Stream all parts past the scan; return a line for each that is damaged."""
+    """Stream all parts through the scan; return a line for each damaged one."""
 
     def check(number: int, _begin: int) -> str | None:
         try:
@@ -173,7 +173,7 @@ def _damaged_parts(parts: Parts, stored: StoredObject, scan: FiniteScan, count: 
 
 
 class _Room:
-    """Bytes that all headers together may have."""
+    """The byte budget shared by all headers."""
 
     def __init__(self, size: int) -> None:
         self._left, self._lock = size, Lock()
@@ -187,7 +187,7 @@ class _Room:
 
 
 def _header(store: Store, stored: StoredObject, room: _Room) -> bytes:
-    """Return an object's header without its length, checked; raises CheckpointError."""
+    """Return an object's checked header, without its length; raises CheckpointError."""
     length = 0
     for _ in range(_TRIES):
         start = _beginning(store, stored, min(_FIRST_READ_BYTES, stored.size))
@@ -209,7 +209,7 @@ def _header(store: Store, stored: StoredObject, room: _Room) -> bytes:
 
 
 def _beginning(store: Store, stored: StoredObject, size: int) -> bytearray:
-    """Return the first bytes; those of an object whose header has no CRC32 by the parts that they lie in."""
+    """Return the first bytes; if the header has no CRC32, check them through the parts that hold them."""
     start = bytearray(size)
     if stored.header_crc32 is not None:
         store.read_into(stored.key, 0, [memoryview(start)])
@@ -230,7 +230,7 @@ def _damaged(store: Store, stored: StoredObject, reason: str) -> CheckpointError
 
 
 def _compare(place: str, entries: Mapping[str, TensorEntry], into: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError with the first differences between what is stored and what receives it."""
+    """Raise CheckpointError listing the first differences between stored and receiving tensors."""
     differences = [f"{name} is missing in the checkpoint" for name in into if name not in entries]
     differences += [f"{name} is only in the checkpoint" for name in entries if name not in into]
     for name, entry in entries.items():

@@ -1,4 +1,4 @@
-"""What a store of objects does, whatever it keeps them in: protocol, errors, what all keepers share."""
+"""The protocol of object stores, its errors, and helpers that all backends share."""
 
 import contextlib
 import uuid
@@ -35,12 +35,12 @@ __all__ = [
 ]
 
 PART_THREADS = 4
-"""Parts of one object that travel at a time; each has one socket buffer's worth of extra memory."""
+"""Parts of one object in flight at a time; each takes one socket buffer of extra memory."""
 
 PARTIAL = ".partial-"
-"""How names of local files begin that are on their way; no segment of a key does."""
+"""Prefix of local files that are still being written; no segment of a key begins with it."""
 
-_KEY_BYTES = 1024  # the longest key of S3
+_KEY_BYTES = 1024  # S3's limit on a key
 
 _Item = TypeVar("_Item")
 _T = TypeVar("_T")
@@ -55,7 +55,7 @@ class ObjectExistsError(StoreError):
 
 
 class ObjectChangedError(StoreError):
-    """The object is no longer the one that the caller has seen, or shorter than the range asked for."""
+    """The object has changed since the caller last saw it, or is shorter than the requested range."""
 
 
 class AccessDeniedError(StoreError):
@@ -67,12 +67,12 @@ class BucketMissingError(StoreError):
 
 
 class EndpointError(StoreError):
-    """Nobody answers at the endpoint, or the connection broke for longer than we retry."""
+    """The endpoint does not answer, or the connection was down for longer than we retry."""
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """What a store knows of an object: size in bytes; an etag that changes when the content does."""
+    """An object's metadata: size in bytes, and an etag that changes when the content does."""
 
     key: str
     size: int
@@ -82,7 +82,7 @@ class ObjectInfo:
 
 @dataclass(frozen=True)
 class Uploaded:
-    """An object sent in parts: what the store knows of it, and the CRC32 of each part as it was sent."""
+    """An object uploaded in parts: its metadata, and the CRC32 of each part as sent."""
 
     info: ObjectInfo
     crc32: tuple[int, ...]
@@ -90,83 +90,83 @@ class Uploaded:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a store allows; without conditional writes two writers are not kept apart."""
+    """What a store allows; without conditional writes it cannot keep two writers apart."""
 
     writable: bool
     conditional_writes: bool
 
 
 class Store(Protocol):
-    """Whole objects by key. Safe to share between threads; every method raises StoreError in one line."""
+    """Whole objects by key. Safe to share between threads; methods raise StoreError, one line each."""
 
     @property
     def uri(self) -> str:
-        """The place, without a trailing slash and without secrets."""
+        """The location, without a trailing slash and without secrets."""
 
     @property
     def limits(self) -> Mapping[str, str]:
-        """What this place was found to lack so far: each ability, with why we think so and what is done."""
+        """The features found missing here so far: each with the evidence and the workaround."""
 
     def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> ObjectInfo:
-        """Write an object; with `if_absent` raise ObjectExistsError where the key is taken."""
+        """Write an object; with `if_absent` raise ObjectExistsError if the key is taken."""
 
     def upload(self, key: str, parts: Sequence[Sequence[memoryview]]) -> Uploaded:
         """Write an object from parts, each a sequence of byte views; on failure no object appears.
 
-        All parts but the last have one size, at least 5 MiB (the rule of S3); at most 10,000 parts.
+        All parts but the last have the same size, at least 5 MiB (S3's rule); at most 10,000 parts.
         """
 
     def get(self, key: str) -> bytes:
-        """Return the whole object; raise ObjectMissingError where there is none."""
+        """Return the whole object; raise ObjectMissingError if there is none."""
 
     def read_into(
         self, key: str, offset: int, pieces: Sequence[memoryview], *, etag: str | None = None
     ) -> None:
-        """Fill the pieces, one after the other, with the bytes from `offset` on.
+        """Fill the pieces in order with the bytes from `offset` on.
 
-        Raises ObjectChangedError where the etag is another one, or the object ends too early.
+        Raises ObjectChangedError if the etag differs or the object is too short.
         """
 
     def head(self, key: str) -> ObjectInfo | None:
-        """Return what is known of an object, None where there is none."""
+        """Return an object's metadata, or None if there is no object."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Yield every object whose key begins with `prefix`; sort them where the order matters."""
+        """Yield every object whose key begins with `prefix`, in no guaranteed order."""
 
     def folders(self) -> Iterator[str]:
-        """Yield the names right below this store's URI that have objects below them.
+        """Yield the names directly below this store's URI that have objects below them.
 
-        Some servers go on naming a folder for a while after its last object is deleted.
+        Some servers still list a folder for a while after its last object is deleted.
         """
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects; a key without one is fine."""
+        """Delete objects; missing ones are fine."""
 
     def child(self, prefix: str) -> "Store":
         """Return the store of the folder `prefix`."""
 
     def patient(self, seconds: float, on_retry: Callable[[], None] | None = None) -> "Store":
-        """Return this store with another patience: how long a request that fails is tried again.
+        """Return this store with a different patience: how long a failing request is retried.
 
-        `on_retry()` is called each time that one is, in the thread that waits for it.
+        `on_retry()` is called at each retry, in the thread that waits for the request.
         """
 
     def discard_unfinished(self, older_than_seconds: float) -> Sequence[str]:
-        """Give up uploads that began longer ago and never ended; return their keys.
+        """Abort unfinished uploads that began longer ago; return their keys.
 
-        No listing shows them, yet their bytes are stored and paid for.
+        No listing shows them, yet their bytes are stored and billed.
         """
 
     def probe(self, *, write: bool = True) -> Probe:
-        """Check that the place can be reached, exists, and can be read and (with `write`) written.
+        """Check that the location is reachable, exists, and is readable and (with `write`) writable.
 
-        Leaves nothing behind. Warns in the log of what the place lacks (`limits`).
+        Leaves nothing behind. Logs a warning for each missing feature (`limits`).
         """
 
 
 @contextlib.contextmanager
 def os_errors(what: str) -> Iterator[None]:
-    """Within it, an OSError becomes a StoreError that begins with `what`."""
+    """Turn an OSError raised within into a StoreError that begins with `what`."""
     try:
         yield
     except OSError as error:
@@ -174,9 +174,9 @@ def os_errors(what: str) -> Iterator[None]:
 
 
 def in_parallel(work: Callable[[int, _Item], _T], items: Sequence[_Item]) -> list[_T]:
-    """Return `work(index, item)` of every item, in order; PART_THREADS at a time.
+    """Return `work(index, item)` for every item, in order, running PART_THREADS at a time.
 
-    The first failure is raised, once those that had begun have ended; no other one begins.
+    After a failure no further call starts; the first failure is raised once the running calls have ended.
     """
     with ThreadPoolExecutor(PART_THREADS, thread_name_prefix="jebm-part") as pool:
         futures = [pool.submit(work, index, item) for index, item in enumerate(items)]
@@ -202,22 +202,22 @@ def checked_key(key: str) -> str:
 
 
 def under(prefix: str, key: str) -> str:
-    """Return the key below a prefix; raises StoreError as `checked_key`."""
+    """Return the key below a prefix; raises as `checked_key`."""
     return f"{prefix}/{checked_key(key)}" if prefix else checked_key(key)
 
 
 def folder_of(prefix: str) -> str:
-    """Return a prefix that ends at a folder's border."""
+    """Return the prefix with one trailing slash, or an empty one as it is."""
     return f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
 
 
 def one_line(text: object) -> str:
-    """Return what a message says without its line breaks."""
+    """Return a message on one line."""
     return " ".join(str(text).split())
 
 
 def crc32_of(pieces: Sequence[memoryview]) -> int:
-    """Return the CRC32 of bytes that lie in pieces."""
+    """Return the CRC32 of the pieces' bytes, concatenated."""
     value = 0
     for piece in pieces:
         value = zlib.crc32(piece, value)
@@ -225,9 +225,9 @@ def crc32_of(pieces: Sequence[memoryview]) -> int:
 
 
 def probe_writes(store: Store) -> Probe:
-    """Write, write again on condition that nothing is there, and clean up.
+    """Write an object, try to write it again with `if_absent`, and delete it.
 
-    Raises StoreError: the first one, whatever becomes of the cleaning up after it.
+    Raises the first StoreError, even if the cleanup fails too.
     """
     key = f".probe-{uuid.uuid4().hex}"
     try:

@@ -1,7 +1,7 @@
-"""Small records that jobs keep in a store: read with bounds and strictly; set aside where they are damaged.
+"""Small records that jobs keep in a store: read strictly, up to a size limit; set aside if damaged.
 
-A record is worth less than the work that it describes. So whoever needs one that is damaged keeps the damaged
-bytes under another name, says so in one line, and begins a fresh one.
+A record is worth less than the work it describes. So a job that finds its record damaged renames it, reports
+that in one line, and begins a fresh one.
 """
 
 import contextlib
@@ -26,18 +26,18 @@ __all__ = [
 ]
 
 RECORD_BYTES = 16 * 2**20
-"""The longest record that is read."""
+"""The largest record that is read."""
 
-_COPIED_BYTES = 64 * 2**20  # of what is set aside, at a time
+_COPIED_BYTES = 64 * 2**20  # at a time, when a record is set aside
 
 
 class DamagedRecordError(StoreError):
-    """There is a record, and it cannot be understood; the message names it and says why, without a remedy."""
+    """A record cannot be read; the message names it and says why, without a remedy."""
 
 
 @contextlib.contextmanager
 def understood(store: Store, key: str) -> Iterator[None]:
-    """Turn each ValueError raised within, about the record `key`, into a `DamagedRecordError`."""
+    """Turn a ValueError raised within into a `DamagedRecordError` about the record `key`."""
     try:
         yield
     except ValueError as error:
@@ -49,8 +49,8 @@ def read_bytes(store: Store, key: str, most_bytes: int) -> bytes:
 
     Raises:
         ObjectMissingError: there is none.
-        DamagedRecordError: it is longer; or, in a folder of this machine, it is no file or cannot be read.
-        StoreError: the store refuses, or cannot be reached.
+        DamagedRecordError: it is longer; or, in a local folder, it is not a file or cannot be read.
+        StoreError: the store refuses or cannot be reached.
     """
     with _readable(store, key):
         _sized(store, key, most_bytes)
@@ -68,14 +68,14 @@ def read_pieces(store: Store, key: str, most_bytes: int, piece_bytes: int = 8 * 
 
 
 def read_object(store: Store, key: str) -> JsonObject:
-    """Return the JSON object under a key; raises as `read_bytes`, also where it is not strict JSON."""
+    """Return the JSON object under a key; raises as `read_bytes`, also if it is not strict JSON."""
     encoded = read_bytes(store, key, RECORD_BYTES)
     with understood(store, key):
         return parsed_object(encoded, RECORD_BYTES)
 
 
 def listed_objects(record: JsonObject, name: str) -> list[JsonObject]:
-    """Return the field `name` of a record, a list of JSON objects; raises ValueError for anything else."""
+    """Return a record's field `name`; raises ValueError if it is not a list of JSON objects."""
     items = typed(record, name, list)
     if not all(isinstance(item, dict) for item in items):
         raise ValueError(f"{name} holds more than objects")
@@ -83,12 +83,12 @@ def listed_objects(record: JsonObject, name: str) -> list[JsonObject]:
 
 
 def set_aside(store: Store, key: str) -> str:
-    """Rename a damaged record to `<key>.damaged-<n>`, and return that name.
+    """Rename a damaged record to `<key>.damaged-<n>` and return that name.
 
-    In an object store it is copied and deleted; a very long one is kept in parts, `<name>.part-<n>`.
+    In an object store it is copied and deleted; a very long one is split into `<name>.part-<n>`.
 
     Raises:
-        StoreError: that was not possible; the record is still there.
+        StoreError: the record could not be renamed and is still there.
     """
     if isinstance(store, LocalStore):
         return _renamed(store, key)
@@ -102,7 +102,7 @@ def set_aside(store: Store, key: str) -> str:
 
 @contextlib.contextmanager
 def _readable(store: Store, key: str) -> Iterator[None]:
-    """Count what makes one file of a local folder unreadable, such as its rights, as damage of the record."""
+    """Treat whatever makes a local file unreadable, such as its permissions, as damage to the record."""
     with understood(store, key):
         if isinstance(store, LocalStore):
             path = store.folder / key
@@ -141,7 +141,7 @@ def _renamed(store: LocalStore, key: str) -> str:
 
 
 def _copy(store: Store, key: str, name: str) -> None:
-    """Copy an object in memory of a bounded size."""
+    """Copy an object using bounded memory."""
     info = store.head(key)
     if info is None:
         return

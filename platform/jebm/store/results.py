@@ -1,7 +1,7 @@
-"""What a run has left in its storage, brought to a folder of this machine: everything but checkpoints.
+"""Download what a run left in its storage, except checkpoints, to a local folder.
 
-The names of the objects may come from anybody. Nothing is written outside the folder; an object that cannot
-be a file there is named, and the others are brought. A file appears under its name when it is complete.
+Object names are untrusted. Nothing is written outside the folder; an object that cannot be a file there is
+reported and the others are downloaded. A file gets its name only when complete.
 """
 
 import errno
@@ -37,20 +37,20 @@ from jebm.untrusted import encoded_json, parsed_object
 __all__ = ["RECORD", "Fetched", "Plan", "fetch_results", "planned"]
 
 RECORD = ".fetched.json"
-"""What a folder was filled with, so that the next fetch brings only what has changed."""
+"""Records what was fetched, so that the next fetch downloads only what has changed."""
 
 _LEFT_OUT = ("checkpoints", "lease")
 _MARKERS = ("run.json", "sweep.json", "comparison.json")
-_SLICE_BYTES = 4 << 20  # held by each thread
+_SLICE_BYTES = 4 << 20  # per thread
 _RECORD_BYTES = 64 << 20
-_TRIES = 3  # for a file that a run writes just now
+_TRIES = 3  # for a file that a run is writing
 _SHOWN = 20  # runs named in an error
-_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no other file could be written either
+_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # these would fail every other file too
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a fetch has done; `refused` says in a line each what could not be brought, and why."""
+    """The result of a fetch; `refused` has one line for each object not downloaded, with the reason."""
 
     files: int
     bytes: int
@@ -60,7 +60,7 @@ class Fetched:
 
 @dataclass
 class Plan:
-    """What is to be done, found out before anything is read."""
+    """The work to do, determined before anything is read."""
 
     wanted: list[ObjectInfo] = field(default_factory=list)
     unchanged: dict[str, ObjectInfo] = field(default_factory=dict)
@@ -68,20 +68,20 @@ class Plan:
 
 
 def fetch_results(store: Store, folder: Path, begin: Callable[[int], Callable[[int], object]]) -> Fetched:
-    """Copy what changed of the run, sweep or comparison in `store` into the folder, some files at a time.
+    """Download changed files of the run, sweep or comparison in `store` to the folder, several at a time.
 
-    `begin(bytes to read)` returns what is called with the size of each object that is done.
+    `begin(bytes to read)` returns a function that is called with the size of each finished object.
 
     Raises:
-        StoreError: the store cannot be read or the folder written; there are no results, or those of several
-            runs, which it names; the folder lies within the store.
+        StoreError: the store cannot be read or the folder written; there are no results, or results of
+        several runs (the message names them); the folder lies within the store.
     """
-    # Refuse before anything is made.
+    # Refuse before anything is created.
     folder = Path(os.path.realpath(folder))
     if isinstance(store, LocalStore) and folder.is_relative_to(store.folder):
         raise StoreError(f"{folder}: lies within {store.uri}; give another folder to write to")
     results = _results(store)
-    # Half files lie in a folder of their own, on the file system of the others.
+    # Partial files get a folder of their own, on the same file system.
     with ExitStack() as stack:
         stack.enter_context(os_errors(f"{folder}: cannot be written"))
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def fetch_results(store: Store, folder: Path, begin: Callable[[int], Callable[[i
             folds_case=_folds_case(scratch),
             is_unchanged=lambda info: _is_unchanged(folder, info, known),
         )
-        # Whatever ends this, what is there is noted.
+        # However this ends, record what was downloaded.
         here = dict(plan.unchanged)
         try:
             progress = begin(sum(info.size for info in plan.wanted))
@@ -112,10 +112,10 @@ def fetch_results(store: Store, folder: Path, begin: Callable[[int], Callable[[i
 def planned(
     infos: Iterable[ObjectInfo], *, folds_case: bool, is_unchanged: Callable[[ObjectInfo], bool]
 ) -> Plan:
-    """Return what to bring of the objects: those that can be files beside each other in one folder.
+    """Return which objects to download: those that can coexist as files in one folder.
 
-    With `folds_case` the folder takes `a` and `A` for one name. Of a key that is also a folder of others,
-    and of two that are one name, the one with more below it or the first is brought.
+    With `folds_case`, the folder treats `a` and `A` as one name. If a key is also a folder of others, or two
+    keys share a name, the one with more below it wins, else the first.
     """
     infos = sorted(infos, key=lambda info: info.key)
     plan = Plan()
@@ -150,7 +150,7 @@ def planned(
 
 
 def _results(store: Store) -> list[ObjectInfo]:
-    """List what a run, a sweep or a comparison has left; raises StoreError where the store is none."""
+    """List the results of a run, sweep or comparison; raises StoreError if the store holds none of these."""
     if any(step_and_attempt(name) for name in store.uri.split("/")):
         raise StoreError(f"{store.uri}: is a checkpoint; jebm checkpoints get brings it")
     results: list[ObjectInfo] = []
@@ -191,7 +191,7 @@ def _folders_of(key: str) -> Iterator[str]:
 def _brought(
     store: Store, wanted: Sequence[ObjectInfo], folder: Path, scratch: Path
 ) -> Generator[tuple[ObjectInfo, ObjectInfo | str]]:
-    """Bring objects, some at a time; yield each with what was brought, or the line that says why not."""
+    """Download objects, several at a time; yield each with what was downloaded, or a line with the reason."""
     stop = Event()
 
     def bring(info: ObjectInfo) -> ObjectInfo | str:
@@ -214,7 +214,7 @@ def _brought(
         finally:
             partial.unlink(missing_ok=True)
 
-    # Whoever stops asking for more stops the threads as well.
+    # If the caller stops iterating, the threads stop too.
     with ThreadPoolExecutor(PART_THREADS, thread_name_prefix="jebm-fetch") as pool:
         futures = {pool.submit(bring, info): info for info in wanted}
         try:
@@ -227,7 +227,7 @@ def _brought(
 
 
 def _downloaded(store: Store, info: ObjectInfo, partial: Path, stop: Event) -> ObjectInfo:
-    """Write an object to a new file and return what it was; one that changes meanwhile is read again."""
+    """Write an object to a new file and return its metadata; retry if it changes meanwhile."""
     for _ in range(_TRIES):
         try:
             with partial.open("wb") as file:
@@ -249,7 +249,7 @@ def _downloaded(store: Store, info: ObjectInfo, partial: Path, stop: Event) -> O
 
 
 def _put_in_place(partial: Path, folder: Path, key: str) -> None:
-    """Give a file its name; raises StoreError where a link in the folder leads out of it, OSError."""
+    """Move a file to its final name; raises StoreError if a link leads out of the folder, and OSError."""
     path = folder / key
     if not Path(os.path.realpath(path.parent)).is_relative_to(folder):
         raise StoreError(f"a symbolic link at {path.parent} leads out of {folder}")
@@ -258,19 +258,19 @@ def _put_in_place(partial: Path, folder: Path, key: str) -> None:
 
 
 def _folds_case(scratch: Path) -> bool:
-    """Whether the file system takes two names that differ only in case for one."""
+    """Return whether the file system ignores case in names."""
     (scratch / "case").touch()
     return (scratch / "CASE").exists()
 
 
 def _is_unchanged(folder: Path, info: ObjectInfo, known: Mapping[str, object]) -> bool:
-    """Whether the object is the one of the last fetch, and nobody has touched its file since."""
+    """Return whether neither the object nor its file has changed since the last fetch."""
     noted = known.get(info.key)
     return bool(info.etag) and noted == {"etag": info.etag, "file": _stamp(folder / info.key)}
 
 
 def _stamp(path: Path) -> str:
-    """Return what tells a file from a later one under its name; empty where there is none."""
+    """Return a stamp that changes when the file is replaced; empty if there is no file."""
     try:
         found = path.lstat()
     except (OSError, ValueError):
@@ -279,7 +279,7 @@ def _stamp(path: Path) -> str:
 
 
 def _read_record(folder: Path, uri: str) -> Mapping[str, object]:
-    """Return etag and stamp of the files that were fetched from there; without a good record, of none."""
+    """Return etag and stamp of the files fetched from `uri`; nothing if the record is unusable."""
     try:
         with (folder / RECORD).open("rb") as file:
             record = parsed_object(file.read(_RECORD_BYTES + 1), _RECORD_BYTES)

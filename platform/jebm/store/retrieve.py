@@ -1,7 +1,7 @@
-"""Checkpoints found and read with nothing but the store: chosen, verified, their tensors exported.
+"""Find, verify and read checkpoints, and export their tensors, with nothing but the store.
 
-Data travels in slices of a few MB, four parts at a time, and every byte that is kept has been checked
-against the CRC32 of its part.
+Data is read in slices of a few MB, four parts at a time, and every byte kept was checked against the CRC32 of
+its part.
 """
 
 import os
@@ -40,34 +40,34 @@ __all__ = [
 ]
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called with the bytes done since the last call (negative: they are done again), and with those of all."""
+"""Called with the bytes done since the last call (negative if they are read again) and the total."""
 
 _SHOWN = 10  # steps named in an error
 
 
 @dataclass(frozen=True)
 class RunStore:
-    """A run as its URI names it: the store that it lies in, its name there, its checkpoints."""
+    """A run found by its URI: its store, its name there, its checkpoints."""
 
     root: Store
     name: str
     checkpoints: Checkpoints
 
     def folder(self, checkpoint: str) -> Store:
-        """Return the store of one checkpoint, to whose keys a manifest refers."""
+        """Return the store of one checkpoint; a manifest's keys are relative to it."""
         return self.root.child(f"{self.name}/checkpoints/{checkpoint}")
 
     @property
     def uri(self) -> str:
-        """Where it lies."""
+        """The URI of the run."""
         return f"{self.root.uri}/{self.name}"
 
     def choose(
         self, *, step: int | None = None, best: str | None = None, mode: Literal["min", "max"] = "min"
     ) -> Manifest:
-        """Return the checkpoint of a step, the best by a metric, or (with neither) the latest.
+        """Return the checkpoint of a step, the best by a metric, or by default the latest.
 
-        Raises CheckpointError where there is none, in a line that says what there is.
+        Raises CheckpointError if there is none, with a message that says what there is.
         """
         if step is not None:
             return self._of_step(step)
@@ -80,17 +80,17 @@ class RunStore:
         raise CheckpointError(self.nothing())
 
     def nothing(self) -> str:
-        """Return the line for a run without a whole checkpoint."""
+        """Return the error message for a run without a whole checkpoint."""
         if next(iter(self.root.list(f"{self.name}/")), None) is None:
             return f"{self.uri}: no such run; give run.storage/run.name"
         return f"{self.uri}: no whole checkpoint"
 
     def size(self, checkpoint: str) -> int:
-        """Return the bytes of all that lies under a checkpoint's folder."""
+        """Return the size of everything in a checkpoint's folder, in bytes."""
         return sum(info.size for info in self.folder(checkpoint).list())
 
     def written(self, found: FoundCheckpoint) -> datetime:
-        """Return when a checkpoint was committed; without a manifest, when its last object came."""
+        """Return when a checkpoint was committed; without a manifest, when its last object was written."""
         if found.manifest is not None:
             return found.manifest.created
         moments = [info.modified for info in self.folder(found.name).list()]
@@ -98,7 +98,7 @@ class RunStore:
 
     def _of_step(self, step: int) -> Manifest:
         reasons = []
-        for found in self.checkpoints.list(step=step):  # of several attempts the newest comes first
+        for found in self.checkpoints.list(step=step):  # of several attempts, the newest comes first
             if found.manifest is not None and found.status == "committed":
                 return found.manifest
             reasons.append(f"{found.name} is {found.status}: {found.reason}")
@@ -114,7 +114,7 @@ class RunStore:
 
 @dataclass(frozen=True)
 class Export:
-    """A plain safetensors file: how many tensors and bytes it holds."""
+    """An exported safetensors file: how many tensors and bytes it holds."""
 
     path: Path
     tensors: int
@@ -122,14 +122,13 @@ class Export:
 
 
 def open_run(uri: str) -> RunStore:
-    """Return the run of `run.storage/run.name`; calls nobody.
+    """Return the run at `run.storage/run.name`; makes no request.
 
-    Raises StoreError for a URI that is invalid or names no run, CheckpointError for a name that no run can
-    have.
+    Raises StoreError if the URI is invalid or names no run, CheckpointError if no run can have the name.
     """
     uri = normalised_uri(uri)
     if "://" not in uri:
-        uri = str(Path(uri).resolve())  # `.` and `..` have names, too
+        uri = str(Path(uri).resolve())  # `.` and `..` have names too
     root, _, name = uri.rstrip("/").rpartition("/")
     if not name or not root or root.endswith(":/"):
         raise StoreError(f"{uri!r} names no run: give run.storage/run.name, such as s3://bucket/runs/mine")
@@ -138,9 +137,9 @@ def open_run(uri: str) -> RunStore:
 
 
 def open_checkpoint(uri: str) -> tuple[RunStore, Manifest]:
-    """Return a run and the checkpoint that a URI names: …/checkpoints/<name>, or of a run its newest.
+    """Return a run and the checkpoint that a URI names: …/checkpoints/<name>, or a run's newest.
 
-    Raises StoreError for a URI that names no run, CheckpointError where there is no such whole checkpoint.
+    Raises StoreError if the URI names no run, CheckpointError if there is no such whole checkpoint.
     """
     place, _, name = uri.rstrip("/").partition("/checkpoints/")
     run = open_run(place)
@@ -153,19 +152,19 @@ def open_checkpoint(uri: str) -> tuple[RunStore, Manifest]:
 
 
 def tensor_table(folder: Store, manifest: Manifest) -> dict[str, TensorEntry]:
-    """Return every tensor of a checkpoint by name, read from the headers alone; raises CheckpointError."""
+    """Return a checkpoint's tensors by name, read only from the headers; raises CheckpointError."""
     return {
         name: entry for header in read_headers(folder, manifest.objects) for name, entry in header.items()
     }
 
 
 def size_of(manifest: Manifest) -> int:
-    """Return the bytes of a checkpoint's data."""
+    """Return the size of a checkpoint's data, in bytes."""
     return sum(stored.size for stored in manifest.objects)
 
 
 def counter(progress: Progress, total: int) -> Callable[[int], None]:
-    """Return what several threads can call with the bytes that each has done."""
+    """Return a thread-safe function that takes the bytes each caller has done."""
     lock = Lock()
 
     def count(done: int) -> None:
@@ -176,17 +175,17 @@ def counter(progress: Progress, total: int) -> Callable[[int], None]:
 
 
 def verify_checkpoint(folder: Store, manifest: Manifest, progress: Progress) -> Sequence[str]:
-    """Read a whole checkpoint and return a line for each thing for which `Checkpoints.load` refuses it."""
+    """Read a whole checkpoint and return a line for each reason why `Checkpoints.load` refuses it."""
     return damages(folder, manifest.objects, counter(progress, size_of(manifest)))
 
 
 def export_weights(
     run: RunStore, manifest: Manifest, output: Path, prefix: str, progress: Progress
 ) -> Export:
-    """Write the tensors `<prefix>.…`, without the prefix, to a file that every safetensors reader opens.
+    """Write the tensors `<prefix>.…`, without the prefix, to a plain safetensors file.
 
-    The file appears whole or not at all. Raises CheckpointError as `read_tensors`, and if there are no such
-    tensors; StoreError if the file cannot be written.
+    The file appears whole or not at all. Raises CheckpointError as `read_tensors`, and if no tensor has the
+    prefix; StoreError if the file cannot be written.
     """
     table = tensor_table(run.folder(manifest.name), manifest)
     names = [name for name in table if name.startswith(f"{prefix}.")]
@@ -219,9 +218,9 @@ def export_weights(
 def read_tensors(
     run: RunStore, manifest: Manifest, names: Collection[str], progress: Progress = lambda _done, _total: None
 ) -> dict[str, Tensor]:
-    """Return the tensors of these names, on the CPU; only the parts that hold them are read.
+    """Return the named tensors on the CPU, reading only the parts that hold them.
 
-    Raises CheckpointError if one is not there or holds NaN or infinity, or a part is damaged.
+    Raises CheckpointError if one is missing or holds NaN or infinity, or a part is damaged.
     """
     source = run.folder(manifest.name)
     headers = read_headers(source, manifest.objects)
@@ -244,7 +243,7 @@ def read_tensors(
 
 
 def _parts_of(stored: StoredObject, entries: Mapping[str, TensorEntry]) -> list[int]:
-    """Return the numbers of the parts that hold some byte of the tensors."""
+    """Return the numbers of the parts that hold any byte of the tensors."""
     size, filled = stored.part_size, [entry for entry in entries.values() if entry.begin < entry.end]
     return sorted({n for entry in filled for n in range(entry.begin // size, -(-entry.end // size))})
 
@@ -260,7 +259,7 @@ def _fill(
     targets: Sequence[tuple[int, memoryview]],
     count: Callable[[int], None],
 ) -> None:
-    """Read parts of an object into memories, each with where in the object it begins."""
+    """Read parts of an object into buffers, each given with its offset in the object."""
 
     def receive(offset: int, piece: memoryview) -> None:
         for begin, memory in targets:

@@ -1,4 +1,4 @@
-"""Objects in a bucket of S3, or of what speaks like it. Retries are ours, and so are the CRC32s."""
+"""Objects in a bucket of S3 or a compatible server, with retries and CRC32s of our own."""
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 __all__ = ["S3Store"]
 
-_PATIENCE_SECONDS = 30.0  # a server restart, or a burst of SlowDown; after that a person wants to know
-_PROBE_PATIENCE_SECONDS = 1.0  # at a start a wrong endpoint is likelier than a busy one
-_SLICE_BYTES = 1 << 17  # what a read copies at a time on its way into the caller's memory
-_DELETE_BATCH = 1000  # the most that one DeleteObjects takes
+_PATIENCE_SECONDS = 30.0  # covers a server restart or a burst of SlowDown; then report it
+_PROBE_PATIENCE_SECONDS = 1.0  # at startup a wrong endpoint is likelier than a busy one
+_SLICE_BYTES = 1 << 17  # copied at a time from socket to caller's memory
+_DELETE_BATCH = 1000  # S3's limit for one DeleteObjects
 
 _T = TypeVar("_T")
 
@@ -133,13 +133,13 @@ class S3Store:
                 for piece in rest_of(pieces, done):
                     filled = 0
                     while filled < piece.nbytes:
-                        # In slices: the library below makes a copy of what one read returns.
+                        # In slices, since the library below copies whatever one read returns.
                         data = body.read(min(piece.nbytes - filled, _SLICE_BYTES))
                         if not data:
                             raise IncompleteReadError(actual_bytes=done, expected_bytes=total)
                         piece[filled : filled + len(data)] = data
                         filled += len(data)
-                        done += len(data)  # a retry goes on from here
+                        done += len(data)  # a retry resumes here
                         moved(len(data))
 
         if total:
@@ -167,7 +167,7 @@ class S3Store:
         for page in self._pages(prefix, by_folder=False):
             for info in page.objects:
                 key = info.key[skip:]
-                if key and not key.endswith("/"):  # empty objects that some tools make to show folders
+                if key and not key.endswith("/"):  # skip the empty objects that some tools create as folders
                     yield replace(info, key=key)
 
     def folders(self) -> Iterator[str]:
@@ -197,7 +197,7 @@ class S3Store:
         discarded = []
         for found in self._uploads(folder):
             name = found["Key"]
-            # Not every server heeds the prefix.
+            # Not every server honours the prefix.
             if name.startswith(folder) and found["Initiated"] < border:
                 self._call("delete", "", partial(abort, self._calls, name, found["UploadId"]))
                 discarded.append(name[len(folder) :])
@@ -245,16 +245,16 @@ class S3Store:
         return Uploaded(self._call("write", key, send_and_look), (crc32,))
 
     def _written(self, key: str) -> ObjectInfo:
-        """Return what is known of an object that was just written; VanishedError if it is gone."""
+        """Return the metadata of an object just written; raises VanishedError if it is gone."""
         info = self.head(key)
         if info is None:
             raise VanishedError
         return info
 
     def _head_by_get(self, key: str, name: str, refusal: ClientError) -> ObjectInfo | None:
-        """Ask for one byte, since the answer to a HEAD has no body that says why it is refused.
+        """Request one byte, since a refused HEAD has no body that gives the reason.
 
-        Returns what a HEAD would, raises the reason if it is refused as well.
+        Returns what a HEAD would; raises the reason if this is refused too.
         """
         try:
             answer = self._client.get_object(Bucket=self._bucket, Key=name, Range="bytes=0-0")
@@ -270,7 +270,7 @@ class S3Store:
             return ObjectInfo(key, size, answer["ETag"].strip('"'), answer["LastModified"])
 
     def _delete(self, names: Sequence[str], features: Collection[Feature]) -> int:
-        """Delete the first objects of several, all of them if the server can; returns how many."""
+        """Delete the first of these objects, all if the server can do so at once; return how many."""
         if "multi-delete" not in features:
             self._delete_one(names[0])
             return 1
@@ -297,7 +297,7 @@ class S3Store:
             yield self._call("list", prefix, listing.page)
 
     def _uploads(self, prefix: str) -> Iterator["MultipartUploadTypeDef"]:
-        """Yield the uploads that have not ended; none if the server cannot list them."""
+        """Yield the unfinished uploads; none if the server cannot list them."""
         request: ListMultipartUploadsRequestTypeDef = {"Bucket": self._bucket, "Prefix": prefix}
         steps = Steps(self.uri)
 

@@ -1,4 +1,4 @@
-"""The body of a request, read from views that lie apart, without joining them."""
+"""Request bodies read from separate views without joining them."""
 
 import base64
 import io
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 __all__ = ["base64_of", "body_of", "rest_of"]
 
-_BODY_BYTES = 1 << 16  # what a write copies at a time out of the caller's memory
+_BODY_BYTES = 1 << 16  # copied at a time from the caller's memory
 
 
 class _Pieces(io.RawIOBase):
-    """Views that lie apart, read as one file: botocore sends them as they lie, without joining them."""
+    """Separate views read as one file, so that botocore sends them without joining them."""
 
     def __init__(self, pieces: Sequence[memoryview]) -> None:
         self._pieces = pieces
@@ -62,19 +62,19 @@ class _Pieces(io.RawIOBase):
 
 
 class _Body(io.BufferedReader):
-    """The body of a request. botocore reads it in pieces of 1 MiB to sign it; shorter ones do as well."""
+    """A request body. botocore reads 1 MiB at a time to sign it; shorter reads do as well."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(size if size is None or size < 0 else min(size, _BODY_BYTES))
 
 
 def body_of(pieces: Sequence[memoryview]) -> _Body:
-    """Return a fresh body; its buffer spares the many small reads below it from running Python."""
+    """Return a fresh body; its buffer keeps small reads out of Python code."""
     return _Body(_Pieces(pieces), _BODY_BYTES)
 
 
 def base64_of(crc32: int) -> str:
-    """Return a CRC32 as S3 writes it."""
+    """Return a CRC32 in S3's base64 form."""
     return base64.b64encode(crc32.to_bytes(4, "big")).decode("ascii")
 
 

@@ -1,4 +1,4 @@
-"""How requests to S3 are made: again while that may help, none for ever, and with one kind of error."""
+"""Make requests to S3: retried while that may help, never forever, with one kind of error."""
 
 import logging
 import math
@@ -17,8 +17,8 @@ __all__ = ["Calls"]
 
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 10.0
-_LIMIT_SECONDS = 45.0  # of a request that moves less than MOVED_BYTES in that time
-_RETRY_LIMIT_SECONDS = 20.0  # at least so long for one that is made again when patience is nearly used up
+_LIMIT_SECONDS = 45.0  # for a request that moves less than MOVED_BYTES in that time
+_RETRY_LIMIT_SECONDS = 20.0  # minimum for a retry when patience is nearly used up
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Calls:
-    """How long requests to a bucket are tried again, and who hears of it."""
+    """How long requests to a bucket are retried, and what is called at each retry."""
 
     connection: Connection
     bucket: str
@@ -36,14 +36,13 @@ class Calls:
     def __call__(
         self, what: str, place: str, call: Callable[[], _T], progress: Callable[[], int] = lambda: 0
     ) -> _T:
-        """Return what the call returns, tried again with growing random waits while that may help.
+        """Return the call's result, retrying with growing random waits while that may help.
 
-        Patience is counted in seconds, since a count of attempts says nothing of an outage: refused
-        connections use it up in no time, silent ones take a timeout each. It begins with the first failure,
-        and anew with each MOVED_BYTES of `progress`. So a call ends at most patience + 45 s + 20 s after its
-        last progress.
+        Patience is in seconds, since a number of attempts says nothing about an outage: refused connections
+        fail at once, silent ones take a timeout each. It starts at the first failure, and again with each
+        MOVED_BYTES of `progress`. So a call ends at most patience + 45 s + 20 s after its last progress.
 
-        Raises StoreError and nothing else, whatever the libraries below come up with.
+        Raises only StoreError, whatever the libraries below raise.
         """
         failures, deadline, seen = 0, math.inf, progress()
         while True:
@@ -60,7 +59,7 @@ class Calls:
                 if not transient(error) or left <= 0:
                     raise explain(error, what, place, self.bucket, self.connection) from error
                 longest = min(_FIRST_WAIT_SECONDS * 2 ** (failures - 1), _LONGEST_WAIT_SECONDS)
-                # Random, so that the ranks of a job do not come back all at once; the last try is at the end.
+                # Random, so that a job's ranks do not all return at once; the last try is at the end.
                 seconds = min(random.uniform(0, longest), left)  # noqa: S311
                 _logger.info("%s: %s failed, again in %.1f s: %s", place, what, seconds, error)
                 time.sleep(seconds)
@@ -68,7 +67,7 @@ class Calls:
                     self.on_retry()
 
     def _attempt(self, what: str, place: str, call: Callable[[], _T], deadline: float) -> _T:
-        """Make the call once, within the time that one has."""
+        """Make the call once, within its time limit."""
         left = max(deadline - time.monotonic(), _RETRY_LIMIT_SECONDS)
         with watched(min(_LIMIT_SECONDS, left)) as watch:
             self.connection.find_credentials(place)

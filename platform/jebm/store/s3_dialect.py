@@ -1,8 +1,8 @@
-"""What a server lacks of S3, found out by its refusals, and what we do instead.
+"""Which S3 features a server lacks, learned from its refusals, and what we do instead.
 
-Servers that speak S3 refuse different parts of it, each with codes of its own. So no list says who refuses
-what: if a request is refused for its form and the same request without one of its optional parts is not, then
-the server lacks that part. This is remembered for the bucket as long as the process lives.
+S3-compatible servers refuse different features, with different error codes. So we keep no list of servers: if
+a request is refused for its form and the same request without one optional feature is not, then the server
+lacks that feature. This is remembered per bucket for the life of the process.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _T = TypeVar("_T")
 
 
 class Dialect:
-    """What one bucket's server was found to lack; safe to share between threads."""
+    """The features that one bucket's server lacks; safe to share between threads."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -47,15 +47,15 @@ class Dialect:
 
     @property
     def lacking(self) -> Mapping[str, str]:
-        """What is lacking, each with a sentence: why we think so, and what is done instead."""
+        """The missing features, each with a sentence: the evidence and the workaround."""
         return dict(self._lacking)
 
     def has(self, feature: Feature) -> bool:
-        """Whether the feature may be used: it was not refused yet."""
+        """Return whether the feature may be used: it has not been refused so far."""
         return feature not in self._lacking
 
     def learn(self, feature: Feature, reason: Exception | str) -> None:
-        """Remember that the server lacks a feature, and say so the first time."""
+        """Remember that the server lacks a feature, and log it the first time."""
         if isinstance(reason, ClientError):
             reason = f"{code_of(reason)}: {reason.response.get('Error', {}).get('Message', '')}"
         with self._lock:
@@ -65,11 +65,10 @@ class Dialect:
         _logger.warning("%s: %s", self._name, self._lacking[feature])
 
     def tried(self, features: Collection[Feature], send: Callable[[Collection[Feature]], _T]) -> _T:
-        """Return `send(features)`, made without those that the server lacks.
+        """Return `send(features)`, leaving out those that the server lacks.
 
-        If the server refuses the request for its form, it is made again without each feature, then without
-        several; a refusal that does not come from S3 must come three times. Raises the first refusal if that
-        does not help either.
+        If the server refuses the request's form, it is retried without each feature, then without several; a
+        refusal without an S3 code must occur three times. Raises the first refusal if none of this helps.
         """
         wanted = [feature for feature in features if self.has(feature)]
         try:
@@ -77,7 +76,7 @@ class Dialect:
         except (ClientError, NoContinuationError) as first:
             if not refuses_form(first):
                 raise
-            if is_bare(first):  # perhaps by somebody on the way, who may not do it again
+            if is_bare(first):  # perhaps from a proxy, and not repeatable
                 for _ in range(_AGAIN):
                     with contextlib.suppress(ClientError):
                         return send(wanted)
@@ -86,7 +85,7 @@ class Dialect:
                     answer = send([feature for feature in wanted if feature not in left_out])
                 except ObjectExistsError:
                     raise
-                except StoreError:  # it could not even be made
+                except StoreError:  # the request could not even be made
                     continue
                 except (ClientError, NoContinuationError) as error:
                     if refuses_form(error):
@@ -95,7 +94,7 @@ class Dialect:
                         raise
                     if not isinstance(error, ClientError) or status_of(error) != 412:
                         continue
-                    # An answer to a request that was understood.
+                    # The server understood this request.
                     self._learn_all(left_out, first)
                     raise
                 self._learn_all(left_out, first)
@@ -108,12 +107,12 @@ class Dialect:
 
 
 def _subsets(features: Collection[Feature]) -> Iterator[Collection[Feature]]:
-    """Yield every choice of at least one feature, small ones first."""
+    """Yield every non-empty subset of the features, smallest first."""
     for count in range(1, len(features) + 1):
         yield from combinations(features, count)
 
 
 @functools.cache
 def dialect_of(endpoint: str, bucket: str) -> Dialect:
-    """Return the one dialect of a bucket in this process."""
+    """Return the bucket's dialect, shared within this process."""
     return Dialect(f"s3://{bucket} at {endpoint}")

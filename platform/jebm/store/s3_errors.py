@@ -1,6 +1,6 @@
-"""What an answer of S3 means: worth another try, a part of S3 that is missing, or an error of ours.
+"""Classify responses of S3: worth a retry, a missing feature, or one of our errors.
 
-Errors of ours are one line each, with the place, the cause and the remedy.
+Our errors are one line each, with the location, the cause and the remedy.
 """
 
 import re
@@ -57,7 +57,7 @@ _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "In
 _CLOCK = {"RequestTimeTooSkewed", "RequestExpired"}
 _ELSEWHERE = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"}
 _TRANSIENT = {
-    "BadDigest",  # a bit was flipped on the way
+    "BadDigest",  # a bit flipped in transit
     "ConditionalRequestConflict",
     "IncompleteBody",
     "InternalError",
@@ -86,56 +86,56 @@ _RIGHTS = {
 
 
 class MalformedAnswerError(ResponseParserError):
-    """An answer without what every S3 server puts there."""
+    """A response without a field that every S3 server sends."""
 
 
 class NoContinuationError(MalformedAnswerError):
-    """A listing that goes on, but does not say where."""
+    """A truncated listing without a continuation token."""
 
 
 class TooSlowError(Exception):
-    """The request took so long that it was cut off."""
+    """The request exceeded its time limit and was cut off."""
 
 
 class VanishedError(Exception):
-    """What was written, with a good answer, is not there."""
+    """An object whose write succeeded is not there."""
 
 
 def code_of(error: ClientError) -> str:
-    """Return the code of an answer; of one without a body, such as that to a HEAD, its status."""
+    """Return a response's error code; without a body, as for a HEAD, its status."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def status_of(error: ClientError) -> int:
-    """Return the HTTP status of an answer, 0 if it had none of its own."""
+    """Return a response's HTTP status, 0 if it has none."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def is_bare(error: Exception) -> bool:
-    """Whether a refusal has no code of S3: an answer to a HEAD, or that of somebody on the way."""
+    """Return whether a refusal has no S3 code: a response to a HEAD, or one from a proxy."""
     return isinstance(error, ClientError) and code_of(error) in ("", str(status_of(error)))
 
 
 def expect(answer: Mapping[str, object], name: str) -> None:
-    """Raise MalformedAnswerError if an answer lacks what every S3 server puts there.
+    """Raise MalformedAnswerError if a response lacks a field that every S3 server sends.
 
-    A gateway between us and the server may say 200 with a page of its own: that is no upload, and above
-    all no empty listing, from which a run would start anew.
+    A gateway may answer 200 with a page of its own. That is not an upload, and above all not an empty
+    listing, after which a run would start over.
     """
     if name not in answer:
         raise MalformedAnswerError(f"an answer without {name}")
 
 
 def transient(error: Exception) -> bool:
-    """Whether the same request may well succeed a moment later."""
+    """Return whether the same request may succeed a moment later."""
     if isinstance(error, ClientError):
         return _transient_answer(error)
     if isinstance(error, SSLError):
         return _broke(error)
-    # A wrong checksum, which botocore looks for where it is told to: a bit was flipped on the way.
+    # A wrong checksum, which botocore verifies on request: a bit flipped in transit.
     if isinstance(error, BotoConnectionError | HTTPClientError | IncompleteReadError | FlexibleChecksumError):
         return True
-    # What no library has made its own: half an answer, a page in its place, a broken connection.
+    # Errors that no library wraps: half a response, an HTML page instead, a broken connection.
     return not isinstance(error, BotoCoreError | NoContinuationError | RecursionError | MemoryError)
 
 
@@ -149,7 +149,7 @@ def _transient_answer(error: ClientError) -> bool:
 
 
 def refuses_form(error: Exception) -> bool:
-    """Whether a server refuses how a request is made: not who makes it, and not for what is stored."""
+    """Return whether a server refuses a request's form, not its sender or what is stored."""
     if not isinstance(error, ClientError):
         return isinstance(error, NoContinuationError)
     others = _BAD_KEYS | _EXPIRED | _CLOCK | _ELSEWHERE | _TRANSIENT
@@ -157,12 +157,12 @@ def refuses_form(error: Exception) -> bool:
 
 
 def _lacking(error: ClientError) -> bool:
-    """Whether an answer says in words that the server does not have what was asked for."""
+    """Return whether a response's text says that the server does not support the request."""
     return bool(_LACKING.search(f"{code_of(error)} {error.response.get('Error', {}).get('Message', '')}"))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that led to it."""
+    """Yield an error and its chain of causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -171,7 +171,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _broke(error: SSLError) -> bool:
-    """Whether a connection broke, or a bit in it: no matter of trust, nor of what the server speaks."""
+    """Return whether a connection or a bit broke, as opposed to a certificate or protocol problem."""
     return any(
         isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError | ConnectionError | TimeoutError)
         or "BAD_RECORD_MAC" in str(cause)
@@ -180,7 +180,7 @@ def _broke(error: SSLError) -> bool:
 
 
 def explain(error: Exception, what: str, place: str, bucket: str, connection: "Connection") -> StoreError:
-    """Return the error to raise: one line with the place, the cause and the remedy."""
+    """Return the error to raise: one line with the location, the cause and the remedy."""
     if isinstance(error, ClientError):
         return _explain_answer(error, what, place, bucket, connection)
     endpoint = connection.client.meta.endpoint_url
@@ -221,7 +221,7 @@ def _no_good_answer(place: str, endpoint: str, what: str) -> EndpointError:
 def _explain_answer(
     error: ClientError, what: str, place: str, bucket: str, connection: "Connection"
 ) -> StoreError:
-    """Return the error that says what a refusal means."""
+    """Return the error that explains a refusal."""
     code, status, endpoint = code_of(error), status_of(error), connection.client.meta.endpoint_url
     message = one_line(error.response.get("Error", {}).get("Message", ""))
     who = _explain_who(code, place, connection)
@@ -257,7 +257,7 @@ def _explain_answer(
 
 
 def _explain_who(code: str, place: str, connection: "Connection") -> AccessDeniedError | None:
-    """Return the error of credentials that are wrong or too old, or of a clock; None for another refusal."""
+    """Return the error for wrong or expired credentials, or a wrong clock; None for other refusals."""
     if code in _BAD_KEYS:
         wrong = "its secret key is wrong" if code == "SignatureDoesNotMatch" else "it is not known there"
         endpoint = connection.client.meta.endpoint_url
@@ -272,7 +272,7 @@ def _explain_who(code: str, place: str, connection: "Connection") -> AccessDenie
 
 
 def _explain_elsewhere(error: ClientError, place: str, endpoint: str) -> StoreError:
-    """Return the error of a bucket that another region, or another server, answers for."""
+    """Return the error for a bucket in another region or on another server."""
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     details = error.response.get("Error", {})
     region = details.get("Region") or headers.get("x-amz-bucket-region")

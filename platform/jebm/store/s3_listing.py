@@ -1,4 +1,4 @@
-"""The pages of a listing of S3, which must come to an end."""
+"""The pages of an S3 listing, guarded against listings that never end."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Listing", "Page", "Steps"]
 
-_PAGE = 1000  # the most that one listing gives
-_EMPTY_PAGES = 1000  # so many in a row and it will not end: S3 gives some where much was deleted
+_PAGE = 1000  # S3's limit for one page
+_EMPTY_PAGES = 1000  # in a row: endless; S3 sends some after large deletions
 
 
 @dataclass(frozen=True)
 class Page:
-    """What one request found, with whole names; the first and the last of all, heeding no prefix."""
+    """One request's results, with full names; the first and last of all, whatever their prefix."""
 
     objects: list[ObjectInfo]
     folders: list[str]
@@ -34,15 +34,15 @@ class Page:
 
 
 class Steps:
-    """Where a listing has been, so that it does not go in circles."""
+    """The positions that a listing has visited, to detect cycles."""
 
     def __init__(self, place: str) -> None:
         self._place, self._seen, self._empty = place, set[tuple[str, str]](), 0
 
     def step(self, *names: str) -> None:
-        """Note where the next page begins, and what this one begins with.
+        """Record where the next page begins and what this one begins with.
 
-        Raises StoreError if that was so before, or nothing has come for long.
+        Raises StoreError if either repeats, or too many pages were empty.
         """
         new = {(str(index), name) for index, name in enumerate(names) if name}
         self._empty = 0 if names[-1] else self._empty + 1
@@ -55,7 +55,7 @@ class Steps:
 
 
 class Listing:
-    """One listing, page by page; a `page` that fails may be asked for again."""
+    """One listing, page by page; a failed `page` may be retried."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Listing:
         return page
 
     def _fetch(self, features: Collection[Feature]) -> tuple[Page, str, str]:
-        """Return a page; of the next one the token, and the last name before it, by which V1 finds it."""
+        """Return a page, the next page's token, and the last name before it, by which V1 finds it."""
         if "listing V2" in features:
             second = self._client.list_objects_v2(**self._request(ContinuationToken=self._token))
             page, token = self._page(second), second.get("NextContinuationToken", "")
@@ -96,12 +96,12 @@ class Listing:
             follows = bool(marker)
         if not page.truncated:
             return page, "", ""
-        if not follows:  # for a listing V2 perhaps an answer of the first version
+        if not follows:  # perhaps a V1 response to a V2 listing
             raise NoContinuationError("a listing that goes on, but not where")
         return page, token, marker
 
     def _request(self, **begin: str) -> Any:  # noqa: ANN401  (of two operations)
-        """Return what to ask for; on the first page that does not say where to begin."""
+        """Return the request; the first page's has no start position."""
         request = {"Bucket": self._bucket, "Prefix": self._prefix, "MaxKeys": self._limit or _PAGE}
         optional = begin | {"Delimiter": "/" if self._by_folder else ""}
         return request | {name: value for name, value in optional.items() if value}
@@ -115,7 +115,7 @@ class Listing:
         folders = [entry["Prefix"] for entry in answer.get("CommonPrefixes", ())]
         names = [info.key for info in objects] + folders
         return Page(
-            # Not every server heeds the prefix.
+            # Not every server honours the prefix.
             [info for info in objects if info.key.startswith(self._prefix)],
             [name for name in folders if name.startswith(self._prefix)],
             min(names, default=""),

@@ -1,7 +1,7 @@
-"""Who we are at S3 and how it is reached: session, credentials, endpoint, options of every request.
+"""How S3 is reached: session, credentials, endpoint, and the options of every request.
 
-Credentials come from the provider chain of AWS (environment, profile, instance role) and from nowhere else,
-so that none can end up in a URI, a log or a manifest.
+Credentials come only from AWS's provider chain (environment, profile, instance role), so none can end up in a
+URI, a log or a manifest.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "arrow_options", "connect"]
 
 _CONNECT_TIMEOUT_SECONDS = 10.0
-_READ_TIMEOUT_SECONDS = 20.0  # between two bytes, or before the first: far above what a busy server takes
+_READ_TIMEOUT_SECONDS = 20.0  # between bytes or before the first: far above a busy server's
 _ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
 
 
@@ -58,8 +58,8 @@ _ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
 class Connection:
     """A client, and the session that found its credentials.
 
-    `custom`: the user named the endpoint. `checksums`: a CRC32 of ours goes with what is written, unless the
-    user has set AWS_REQUEST_CHECKSUM_CALCULATION to when_required.
+    `custom`: the user named the endpoint. `checksums`: writes carry our CRC32, unless the user has set
+    AWS_REQUEST_CHECKSUM_CALCULATION to when_required.
     """
 
     session: Session
@@ -68,11 +68,11 @@ class Connection:
     checksums: bool
 
     def find_credentials(self, place: str) -> Credentials:
-        """Return the credentials, renewed if need be.
+        """Return the credentials, renewed if necessary.
 
-        They may come from a file, a program or a server of their own, which fail in ways of their own.
+        They may come from a file, a program or a server, each of which fails in its own way.
 
-        Raises AccessDeniedError if there are none; what botocore raises if nobody answers who knows them.
+        Raises AccessDeniedError if there are none; whatever botocore raises if their server does not answer.
         """
         try:
             credentials = self.session.get_credentials()
@@ -89,7 +89,7 @@ class Connection:
         return credentials
 
     def credentials(self) -> str:
-        """Return which credentials are in use, without showing them."""
+        """Return which credentials are in use, without revealing them."""
         with contextlib.suppress(Exception):
             found = self.session.get_credentials()
             if found is not None:
@@ -99,39 +99,39 @@ class Connection:
 
 
 def connect() -> Connection:
-    """Return a client as environment and profile want it; raises StoreError if there can be none."""
+    """Return a client configured by environment and profile; raises StoreError if that is impossible."""
     parameters = _parameters_of_environment()
     addressing = _from_environment("AWS_S3_ADDRESSING_STYLE", ("path", "virtual", "auto"))
     profile = os.environ.get("AWS_PROFILE") or "default"
-    for name in ("credentials", "tokens"):  # which log with a traceback what we raise in one line
+    for name in ("credentials", "tokens"):  # these log a traceback for what we raise in one line
         logging.getLogger(f"botocore.{name}").setLevel(logging.ERROR)
     try:
         core = botocore_session.Session()
-        # boto3 reads AWS_DEFAULT_REGION only; every other client of AWS reads this one, and first.
+        # boto3 reads only AWS_DEFAULT_REGION; all other AWS clients read this variable, and first.
         session = Session(region_name=os.environ.get("AWS_REGION") or None, botocore_session=core)
         profile = session.profile_name
         client, custom = _client(session, core, addressing)
     except StoreError:
         raise
-    except Exception as error:  # a broken file, a program that is not there, a name that nobody knows, …
+    except Exception as error:  # a broken file, a missing program, an unknown name, …
         raise _explain_session(error, profile) from error
     watch_connections(client)
-    # botocore would ask for the bucket's region by a request that is redirected in its turn, without end.
+    # botocore would ask for the bucket's region, be redirected again, and so on forever.
     client.meta.events.register("before-call.s3.HeadBucket", _unknown_region)  # type: ignore[arg-type]
-    if parameters:  # at this one place, so that no call can forget them
+    if parameters:  # in this one place, so that no call can forget them
         client.meta.events.register("before-parameter-build.s3", partial(_add_parameters, parameters))
     checksums = _setting(core, "request_checksum_calculation") != "when_required"
     return Connection(session, client, custom, checksums)
 
 
 def arrow_options() -> dict[str, str]:
-    """Return what pyarrow must be told to reach what boto3 reaches."""
+    """Return the pyarrow options that reach the same server as boto3."""
     connection = connect()
     options = {}
     if connection.custom:
         endpoint = urlsplit(connection.client.meta.endpoint_url)
         options = {"scheme": endpoint.scheme, "endpoint_override": endpoint.netloc}
-    # Any region will do for a server of one's own, but a signature needs one.
+    # A private server takes any region, but a signature needs one.
     region = connection.session.region_name or ("us-east-1" if connection.custom else None)
     return options | ({"region": region} if region else {})
 
@@ -148,9 +148,9 @@ def _client(
         raise StoreError(f"AWS_CA_BUNDLE: {bundle} is not there")
     named = core.get_scoped_config().get("s3")
     ours = set(named) if isinstance(named, dict) else set[str]()
-    # Every body has a CRC32. Over plain HTTP botocore would sign its SHA-256 as well, for half of an upload's
-    # CPU. We do without, as it does over TLS: what is read back over HTTP is not signed either, so it would
-    # guard nothing.
+    # Every body has a CRC32. Over plain HTTP botocore would also sign its SHA-256, at half of an upload's
+    # CPU. We skip that, as it does over TLS: reads over HTTP are not signed either, so it would protect
+    # nothing.
     s3: Any = {} if "payload_signing_enabled" in ours else {"payload_signing_enabled": False}
     if addressing is not None:
         s3["addressing_style"] = addressing
@@ -159,11 +159,11 @@ def _client(
         read_timeout=_READ_TIMEOUT_SECONDS,
         tcp_keepalive=True,
         max_pool_connections=4 * PART_THREADS,
-        # One attempt: the retries are ours, since botocore's do not cover the body of an answer.
+        # One attempt: we retry ourselves, since botocore does not cover the response body.
         retries={"mode": "standard", "total_max_attempts": 1},
         s3=s3,
-        # We send CRC32s of our own, and compare them when we read; older servers refuse the trailers that
-        # botocore's own default, when_supported, would add.
+        # We send our own CRC32s and compare them when reading; older servers refuse the trailers that
+        # botocore's default, when_supported, would add.
         request_checksum_calculation=_unless_set(core, "request_checksum_calculation"),
         response_checksum_validation=_unless_set(core, "response_checksum_validation"),
     )
@@ -173,14 +173,14 @@ def _client(
         raise StoreError("AWS_ENDPOINT_URL holds credentials; put them into AWS_ACCESS_KEY_ID and so on")
     custom = not (endpoint.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
     if custom and addressing is None and "addressing_style" not in ours:
-        # A bucket's name before such a host would be a name that nobody resolves.
+        # A bucket's name prefixed to such a host would not resolve.
         path_style = Config(s3=s3 | {"addressing_style": "path"})
         client = session.client("s3", config=config.merge(path_style))
     return client, custom
 
 
 def _setting(core: botocore_session.Session, name: str) -> str | None:
-    """Return what environment or profile say of a setting of checksums."""
+    """Return a checksum setting from environment or profile."""
     return os.environ.get(f"AWS_{name.upper()}") or core.get_scoped_config().get(name)
 
 
@@ -189,7 +189,7 @@ def _unless_set(core: botocore_session.Session, name: str) -> Any:  # noqa: ANN4
 
 
 def _unknown_region(**_: object) -> tuple[AWSResponse, dict[str, Any]]:
-    """Answer botocore's question for a bucket's region in place of the server: nobody knows."""
+    """Answer botocore's request for a bucket's region in place of the server: unknown."""
     answer = {
         "Error": {"Code": "404"},
         "ResponseMetadata": {"HTTPStatusCode": 404, "HTTPHeaders": {}},
@@ -201,7 +201,7 @@ def _unknown_region(**_: object) -> tuple[AWSResponse, dict[str, Any]]:
 
 
 def _from_environment(name: str, allowed: Collection[str]) -> str | None:
-    """Return the variable's value, None if it is unset or empty; raises StoreError for another one."""
+    """Return the variable's value, None if unset or empty; raises StoreError if not allowed."""
     value = os.environ.get(name)
     if value and value not in allowed:
         raise StoreError(f"{name}: {value[:80]!r} is not one of {', '.join(allowed)}")
@@ -209,18 +209,18 @@ def _from_environment(name: str, allowed: Collection[str]) -> str | None:
 
 
 def _parameters_of_environment() -> dict[str, str]:
-    """Return what the environment adds to every request that has a parameter of this name.
+    """Return the parameters that the environment adds to every request that knows them.
 
-    Not for a config or a URI: how a bucket wants its requests is the machine's matter, as its keys are.
+    They are not in a config or URI: what a bucket requires is up to the machine, like its keys.
 
     Raises:
-        StoreError: a value that S3 would refuse, or heed in no request; names the variable.
+        StoreError: S3 would refuse or ignore a value; the message names the variable.
     """
     encryption = _from_environment("JEBM_S3_SSE", _ENCRYPTIONS)
     payer = _from_environment("JEBM_S3_REQUEST_PAYER", ("requester",))
     key = os.environ.get("JEBM_S3_SSE_KMS_KEY_ID") or None
     if key and encryption not in _ENCRYPTIONS[1:]:
-        # S3 refuses it beside AES256, and without an encryption it would silently use another key.
+        # S3 refuses a key with AES256; without an encryption mode it silently uses another key.
         raise StoreError("JEBM_S3_SSE_KMS_KEY_ID: works with JEBM_S3_SSE=aws:kms or aws:kms:dsse only")
     if key and (not key.isascii() or not key.isprintable() or " " in key):
         raise StoreError("JEBM_S3_SSE_KMS_KEY_ID: is no key id, key ARN or alias: it holds odd characters")
@@ -231,16 +231,16 @@ def _parameters_of_environment() -> dict[str, str]:
 def _add_parameters(
     parameters: Mapping[str, str], *, params: dict[str, object], model: "OperationModel", **_: object
 ) -> None:
-    """Add to a request those that its operation has: botocore calls this before it builds one."""
+    """Add the parameters that the operation knows; botocore calls this before it builds a request."""
     members = model.input_shape.members if model.input_shape is not None else {}
     params.update({name: value for name, value in parameters.items() if name in members})
 
 
-# ── What goes wrong before anybody is asked ─────────────────────────────────────────────────────────────
+# ── What goes wrong before any request ──────────────────────────────────────────────────────────────────
 
 
 def _explain_session(error: Exception, profile: str, place: str = "") -> StoreError:
-    """Return the error of a profile, of its files or of the program or server that has its credentials."""
+    """Return the error for a profile, its files, or the program or server that supplies its credentials."""
     files = [
         os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config",
         os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials",
@@ -272,7 +272,7 @@ def _explain_session(error: Exception, profile: str, place: str = "") -> StoreEr
 
 
 def _cannot_be_read(file: str) -> bool:
-    with contextlib.suppress(ValueError):  # no home: botocore does not look there
+    with contextlib.suppress(ValueError):  # no home folder: botocore does not look there
         path = expanded(os.path.expandvars(file))
         return path.exists() and (path.is_dir() or not os.access(path, os.R_OK))
     return False

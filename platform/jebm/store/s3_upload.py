@@ -1,4 +1,4 @@
-"""One object sent in parts."""
+"""Upload one object in parts."""
 
 import contextlib
 from collections.abc import Callable, Collection, Sequence
@@ -25,7 +25,7 @@ __all__ = ["MultipartUpload", "abort"]
 
 
 class MultipartUpload:
-    """How one object is sent in parts: all requests of it but those about the whole object."""
+    """A multipart upload: all its requests except those about the whole object."""
 
     def __init__(self, calls: Calls, dialect: Dialect, name: str, place: str) -> None:
         self._calls, self._dialect, self._name, self._place = calls, dialect, name, place
@@ -33,9 +33,9 @@ class MultipartUpload:
         self._features: list[Feature] = ["checksums"] if calls.connection.checksums else []
 
     def send(self, parts: Sequence[Sequence[memoryview]], exists: Callable[[], bool]) -> tuple[int, ...]:
-        """Send everything and return the CRC32 of each part; raises StoreError, and leaves nothing then.
+        """Send all parts and return the CRC32 of each; raises StoreError, leaving nothing behind.
 
-        `exists()` says whether the object is there: an answer to the last request may have been lost.
+        `exists()` returns whether the object is there: the response to the last request may have been lost.
         """
         crc32s = [crc32_of(part) for part in parts]
         upload = self._tried(self._begin)
@@ -103,14 +103,14 @@ class MultipartUpload:
                 Bucket=self._bucket, Key=self._name, UploadId=upload, MultipartUpload={"Parts": parts}
             )
         except ClientError as error:
-            # A retry whose first attempt did it, though the answer was lost. The caller compares the size.
+            # The first attempt succeeded but its response was lost. The caller compares the size.
             if code_of(error) != "NoSuchUpload" or not exists():
                 raise
         return upload
 
 
 def abort(calls: Calls, name: str, upload: str) -> None:
-    """Give up an upload; one that has ended since is fine. Raises what botocore raises."""
+    """Abort an upload; one that has ended meanwhile is fine. Raises what botocore raises."""
     try:
         calls.connection.client.abort_multipart_upload(Bucket=calls.bucket, Key=name, UploadId=upload)
     except ClientError as error:

@@ -1,8 +1,8 @@
-"""No request to S3 lasts for ever: one whose bytes drip is cut off.
+"""Time limits for requests to S3: one that trickles is cut off.
 
-A socket's timeout begins anew with every byte, so that a server which sends one a second is never too late
-for it. Here a request has a limit for itself, and more time only for a good many bytes. The connection is cut
-by a thread that looks at all requests of this process once in a while.
+A socket's timeout restarts with every byte, so a server that sends one byte a second never exceeds it. Here
+each request has a limit of its own and earns more time only by moving many bytes. A thread that checks all
+requests of this process periodically cuts late connections.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ from botocore.client import BaseClient
 __all__ = ["MOVED_BYTES", "Watch", "moved", "watch_connections", "watched"]
 
 MOVED_BYTES = 1 << 17
-"""What a request must move, one way or the other, to be given its limit once more."""
+"""Bytes that a request must send or receive to restart its time limit."""
 
 _LOOK_SECONDS = 0.25
 
 
 class Watch:
-    """One request: how long it may go on, the socket that it uses, and whether it was cut off."""
+    """One request: how long it may take, its socket, and whether it was cut off."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._moved, self._deadline = seconds, 0, time.monotonic() + seconds
@@ -38,22 +38,22 @@ class Watch:
         self.late = False
 
     def moved(self, size: int) -> None:
-        """Note bytes that were sent or received."""
+        """Count bytes sent or received."""
         self._moved += size
         if self._moved >= MOVED_BYTES:
             self._moved, self._deadline = 0, time.monotonic() + self._seconds
 
     def look(self) -> None:
-        """Cut the connection if the request is too late."""
+        """Cut the connection if the request has exceeded its limit."""
         if time.monotonic() > self._deadline:
             self.late = True
             if self.socket is not None:
-                with contextlib.suppress(OSError):  # closed in the meantime
+                with contextlib.suppress(OSError):  # closed meanwhile
                     self.socket.shutdown(socket.SHUT_RDWR)
 
 
 class _Watches:
-    """The requests under way in this process, by thread: each thread waits for one at a time."""
+    """The requests in flight in this process, by thread: each thread waits for one at a time."""
 
     def __init__(self) -> None:
         self._begin()
@@ -69,7 +69,7 @@ class _Watches:
 
     @contextlib.contextmanager
     def watched(self, seconds: float) -> Iterator[Watch]:
-        if self._process != os.getpid():  # a fork, perhaps while the watcher that is not here held the lock
+        if self._process != os.getpid():  # forked, perhaps while the parent's watcher held the lock
             self._begin()
         thread, watch = threading.get_ident(), Watch(seconds)
         with self._lock:
@@ -99,25 +99,25 @@ _watches = _Watches()
 
 
 def watched(seconds: float) -> contextlib.AbstractContextManager[Watch]:
-    """Cut off the requests that this thread makes inside, once one goes on for longer than that.
+    """Cut off any request made inside by this thread that exceeds this many seconds.
 
-    Each MOVED_BYTES begin the time anew. What is raised then is whatever the cut connection leads to; look at
-    `late` for the reason.
+    Each MOVED_BYTES restart the time. The error raised is whatever a cut connection causes; `late` gives the
+    reason.
     """
     return _watches.watched(seconds)
 
 
 def moved(size: int) -> None:
-    """Note bytes that the request of this thread has received; those that it sends are counted here."""
+    """Count bytes that this thread's request received; bytes sent are counted in this module."""
     watch = _watches.current()
     if watch is not None:
         watch.moved(size)
 
 
 def watch_connections(client: BaseClient) -> None:
-    """Make a client use connections that tell the watch which socket they have.
+    """Make a client use connections that report their socket to the watch.
 
-    botocore has no public way to choose the class of its connections; it takes them from here.
+    botocore has no public way to set its connection classes; it reads them from here.
     """
     http: Any = client._endpoint.http_session  # type: ignore[attr-defined]
     classes = {"http": _Pool, "https": _SecurePool}
@@ -126,7 +126,7 @@ def watch_connections(client: BaseClient) -> None:
 
 
 class _Watched:
-    """What both kinds of connection do beside sending and receiving."""
+    """What both kinds of connection add to sending and receiving."""
 
     sock: socket.socket | None
 
@@ -144,13 +144,13 @@ class _Watched:
         early = self._response_received  # type: ignore[attr-defined]
         response = super().getresponse()  # type: ignore[misc]
         if early:
-            # The answer came before the body was sent. A server that still waits for it would take the next
-            # request for it.
+            # The response came before the body was sent. A server still waiting for the body would mistake
+            # the next request for it.
             self.close()  # type: ignore[attr-defined]
         return response
 
     def _consume_headers(self, fp: Any) -> None:  # noqa: ANN401
-        """Read to the end of a `100 Continue`; botocore's own goes on for ever if the connection ends."""
+        """Read to the end of a `100 Continue`; botocore's own loops forever if the connection ends."""
         while (line := fp.readline()) != b"\r\n":
             if not line:
                 raise ConnectionResetError("the connection ended in a 100 Continue")

@@ -1,4 +1,4 @@
-"""JSON that carries a hash of itself, so that one flipped bit anywhere in it is noticed."""
+"""JSON that carries its own hash, so that any flipped bit is noticed."""
 
 import hashlib
 
@@ -7,20 +7,20 @@ from jebm.untrusted import JsonObject, encoded_json, parsed_object
 __all__ = ["READS", "sealed", "unsealed"]
 
 READS = 3
-"""How often a small object is read before it is considered damaged: the next answer may be whole."""
+"""How often a small object is read before it counts as damaged: the next response may be intact."""
 
 _FIELD = "sha256"
 
 
 def sealed(content: JsonObject) -> bytes:
-    """Return the one text of a JSON object, with the SHA-256 of the text without it as its field sha256."""
+    """Return a JSON object as canonical text; its field sha256 hashes the text without that field."""
     return encoded_json({**content, _FIELD: hashlib.sha256(encoded_json(content)).hexdigest()})
 
 
 def unsealed(encoded: bytes, most_bytes: int) -> JsonObject:
-    """Return what was sealed, without the hash.
+    """Return the sealed object, without the hash.
 
-    Raises ValueError for anything but what `sealed` returns, to the byte.
+    Raises ValueError for anything but the exact bytes that `sealed` returns.
     """
     content = parsed_object(encoded, most_bytes)
     content.pop(_FIELD, None)

@@ -1,7 +1,7 @@
-"""A checkpoint written by all ranks, each its share of the tensors.
+"""A checkpoint written by all ranks, each writing its share of the tensors.
 
-Shares are whole tensors, so that each object is a safetensors file that any reader opens. Ranks meet in the
-store alone, by small records: no collective runs beside training's own.
+Shares are whole tensors, so each object is a plain safetensors file. Ranks coordinate only through small
+records in the store: no collective runs beside training's own.
 """
 
 import heapq
@@ -20,21 +20,21 @@ from jebm.store.sealed import READS, sealed, unsealed
 __all__ = ["RECORD_BYTES", "Share", "gathered"]
 
 RECORD_BYTES = 1 << 20
-"""The most that a record may have; more is not even read."""
+"""Limit on a record, in bytes; longer ones are not read."""
 
 _FORMAT = "jebm-share"
 _VERSION = 2
-_FIRST_WAIT_SECONDS = 0.05  # between two looks for the other ranks' shares
+_FIRST_WAIT_SECONDS = 0.05  # between polls for the other ranks' shares
 _LONGEST_WAIT_SECONDS = 2.0
 _SHOWN = 5  # ranks named in an error
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one of `world_size` ranks writes.
+    """The share that one of `world_size` ranks writes.
 
-    `start` is 8 hexadecimal digits, the same on all ranks of one start of a run and on no others: two starts
-    that have taken one attempt number must not take each other's shares.
+    `start` is 8 hexadecimal digits, shared by all ranks of one start of a run and no others: two starts with
+    the same attempt number must not accept each other's shares.
     """
 
     rank: int
@@ -42,14 +42,14 @@ class Share:
     start: str
 
     def of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return this rank's tensors: whole ones, so chosen that all ranks have about as many bytes.
+        """Return this rank's tensors: whole ones, chosen so that all ranks have about equal bytes.
 
-        A function of names, sizes and world size; together the ranks have each tensor once.
+        The choice depends only on names, sizes and world size; across ranks each tensor occurs once.
         """
         sizes = {name: tensor.numel() * tensor.itemsize for name, tensor in tensors.items()}
         loads = [(0, rank) for rank in range(self.world_size)]
         mine = {}
-        for name in sorted(sizes, key=lambda name: (-sizes[name], name)):  # the longest first
+        for name in sorted(sizes, key=lambda name: (-sizes[name], name)):  # largest first
             load, rank = loads[0]
             heapq.heapreplace(loads, (load + sizes[name], rank))
             if rank == self.rank:
@@ -57,7 +57,7 @@ class Share:
         return mine
 
     def others(self) -> dict[str, int]:
-        """Return the keys of the other ranks' records in a checkpoint's folder, and those ranks."""
+        """Return the keys of the other ranks' records in a checkpoint's folder, with their ranks."""
         return {self._key(rank): rank for rank in range(self.world_size) if rank != self.rank}
 
     @property
@@ -66,13 +66,13 @@ class Share:
         return self._key(self.rank)
 
     def encode(self, checkpoint: str, stored: StoredObject) -> bytes:
-        """Return the record that says that this rank has written its share of a checkpoint."""
+        """Return the record that confirms this rank's share of a checkpoint."""
         return sealed(self._record(checkpoint, self.rank) | {"object": asdict(stored)})
 
     def decode(self, encoded: bytes, checkpoint: str, rank: int) -> StoredObject:
         """Return what another rank has written.
 
-        Raises CheckpointError for anything but what that rank's `encode` writes.
+        Raises CheckpointError for anything that its `encode` would not write.
         """
         try:
             content = unsealed(encoded, RECORD_BYTES)
@@ -102,9 +102,9 @@ class Share:
 
 
 def gathered(folder: Store, checkpoint: str, share: Share, patience_seconds: float) -> list[StoredObject]:
-    """Wait until all other ranks have written their shares, and return those in the order of the ranks.
+    """Wait until all other ranks have written their shares; return them in rank order.
 
-    Raises StoreError where none has come for `patience_seconds`, CheckpointError for a record that is none.
+    Raises StoreError if none has arrived for `patience_seconds`, CheckpointError for an invalid record.
     """
     missing = share.others()
     found: dict[int, StoredObject] = {}
@@ -137,7 +137,7 @@ def _read_record(folder: Store, checkpoint: str, share: Share, rank: int, key: s
             continue
         if info.size > RECORD_BYTES:
             raise CheckpointError(f"{folder.uri}: the record of rank {rank} has {info.size} bytes")
-        encoded = bytearray(info.size)  # no more is read, whatever lies there by now
+        encoded = bytearray(info.size)  # read no more, even if the record has grown
         folder.read_into(key, 0, [memoryview(encoded)])
         try:
             return share.decode(bytes(encoded), checkpoint, rank)

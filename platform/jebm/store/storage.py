@@ -1,4 +1,4 @@
-"""Objects under a URI: one small protocol, and its three keepers: S3, a local folder, this process's memory.
+"""Open the store of a URI: one small protocol, three backends (S3, a local folder, process memory).
 
 A key is relative to the URI of its store. An object appears whole or not at all.
 """
@@ -49,25 +49,25 @@ __all__ = [
 _OBJECTS = ("memory", "s3")
 _SCHEME = re.compile(
     r"\s*(?:"
-    r"(?P<any>[A-Za-z][A-Za-z0-9+.-]*)(?=:/)"  # also with one slash too few, as in s3:/bucket
+    r"(?P<any>[A-Za-z][A-Za-z0-9+.-]*)(?=:/)"  # also with a slash missing, as in s3:/bucket
     r"|(?P<known>s3[an]?|gcs|gs|file|memory|https?|arn)(?=:)"
     r"|(?P<ours>s3|memory)(?=//)"
     r")(?P<slashes>:?/{0,2})",
     re.IGNORECASE,
 )
-"""What begins as a URI does, or as one that was mistyped; anything else is a path."""
+"""The start of a URI, possibly mistyped; anything else is a path."""
 
 
 def open_store(uri: str) -> Store:
-    """Return the store of `s3://bucket/prefix`, `file:///path`, a path (`~` is the home), or `memory://name`.
+    """Return the store at `s3://bucket/prefix`, `file:///path`, a path (`~` is home) or `memory://name`.
 
-    Nothing is created and no request is made: `probe()` does that. Endpoint, region and credentials of S3
-    are found the way the aws tool finds them (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_PROFILE, …).
-    JEBM_S3_SSE, JEBM_S3_SSE_KMS_KEY_ID and JEBM_S3_REQUEST_PAYER go with the requests that know them.
-    A request to S3 that may succeed later is tried again for 30 s; `patient()` changes that.
+    Nothing is created and no request is made: `probe()` does that. Endpoint, region and credentials of S3 are
+    found as the aws tool finds them (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_PROFILE, …). JEBM_S3_SSE,
+    JEBM_S3_SSE_KMS_KEY_ID and JEBM_S3_REQUEST_PAYER go with the requests that know them. An S3 request that
+    may succeed later is retried for 30 s; `patient()` changes that.
 
     Raises:
-        StoreError: the URI is invalid, or the environment or the profile cannot be used.
+        StoreError: the URI is invalid, or the environment or profile is unusable.
     """
     scheme, bucket, prefix = _split(uri)
     if scheme == "s3":
@@ -78,19 +78,19 @@ def open_store(uri: str) -> Store:
 
 
 def normalised_uri(uri: str) -> str:
-    """Return the URI in the form that means the same from any folder and to any tool of ours.
+    """Return the URI in the normal form that all our tools read alike.
 
-    `s3://bucket/prefix` and `memory://name/prefix` without a slash at the end; anything local as a path with
+    `s3://bucket/prefix` and `memory://name/prefix` lose a trailing slash; anything local becomes a path with
     its `~` expanded, which stays relative if it was.
 
-    Raises StoreError for an invalid URI, or a `~` whose home is not known.
+    Raises StoreError if the URI is invalid or the home of `~` is unknown.
     """
     scheme, bucket, prefix = _split(uri)
     return prefix if scheme == "file" else f"{scheme}://{bucket}/{prefix}".rstrip("/")
 
 
 def arrow_uri(uri: str) -> str:
-    """Return the URI with endpoint and region in its query, as pyarrow and Ray take it."""
+    """Return the URI with endpoint and region in its query, as pyarrow and Ray expect."""
     scheme, bucket, prefix = _split(uri)
     if scheme == "memory":
         raise StoreError(f"{uri}: other processes cannot see this memory; use s3://… or a path")
@@ -101,7 +101,7 @@ def arrow_uri(uri: str) -> str:
 
 
 def _split(uri: str) -> tuple[str, str, str]:
-    """Return scheme, bucket or name, and prefix; for files: the path, its `~` expanded."""
+    """Return scheme, bucket or name, and prefix; for files the path with its `~` expanded."""
     if not uri.strip():
         raise StoreError("an empty storage URI; give s3://bucket/prefix or a path")
     found = _SCHEME.match(uri)
@@ -114,7 +114,7 @@ def _split(uri: str) -> tuple[str, str, str]:
     if scheme == "file" and ":" in slashes:
         return "file", "", _path_of_file_uri(slashes, rest)
     if "@" in rest.split("/")[0]:
-        # Not quoted: it may hold a key.
+        # Not shown: it may contain a key.
         raise StoreError(f"{scheme}://…: no credentials in a URI; put them into the environment or a profile")
     if "?" in rest or "#" in rest:
         raise StoreError(
@@ -130,7 +130,7 @@ def _split(uri: str) -> tuple[str, str, str]:
 
 
 def _local(path: str) -> str:
-    """Return the path, expanded and found where jebm ships it, such that it is still one when read again."""
+    """Return the expanded path, or where jebm ships that file, in a form that still parses as a path."""
     try:
         found = str(shipped(expanded(path)))
     except ValueError as error:
@@ -149,7 +149,7 @@ def _path_of_file_uri(slashes: str, rest: str) -> str:
 
 
 def _advice(scheme: str, rest: str) -> str:
-    """Return what to write in place of a URI of another scheme, or of ours with a slash missing."""
+    """Suggest a correction for an unknown scheme, or for one of ours with a slash missing."""
     if scheme in _OBJECTS:
         return f"write {scheme}://{rest}, or ./{scheme}… for a folder of that name"
     if scheme in ("s3a", "s3n"):

@@ -1,4 +1,4 @@
-"""Tensors to an object, or to several, and back, through no file and no second copy of them."""
+"""Stream tensors to objects and back, without a file or a second copy."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ from jebm.store.protocol import Store, in_parallel
 __all__ = ["MOST_PARTS", "PART_BYTES", "bytes_of", "restore_tensors", "upload_tensors"]
 
 PART_BYTES = 16 << 20
-"""Size of a part, doubled for objects that would need more parts than they may have."""
+"""Size of a part, doubled until an object needs no more parts than allowed."""
 
 MOST_PARTS = 10_000
-"""How many S3 takes for one object."""
+"""S3's limit for one object."""
 
 
 def upload_tensors(
@@ -25,9 +25,9 @@ def upload_tensors(
 ) -> StoredObject:
     """Write the tensors as one object and return how to find and check it.
 
-    Contiguous tensors on the CPU are sent from where they lie; of any other a copy is made first. They
-    must not change until this returns. Raises CheckpointError for a tensor that has no place in the
-    layout, StoreError where the store refuses; then no object appears.
+    Contiguous CPU tensors are sent in place; others are copied first. They must not change until this
+    returns. Raises CheckpointError for a tensor that the layout cannot hold, StoreError if the store refuses;
+    then no object appears.
     """
     ordered = _ordered(tensors)
     header = header_of(ordered, {})
@@ -42,14 +42,14 @@ def upload_tensors(
 
 
 def restore_tensors(store: Store, objects: Sequence[StoredObject], into: Mapping[str, Tensor]) -> None:
-    """Read objects into the memory of the given tensors, bit by bit, every part checked against its CRC32.
+    """Read objects into the memory of these tensors, bit for bit, checking each part against its CRC32.
 
     `into` must have exactly the names, shapes and dtypes of the objects: CheckpointError lists the first
     differences before anything is written. A CheckpointError over a CRC32 leaves the tensors half written.
     """
     present = in_parallel(lambda _, stored: Parts(store, stored), objects)
     headers = fitting_headers(store, objects, into)
-    # A tensor elsewhere than in plain memory gets its bytes by way of a buffer of its size.
+    # A tensor that is not in plain memory is read through a buffer of its size.
     staged = {
         name: torch.empty(entry.shape, dtype=entry.dtype)
         for entries in headers
@@ -69,19 +69,19 @@ def restore_tensors(store: Store, objects: Sequence[StoredObject], into: Mapping
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether the tensor's bytes lie in this process's memory just as the layout wants them."""
+    """Return whether the tensor's bytes are in this process's memory in the order of the layout."""
     return (
         tensor.device.type == "cpu" and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
     )
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """Return the memory of a plain tensor, writable."""
+    """Return a plain tensor's memory, writable."""
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _ordered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors in the order of the layout: wide elements first, so that all are aligned."""
+    """Return the tensors in layout order: wide elements first, so that all are aligned."""
     for name, tensor in tensors.items():
         if name == METADATA:
             raise CheckpointError(f"no tensor can be called {METADATA}")

@@ -1,7 +1,7 @@
-"""Checkpoints in the background: training pauses for a copy of its tensors, and for nothing else.
+"""Save checkpoints in the background: training pauses only while its tensors are copied.
 
-One thread saves; at most two snapshots exist, in buffers that are used again. Where both are taken, training
-waits: a queue without an end would hide that the storage is too slow, until the memory is gone.
+One thread saves; at most two snapshots exist, in reused buffers. If both are taken, training waits: an
+unbounded queue would hide that the storage is too slow until memory runs out.
 """
 
 import logging
@@ -27,11 +27,11 @@ __all__ = [
 ]
 
 PATIENCE_SECONDS = 120.0
-"""How long a background save rides out a storage that fails: nobody waits for it, and the outages that are
-survived by waiting (a restart, a failover, a network that flaps) take a minute or less. Beyond it the save
-fails, so that the next one, with newer tensors, gets its buffer."""
+"""How long a background save retries a failing storage. Nothing waits for it, and outages that pass (a
+restart, a failover, a flapping network) take a minute or less. After that the save fails, so that the next
+one, with newer tensors, gets its buffer."""
 
-_BUFFERS = 2  # one on its way, one being filled
+_BUFFERS = 2  # one being saved, one being filled
 _ALIGNMENT_BYTES = 64
 
 _logger = logging.getLogger(__name__)
@@ -40,11 +40,11 @@ _Waiting: TypeAlias = "tuple[_Snapshot, Mapping[str, Tensor], Facts]"
 
 @dataclass(frozen=True)
 class WriterStats:
-    """Sums since the writer was made. Training lost `stall_seconds` + `stage_seconds`; uploads ran beside it.
+    """Totals since the writer was created. Training lost `stall_seconds` + `stage_seconds`, not the uploads.
 
     stall: waiting for a free buffer. stage: copying into it (on CUDA: starting the copy). upload: all saves,
-    failed ones too. bytes: of the committed tensors. retries: requests that were made again. A writer of a
-    share counts it as committed once it is written, and leaves the bytes to rank 0.
+    including failed ones. bytes: of the committed tensors. retries: repeated requests. A share's writer
+    counts it as committed once written; only rank 0 counts the bytes.
     """
 
     submitted: int = 0
@@ -58,7 +58,7 @@ class WriterStats:
 
 
 class _Snapshot:
-    """One allocation that holds a copy of every tensor, used again while their shapes stay the same."""
+    """One allocation that holds a copy of every tensor, reused while their shapes stay the same."""
 
     def __init__(self) -> None:
         self._plan: list[tuple[str, torch.dtype, torch.Size, bool]] = []
@@ -66,13 +66,13 @@ class _Snapshot:
         self._copied: list[torch.cuda.Event] = []
 
     def prepare(self, like: Mapping[str, Tensor]) -> None:
-        """Get the memory for tensors like these, from the system too: it hands it out at the first touch."""
+        """Allocate memory for tensors like these and touch it: the system provides it at first touch."""
         self._plan_for(like)
         for copy in self._copies.values():
             copy.zero_()
 
     def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the tensors; from CUDA the copy is only started, in the order of the current streams."""
+        """Copy the tensors; a copy from CUDA is only started, ordered after the current streams."""
         self._plan_for(tensors)
         with torch.no_grad():
             for name, item in tensors.items():
@@ -86,19 +86,19 @@ class _Snapshot:
     def _plan_for(self, tensors: Mapping[str, Tensor]) -> None:
         plan = [(name, item.dtype, item.shape, item.is_cuda) for name, item in tensors.items()]
         if plan != self._plan:
-            self._plan, self._copies = [], {}  # let go of the old memory before asking for new
+            self._plan, self._copies = [], {}  # free the old memory before allocating new
             self._copies = _allocated(tensors)
             self._plan = plan
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the copies, complete."""
+        """Return the finished copies."""
         for event in self._copied:
             event.synchronize()
         return self._copies
 
 
 def _allocated(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return CPU tensors like those given, pinned where any is on CUDA: only then a copy runs beside us."""
+    """Return CPU tensors like these, pinned if any is on CUDA: asynchronous copies need that."""
     offsets: dict[str, int] = {}
     size = 0
     for name, item in tensors.items():
@@ -115,7 +115,7 @@ def _allocated(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class AsyncWriter:
-    """Saves checkpoints in a thread of its own, and prunes old ones after each."""
+    """Saves checkpoints in its own thread and prunes old ones after each."""
 
     def __init__(
         self,
@@ -128,21 +128,21 @@ class AsyncWriter:
         like: Mapping[str, Tensor] | None = None,
         share: Share | None = None,
     ) -> None:
-        """Write to `checkpoints`, and keep there what `Checkpoints.prune` says.
+        """Write to `checkpoints`, with the retention of `Checkpoints.prune`.
 
-        `protect` names what must never be pruned, above all the checkpoint that the run was resumed from.
-        A request that fails is tried again for `patience_seconds`; then its save has failed. More than
-        `tolerate_failures` failed saves in a row are an error, fewer are logged and counted. Given tensors
-        `like` those to come, the first buffer is made ready in the background: the first touch of fresh
-        memory takes several times as long as a copy. With a `share` it copies and writes that alone, as
-        `Checkpoints.save_share`: then every rank needs a writer, and rank 0's prunes.
+        `protect` names checkpoints never to prune, above all the one that the run was resumed from. A failing
+        request is retried for `patience_seconds`; then its save has failed. More than `tolerate_failures`
+        failed saves in a row are an error; fewer are logged and counted. With tensors `like` those to come,
+        the first buffer is prepared in the background: first touching fresh memory takes several times as
+        long as a copy. With a `share`, only that is copied and written, as `Checkpoints.save_share`: then
+        every rank needs a writer, and only rank 0's prunes.
         """
         self._checkpoints = checkpoints.patient(patience_seconds, self._count_retry)
         self._share, self._patience_seconds = share, patience_seconds
         self._keep_last, self._protect = keep_last, protect
         self._tolerate_failures = tolerate_failures
         self._changed = threading.Condition()
-        # All below is guarded by it.
+        # Guards everything below.
         self._free: list[_Snapshot] = []
         if like is None:
             self._free = [_Snapshot() for _ in range(_BUFFERS)]
@@ -153,33 +153,33 @@ class AsyncWriter:
         self._error: Exception | None = None
         self._kept: deque[Manifest] = deque(maxlen=keep_last)
         self._stats = WriterStats()
-        # A daemon: an interpreter that ends without close() must not wait for a storage that is down.
+        # A daemon, so that an interpreter exiting without close() does not wait for a storage that is down.
         self._thread = threading.Thread(target=self._run, args=(like,), name="jebm-checkpoints", daemon=True)
         self._thread.start()
 
     @property
     def last_committed(self) -> Manifest | None:
-        """The newest checkpoint that this writer has committed."""
+        """The newest checkpoint this writer has committed."""
         return self.kept[-1] if self.kept else None
 
     @property
     def kept(self) -> Sequence[Manifest]:
-        """What this writer has committed and retention keeps: the newest `keep_last`, oldest first."""
+        """The committed checkpoints that retention keeps: the newest `keep_last`, oldest first."""
         with self._changed:
             return tuple(self._kept)
 
     @property
     def stats(self) -> WriterStats:
-        """What it did so far, and what that took."""
+        """Work done so far, and its cost."""
         with self._changed:
             return self._stats
 
     def submit(self, tensors: Mapping[str, Tensor], facts: Facts) -> None:
         """Copy everything as it is now and save it in the background, as `Checkpoints.save` would.
 
-        Waits where two snapshots are on their way already. Raises CheckpointError at once for a state that
-        JSON cannot hold; the last error of the saves before where too many of them failed; FencedError
-        where another writer has taken the run over. Call it from one thread.
+        Waits if two snapshots are already pending. Raises CheckpointError at once if JSON cannot hold the
+        state; the last error of earlier saves if too many failed; FencedError if another writer has taken
+        over the run. Call it from one thread.
         """
         facts = replace(
             facts,
@@ -196,7 +196,7 @@ class AsyncWriter:
                 raise StoreError("this writer is closed")
             self._changed.wait_for(lambda: self._free or self._fatal())
             self._raise_fatal()
-            snapshot = self._free.pop()  # the one used last, so that a quick storage needs only one
+            snapshot = self._free.pop()  # the last one used, so that a fast storage needs only one
         stalled = time.monotonic()
         try:
             snapshot.take(mine)
@@ -216,12 +216,12 @@ class AsyncWriter:
             self._changed.notify_all()
 
     def drain(self, timeout_seconds: float | None = None) -> bool:
-        """Wait until all that was submitted is committed or has failed; return whether that came in time."""
+        """Wait until every submitted save is committed or has failed; return False on timeout."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting and not self._busy, timeout_seconds)
 
     def close(self) -> None:
-        """Drain, and end the thread; raises what `submit` would raise over saves that failed. Safe twice."""
+        """Drain and end the thread; raises what `submit` would raise for failed saves. Safe to call twice."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -252,8 +252,8 @@ class AsyncWriter:
         if like is not None:
             snapshots = [_Snapshot() for _ in range(_BUFFERS)]
             try:
-                snapshots[-1].prepare(self._mine(like))  # the last one is the next to be taken
-            except Exception as error:  # the save itself will meet it, and raise it where it is heard
+                snapshots[-1].prepare(self._mine(like))  # the last one is used first
+            except Exception as error:  # the save itself will hit it, and raise it to the caller
                 _logger.warning("no buffer was made ready: %s", error)
             with self._changed:
                 self._free = snapshots
@@ -272,15 +272,15 @@ class AsyncWriter:
                 self._changed.notify_all()
 
     def _committed(self, snapshot: _Snapshot, others: Mapping[str, Tensor], facts: Facts) -> bool:
-        """Save one snapshot, free its buffer, and note how it went; return whether a checkpoint is committed.
+        """Save one snapshot, free its buffer, record the outcome; return whether a checkpoint was committed.
 
-        `others` are the tensors that other ranks write, of which only names, shapes and dtypes matter.
+        `others` are the tensors that other ranks write; only their names, shapes and dtypes matter.
         """
         began = time.monotonic()
         outcome: Manifest | Exception | None
         try:
             outcome = self._save({**others, **snapshot.tensors()}, facts)
-        except Exception as error:  # whatever it is, the training thread has to hear of it
+        except Exception as error:  # the training thread must learn of any error
             outcome = error
         with self._changed:
             stats = self._stats
@@ -288,7 +288,7 @@ class AsyncWriter:
             if isinstance(outcome, Exception):
                 self._failures_in_a_row, self._error = self._failures_in_a_row + 1, outcome
                 self._stats = replace(stats, failures=stats.failures + 1)
-                if isinstance(outcome, FencedError):  # the run is another's: nothing more goes out
+                if isinstance(outcome, FencedError):  # another writer owns the run: write nothing more
                     self._free += [waiting for waiting, _, _ in self._waiting]
                     self._waiting.clear()
                 _logger.error(
@@ -311,10 +311,10 @@ class AsyncWriter:
 
     def _prune(self) -> None:
         try:
-            # Later steps may lie there, damaged as only reading finds: ours is the one to resume from.
+            # Later steps may exist with damage that only reading finds: ours is the one to resume from.
             protected = {*self._protect, *(manifest.name for manifest in self.kept[-1:])}
             pruned = self._checkpoints.prune(self._keep_last, None, protected)
-        except Exception as error:  # the next commit tries again; one too many harms nobody
+        except Exception as error:  # the next commit tries again; one extra checkpoint is harmless
             _logger.warning("old checkpoints were not pruned: %s", error)
         else:
             if pruned:
