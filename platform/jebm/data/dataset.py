@@ -1,4 +1,4 @@
-"""Data sets of ours, decoded once per node and mapped by every process of it.
+"""Our data sets, decoded once per node and memory-mapped by each of its processes.
 
 Shapes: N images, H rows, W columns, C channels.
 """
@@ -33,23 +33,23 @@ _MOST_COLUMNS = 1_000
 _BATCH_IMAGES = 1_000
 _BATCH_BYTES = 64 << 20
 _ENCODINGS = {0, 2, 3, 8}
-"""Plain, and indices into a dictionary: no value needs more memory than itself. In others one may be a prefix
-of the next, and a small page become large."""
+"""Plain, and dictionary indices: no value needs more memory than itself. In other encodings a value may be a
+prefix of the next, so that a small page grows large."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set in memory that all processes of a node share; read-only."""
+    """A read-only data set in memory shared by all processes of a node."""
 
     images_NHWC: npt.NDArray[np.uint8]
-    labels_N: npt.NDArray[np.int32] | None  # −1 where one image has none
+    labels_N: npt.NDArray[np.int32] | None  # −1 for an image without one
     manifest: DatasetManifest
 
 
 def default_cache_directory() -> Path:
-    """Return where decoded images are kept: $JEBM_CACHE, or `data` in this user's `cache_folder`.
+    """Return the folder of decoded images: $JEBM_CACHE, or `data` in this user's `cache_folder`.
 
-    Raises DataError if there is no such folder; it names JEBM_CACHE.
+    Raises DataError, naming JEBM_CACHE, if there is no such folder.
     """
     named = os.environ.get("JEBM_CACHE")
     try:
@@ -61,14 +61,13 @@ def default_cache_directory() -> Path:
 
 
 def load_images(store: Store, cache_directory: Path | None = None) -> ImageSet:
-    """Return the images of a data set, mapped into memory from one decoded copy on this node.
+    """Return a data set's images, memory-mapped from one decoded copy on this node.
 
-    The first process decodes the parts into `<cache>/<sha256>.images.u8` (and labels beside it), every hash
-    checked on the way; later ones map the same file, and share its pages. Several may start at once: each
-    decodes, one file wins. A part that is damaged leaves no file, and none is inflated beyond what the
-    manifest says of it.
+    The first process decodes the parts into `<cache>/<sha256>.images.u8` (and labels beside it), checking
+    every hash; later ones map the same file and share its pages. If several start at once, each decodes and
+    one file wins. A damaged part leaves no file, and no part is inflated beyond the size in the manifest.
 
-    Raises DataError for a missing or damaged data set, or a cache that cannot be written.
+    Raises DataError if the data set is missing or damaged, or the cache cannot be written.
     """
     manifest = read_manifest(store)
     directory = default_cache_directory() if cache_directory is None else cache_directory
@@ -97,7 +96,7 @@ def _is_whole(path: Path, size: int) -> bool:
 
 
 def _decode(store: Store, manifest: DatasetManifest, images_path: Path, labels_path: Path | None) -> None:
-    """Write pixels and labels of all parts to the two paths, which appear whole or not at all."""
+    """Write pixels and labels of all parts to the two paths; each appears whole or not at all."""
     pixels, labels = hashlib.sha256(), hashlib.sha256()
     with contextlib.ExitStack() as stack:
         image_file = stack.enter_context(_appearing(images_path))
@@ -109,7 +108,7 @@ def _decode(store: Store, manifest: DatasetManifest, images_path: Path, labels_p
                 labels.update(label_bytes)
                 if label_file is not None:
                     label_file.write(label_bytes)
-        # Inside, so that files whose content is wrong never appear.
+        # Checked inside the block, so that files with wrong content never appear.
         if pixels.hexdigest() != manifest.sha256:
             raise DataError(
                 f"{store.uri}: the parts are not those of the manifest; ingest the data set again"
@@ -121,9 +120,9 @@ def _decode(store: Store, manifest: DatasetManifest, images_path: Path, labels_p
 
 
 def _decoded(store: Store, part: Part, manifest: DatasetManifest) -> Iterator[tuple[memoryview, memoryview]]:
-    """Yield pixels, as they lie in Arrow's memory, and labels, some rows at a time."""
+    """Yield pixels (views of Arrow's memory) and labels, some rows at a time."""
     place = f"{store.uri}/{part.name}"
-    # Asked for before it is fetched: the object may be larger than memory.
+    # Check the size before reading: the object may be larger than memory.
     found = next((info.size for info in store.list(part.name) if info.key == part.name), part.bytes)
     if found != part.bytes:
         raise DataError(f"{place}: damaged ({found} of {part.bytes} bytes); ingest the data set again")
@@ -147,7 +146,7 @@ def _decoded(store: Store, part: Part, manifest: DatasetManifest) -> Iterator[tu
 
 @contextlib.contextmanager
 def _foreign_errors(place: str) -> Iterator[None]:
-    """Turn whatever Arrow raises over a part, and the ValueErrors of our own checks, into a DataError."""
+    """Turn whatever Arrow raises about a part, and our own checks' ValueErrors, into a DataError."""
     try:
         yield
     except (
@@ -166,14 +165,14 @@ def _foreign_errors(place: str) -> Iterator[None]:
 
 
 def _opened(data: bytes, part: Part, manifest: DatasetManifest) -> pq.ParquetFile:
-    """Open a part once all that it says of itself fits the manifest; ValueError where something does not.
+    """Open a part after checking its metadata against the manifest; ValueError if anything differs.
 
-    Only metadata is read: the footer's columns, row groups and sizes, and the header of every page. Reading
-    afterwards inflates no page beyond what its header says, and no more values than a row group has rows.
+    Only metadata is read: the footer's columns, row groups and sizes, and the header of every page. Later
+    reads then inflate no page beyond the size in its header, and no more values than the row group has rows.
     """
     file = pq.ParquetFile(pa.BufferReader(data), thrift_container_size_limit=part.images + _MOST_COLUMNS)
     metadata, width = file.metadata, manifest.image_bytes
-    # What Arrow makes of the columns, and what lies in the file: both are the file's to say.
+    # Check both Arrow's schema and the physical columns: the file controls each separately.
     types = [(field.name, field.type) for field in file.schema_arrow]
     if types != [("image", pa.binary(width)), ("label", pa.int32())]:
         raise ValueError(f"its columns are {types}")
@@ -192,7 +191,7 @@ def _opened(data: bytes, part: Part, manifest: DatasetManifest) -> pq.ParquetFil
 
 
 def _check_column(data: memoryview, column: pq.ColumnChunkMetaData, rows: int, width: int) -> None:
-    """Raise ValueError unless the pages of a column hold `rows` values of `width` bytes, and little else."""
+    """Raise ValueError unless a column's pages hold `rows` values of `width` bytes and little else."""
     name = column.path_in_schema
     most = most_bytes(rows, width)
     if column.num_values != rows or column.total_uncompressed_size > most or column.file_path:
@@ -209,7 +208,7 @@ def _check_column(data: memoryview, column: pq.ColumnChunkMetaData, rows: int, w
 
 @contextlib.contextmanager
 def _appearing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes its name once it is whole; where another process was faster, its file stays."""
+    """Open a file that gets its name once complete; if another process was faster, its file stays."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".decoding-", delete=False) as file:
         try:
             yield file

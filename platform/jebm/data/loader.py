@@ -1,4 +1,4 @@
-"""Batches addressed by global position: the same step gives the same images, whatever ran before.
+"""Batches addressed by global step: the same step gives the same images, whatever ran before.
 
 Shapes: N images of the set, B images of this rank's batch, C channels, H rows, W columns.
 """
@@ -16,10 +16,10 @@ __all__ = ["Loader", "to_float", "to_uint8"]
 
 
 class Loader:
-    """The images of a set in a new order each epoch, cut into global batches, cut into ranks.
+    """A data set's images in a new order each epoch, split into global batches and then among ranks.
 
-    `batch_size` counts the images of all ranks together. Raises ConfigError if the ranks cannot share it
-    evenly, DataError if the set holds less than one batch.
+    `batch_size` is the global batch size. Raises ConfigError if the ranks cannot share it evenly, DataError
+    if the set holds less than one batch.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Loader:
             raise DataError(
                 f"{name}: {count} images are less than one batch; set train.batch_size to ≤ {count}"
             )
-        self.steps_per_epoch = count // batch_size  # what is left over takes part in another epoch's order
+        self.steps_per_epoch = count // batch_size  # the rest is left out until the next epoch's shuffle
         self._images_NHWC = images.images_NHWC
         self._batch_size, self._rank, self._share = batch_size, rank, batch_size // world_size
         self._seed, self._device = seed, torch.device(device)
@@ -52,12 +52,12 @@ class Loader:
     def batch(self, step: int) -> Tensor:
         """Return this rank's images of global step `step` ≥ 0: float32 (B, C, H, W) in [−1, 1], contiguous.
 
-        Over the ranks, in order, they are the rows of the global batch, so that the world size may change.
+        Concatenated in rank order they form the global batch, so the world size may change.
         """
         return to_float(self._images_NHWC[self.rows(step)], self._device)
 
     def rows(self, step: int) -> npt.NDArray[np.int64]:
-        """Return which images of the set `batch` takes, (B,)."""
+        """Return the indices of the images in `batch(step)`, (B,)."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._order_N = self._order(epoch)
@@ -74,9 +74,10 @@ class Loader:
 
 def to_float(pixels_BHWC: npt.NDArray[np.uint8], device: torch.device | str) -> Tensor:
     """Return x/127.5 − 1: float32 (B, C, H, W) in [−1, 1], contiguous, on the device."""
-    # Bytes travel to the device, a quarter of what floats would be, and are cheaper to transpose too.
+    # Send bytes to the device: a quarter of the floats' size, and cheaper to transpose.
     pixels_BCHW = torch.from_numpy(pixels_BHWC).to(device).permute(0, 3, 1, 2).contiguous()
-    # Divided by a number, CUDA multiplies by its reciprocal; by a tensor, it divides as the CPU does.
+    # CUDA turns division by a number into multiplication by its reciprocal; by a tensor it divides like the
+    # CPU.
     half_range = torch.full((), 127.5, device=pixels_BCHW.device)
     return pixels_BCHW.to(torch.float32).div_(half_range).sub_(1)
 

@@ -1,8 +1,8 @@
-"""The manifest of a data set of ours: what `dataset.json` says, checked before anything is done with it.
+"""The manifest of our data sets: the content of `dataset.json`, checked before use.
 
     part-00000-3f9a2c1e.parquet   image: fixed_size_binary[H·W·C], label: int32; row groups of 1,000; zstd
-    part-00001-…                  the second number is the beginning of the part's own sha256
-    dataset.json                  the manifest: a data set exists when this does
+    part-00001-…                  the second number is the start of the part's sha256
+    dataset.json                  the manifest; the data set exists once this does
 
 Shapes: N images, H rows, W columns, C channels.
 """
@@ -34,8 +34,8 @@ MANIFEST = "dataset.json"
 PART_NAME = re.compile(r"part-\d{5}-[0-9a-f]{8}\.parquet")
 
 _FORMAT, _VERSION = "jebm-dataset", 1
-_MOST_MANIFEST_BYTES = 16 << 20  # some 80,000 parts
-_MOST_PIXELS = 1 << 30  # in an image, all channels counted; Arrow's own limit is 2 GiB
+_MOST_MANIFEST_BYTES = 16 << 20  # about 80,000 parts
+_MOST_PIXELS = 1 << 30  # per image, over all channels; Arrow's own limit is 2 GiB
 _MOST_IMAGES = 1 << 32
 _MOST_BYTES = 1 << 62
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -54,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True)
 class DatasetManifest:
-    """All that is known of a data set without reading its pixels."""
+    """What is known about a data set without reading its pixels."""
 
     name: str
     split: str
@@ -63,8 +63,8 @@ class DatasetManifest:
     channels: int
     images: int
     parts: tuple[Part, ...]
-    sha256: str  # of the pixels of all images in order, however they are cut into parts
-    labels_sha256: str | None  # of the labels as little-endian int32; None where there are none
+    sha256: str  # of all images' pixels in order, however split into parts
+    labels_sha256: str | None  # of the labels as little-endian int32; None without labels
     source: SourceDescription
     created: str  # ISO time, UTC
 
@@ -80,19 +80,19 @@ class DatasetManifest:
 
 
 def dataset_exists(store: Store) -> bool:
-    """Return whether a data set (its manifest) is there; StoreError where the store cannot be asked."""
+    """Return whether a data set's manifest exists; StoreError if the store cannot be reached."""
     return _listed_bytes(store) is not None
 
 
 def read_manifest(store: Store) -> DatasetManifest:
-    """Return the checked manifest; DataError where there is none or it is damaged."""
+    """Return the checked manifest; DataError if it is missing or damaged."""
     listed = _listed_bytes(store)
     if listed is None:
         raise DataError(
             f"{store.uri}: no data set here; make one with jebm ingest SOURCE --output {store.uri}"
         )
     try:
-        if listed > _MOST_MANIFEST_BYTES:  # it is not even fetched
+        if listed > _MOST_MANIFEST_BYTES:  # do not even fetch it
             raise ValueError(f"more than {_MOST_MANIFEST_BYTES} bytes")
         return _from_json(parsed_object(store.get(MANIFEST), _MOST_MANIFEST_BYTES))
     except ValueError as error:
@@ -106,12 +106,12 @@ def _listed_bytes(store: Store) -> int | None:
 
 
 def most_bytes(rows: int, width: int) -> int:
-    """Return how large so many values of `width` bytes may be in a file, with headers, inflated or not."""
+    """Return the size limit of `rows` values of `width` bytes in a file, with headers, inflated or not."""
     return 2 * rows * (width + 16) + (1 << 20)
 
 
 def encode_manifest(manifest: DatasetManifest) -> bytes:
-    """Return what is written of a manifest; DataError where that could not be read again."""
+    """Return the manifest's bytes; DataError if they could not be read back."""
     content = {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(manifest)}
     encoded = json.dumps(content, indent=1).encode()
     try:
@@ -122,7 +122,7 @@ def encode_manifest(manifest: DatasetManifest) -> bytes:
 
 
 def _from_json(content: JsonObject) -> DatasetManifest:
-    """Check every field; ValueError names the one that is wrong."""
+    """Return the manifest after checking every field; ValueError names a wrong one."""
     if typed(content, "format", str) != _FORMAT or typed(content, "version", int) != _VERSION:
         raise ValueError(f"its format is not {_FORMAT} version {_VERSION}")
     manifest = DatasetManifest(
@@ -143,10 +143,10 @@ def _from_json(content: JsonObject) -> DatasetManifest:
 
 
 def _check_parts(manifest: DatasetManifest) -> None:
-    """Raise ValueError unless the parts have names of our own form, and hold the images that the set has."""
+    """Raise ValueError unless the parts' names have our form and their images add up to the set's."""
     if manifest.image_bytes > _MOST_PIXELS:
         raise ValueError(f"height, width and channels make an image of more than {_MOST_PIXELS} bytes")
-    # Names become keys and file names, so that nothing but our own form may pass.
+    # Names become keys and file names, so only our own form may pass.
     names = {part.name for part in manifest.parts if PART_NAME.fullmatch(part.name)}
     if len(names) != len(manifest.parts):
         raise ValueError("parts has a name that is no part name, or one twice")
@@ -181,7 +181,7 @@ def _source_file(content: JsonObject) -> SourceFile:
 
 
 def _each(content: JsonObject, name: str, read: Callable[[JsonObject], _T]) -> Iterator[_T]:
-    """Yield what `read` makes of each object of a list; its ValueErrors name the place."""
+    """Yield `read(object)` for each object of a list; its ValueErrors name the position."""
     for index, entry in enumerate(typed(content, name, list)):
         try:
             if not isinstance(entry, dict):

@@ -1,7 +1,7 @@
 """A reader of numeric variables in MATLAB v5 files (SVHN's format), safe on files of any origin.
 
-It inflates piece by piece and never beyond what the header of a variable declares, so that a file cannot
-make it hold more memory than its caller asks for. Everything but plain numeric arrays is passed over.
+It inflates piece by piece and never beyond what a variable's header declares, so a file cannot make it use
+more memory than its caller asks for. Everything but plain numeric arrays is skipped.
 """
 
 import math
@@ -22,12 +22,12 @@ __all__ = ["Variable", "values", "variables"]
 _COMPRESSED, _MATRIX = 15, 14
 _NUMERIC_CLASSES = range(6, 16)
 _TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
-_STORED_BYTES = 1 << 16  # read from the file at a time, to be inflated
+_STORED_BYTES = 1 << 16  # read and inflated at a time
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A numeric array in a file: its shape (first index fastest) and stored type, and where it lies."""
+    """A numeric array in a file: its shape (first index fastest), stored type and position."""
 
     dimensions: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -37,7 +37,7 @@ class Variable:
 
 
 def variables(path: Path) -> dict[str, Variable]:
-    """Return the numeric variables of a file by name; DataError if it is no whole MATLAB v5 file."""
+    """Return a file's numeric variables by name; DataError if it is not a complete MATLAB v5 file."""
     found: dict[str, Variable] = {}
     with path.open("rb") as file:
         order = _byte_order(file, path)
@@ -56,7 +56,7 @@ def variables(path: Path) -> dict[str, Variable]:
 
 
 def values(path: Path, variable: Variable, count: int) -> Iterator[npt.NDArray[Any]]:
-    """Yield the numbers of a variable in file order, `count` at a time; DataError if they end too early."""
+    """Yield a variable's numbers in file order, `count` at a time; DataError if there are too few."""
     left = math.prod(variable.dimensions)
     with path.open("rb") as file:
         order = _byte_order(file, path)
@@ -74,7 +74,7 @@ def _damaged(path: Path) -> DataError:
 
 
 def _byte_order(file: IO[bytes], path: Path) -> str:
-    """Read the head of a file and return its byte order as struct spells it."""
+    """Read a file's header and return its byte order as a struct prefix."""
     head = file.read(128)
     if head.startswith((b"MATLAB 7.3", b"\x89HDF")):
         remedy = "save it with `save(…, '-v7')` or fetch the original SVHN file"
@@ -85,7 +85,7 @@ def _byte_order(file: IO[bytes], path: Path) -> str:
 
 
 class _Element:
-    """The bytes of one element of a file, inflated where they are compressed."""
+    """The bytes of one element of a file, inflated if compressed."""
 
     def __init__(self, file: IO[bytes], size: int, path: Path, *, compressed: bool) -> None:
         self.path = path
@@ -99,7 +99,7 @@ class _Element:
         return data
 
     def read(self, count: int) -> bytes:
-        """Return exactly the next `count` bytes; DataError where there are fewer."""
+        """Return exactly the next `count` bytes; DataError if there are fewer."""
         if not self.compressed:
             data = self._stored(count)
         else:
@@ -120,7 +120,7 @@ class _Element:
 
 
 def _part(element: _Element, order: str, most: int) -> bytes:
-    """Read one small sub-element and return its data, without the padding to 8 bytes."""
+    """Read one small sub-element and return its data without the padding to 8 bytes."""
     tag = element.read(8)
     kind, size = struct.unpack(order + "II", tag)
     if kind >> 16:  # the packed form: up to four bytes of data inside the tag
@@ -131,7 +131,7 @@ def _part(element: _Element, order: str, most: int) -> bytes:
 
 
 def _header(element: _Element, order: str) -> tuple[str, tuple[int, ...], np.dtype[Any]] | None:
-    """Read up to the first number; return name, shape and type, None where it is no plain numeric array."""
+    """Read up to the first number; return name, shape and type, or None if not a plain numeric array."""
     if element.compressed:
         kind, _ = struct.unpack(order + "II", element.read(8))
         if kind != _MATRIX:
@@ -145,7 +145,7 @@ def _header(element: _Element, order: str) -> tuple[str, tuple[int, ...], np.dty
     dimensions = struct.unpack(f"{order}{len(dimension_bytes) // 4}i", dimension_bytes)
     name = _part(element, order, 256).decode("ascii", "replace")
     kind, size = struct.unpack(order + "II", element.read(8))
-    if kind >> 16:  # packed again: at most four bytes of numbers, which no image set has
+    if kind >> 16:  # packed: at most four bytes of numbers, too small for an image set
         return None
     if kind not in _TYPES or min(dimensions, default=-1) < 0:
         raise _damaged(element.path)

@@ -1,6 +1,6 @@
-"""Image files in a folder, a zip or a tar: which there are, what else there is, and their bytes.
+"""Image files in a folder, zip or tar: their names, their bytes, and what else is there.
 
-Archives are read without extraction. Links are followed as far as they lead to files that are there.
+Archives are read without extraction. Links are followed if their target exists.
 """
 
 import hashlib
@@ -46,11 +46,11 @@ _SUFFIXES = {
 }
 _OPTIONAL = ("AVIF", "WEBP")  # Pillow can be built without them
 IMAGE_FORMATS = tuple(kind for kind in _SUFFIXES if kind not in _OPTIONAL or features.check(kind.lower()))
-"""What is given to Pillow, which otherwise opens any format under any name, some with outside programs."""
+"""The formats Pillow may open; by default it tries all, whatever the name, some with external programs."""
 
 _IMAGE_SUFFIXES = frozenset().union(*(_SUFFIXES[kind] for kind in IMAGE_FORMATS))
-_ENCODED_BYTES_LIMIT = 64 << 20  # one PNG or JPEG; beyond it lies a zip bomb, not a training image
-_TAR_HEADER_BYTES_LIMIT = 1 << 20  # of one long name or one set of attributes
+_ENCODED_BYTES_LIMIT = 64 << 20  # one PNG or JPEG; anything larger is a zip bomb, not a training image
+_TAR_HEADER_BYTES_LIMIT = 1 << 20  # for one long name or one set of attributes
 _TAR_HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -71,20 +71,20 @@ _LABEL_SUFFIXES = frozenset({"", ".csv", ".json", ".jsonl", ".mat", ".npy", ".np
 class Members:
     """The images of a folder or an archive, and what else is in it."""
 
-    names: list[str]  # relative, with slashes, in the order in which they are read
-    read: Callable[[Collection[str]], Iterator[tuple[str, bytes]]]  # the bytes of these names
-    others: Counter[str] = field(default_factory=Counter)  # files that are no images, by kind
+    names: list[str]  # relative, with slashes, in reading order
+    read: Callable[[Collection[str]], Iterator[tuple[str, bytes]]]  # yields name and bytes of each
+    others: Counter[str] = field(default_factory=Counter)  # non-image files, by kind
     label_files: list[str] = field(default_factory=list)
 
 
 def is_label_file(name: str) -> bool:
-    """Return whether a file looks as if it held labels of the images beside it."""
+    """Return whether a file seems to hold labels for the images beside it."""
     path = PurePosixPath(name)
     return path.suffix.lower() in _LABEL_SUFFIXES and _LABEL_NAME.search(path.name) is not None
 
 
 def image_members(path: Path) -> Members:
-    """Return the images in a folder, zip or tar, its links resolved."""
+    """Return the images in a folder, zip or tar, with links resolved."""
     if path.is_dir():
         names, others = files_below(path)
         return _sorted_out(sorted(names), others, lambda chosen: _folder_images(path, chosen))
@@ -99,7 +99,7 @@ def _sorted_out(
     read: Callable[[Collection[str]], Iterator[tuple[str, bytes]]],
     links: Mapping[str, str] | None = None,
 ) -> Members:
-    """Tell images from other files by their names, without a look into them."""
+    """Separate images from other files by name, without opening them."""
     linked = {target for name, target in (links or {}).items() if _kind(name) is None}
     images, label_files = [], []
     for name in names:
@@ -114,7 +114,7 @@ def _sorted_out(
 
 
 def _kind(name: str) -> str | None:
-    """Return what kind of file a name that is no image's is of."""
+    """Return the kind of a non-image file by its name; None for an image."""
     path = PurePosixPath(name)
     if any(part.startswith(_HIDDEN_BEGIN) for part in path.parts):
         return _HIDDEN
@@ -126,10 +126,10 @@ def _kind(name: str) -> str | None:
 
 
 def files_below(root: Path) -> tuple[list[str], Counter[str]]:
-    """Return all files below a folder, links followed, and how many entries there are that are no files.
+    """Return all files below a folder, following links, and counts of entries that are not files.
 
-    A link to a folder is followed if that folder is not read anyway: so no file comes twice, and no link
-    leads round in a circle. Hidden folders are one entry.
+    A link to a folder is followed only if that folder is not read anyway, so no file comes twice and no link
+    loops. A hidden folder counts as one entry.
     """
     names, others = list[str](), Counter[str]()
     here = os.path.realpath(root)
@@ -164,7 +164,7 @@ def _is_within(path: str, folder: str) -> bool:
 
 
 def is_folder_or_file(entry: os.DirEntry[str]) -> tuple[bool, bool]:
-    """Return whether an entry of a folder is, or leads to, a folder or a regular file."""
+    """Return whether a directory entry is, or links to, a folder, and whether a regular file."""
     try:
         return entry.is_dir(), entry.is_file()
     except OSError:  # a link to itself
@@ -178,7 +178,7 @@ def _folder_images(path: Path, names: Collection[str]) -> Iterator[tuple[str, by
 
 
 def folder_description(path: Path, read: Iterator[tuple[str, bytes]]) -> SourceFile:
-    """Describe a folder as one file: the total bytes, and a hash over each name and content."""
+    """Describe a folder as one file: its total size, and a hash over all names and contents."""
     digest, total = hashlib.sha256(), 0
     for name, data in read:
         digest.update(os.fsencode(name) + f"\0{hashlib.sha256(data).hexdigest()}\n".encode())
@@ -202,7 +202,7 @@ def _zip_members(path: Path) -> Members:
     files, links, others = dict[str, zipfile.ZipInfo](), dict[str, str](), Counter[str]()
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            # Some programs of Windows write their own separator, against the format.
+            # Some Windows programs write backslashes, against the format.
             name = info.filename.replace("\\", "/").lstrip("/")
             if name.endswith("/"):
                 continue
@@ -226,7 +226,7 @@ def _zip_images(
             try:
                 with archive.open(files[name]) as file:
                     yield name, _limited_bytes(file, path, name)
-            except RuntimeError as error:  # zipfile's word for encrypted members and unknown compression
+            except RuntimeError as error:  # zipfile's error for encrypted members and unknown compression
                 raise DataError(f"{path}: image {name} cannot be read: {error}; zip it anew") from error
 
 
@@ -234,9 +234,9 @@ def _zip_images(
 
 
 class SafeTarInfo(tarfile.TarInfo):
-    """A member of a tar whose name and attributes may not be longer than they can be with good reason."""
+    """A member of a tar, with a limit on the size of its name and attributes."""
 
-    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:  # the place for it, says tarfile
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:  # the hook that tarfile documents
         if self.type in _TAR_HEADERS and self.size > _TAR_HEADER_BYTES_LIMIT:
             raise tarfile.ReadError(f"a header of {self.size} bytes")
         member: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]
@@ -244,7 +244,7 @@ class SafeTarInfo(tarfile.TarInfo):
 
 
 def _tar_members(path: Path) -> Members:
-    """List members in the archive's own order: each step back in a compressed tar is a new pass over it."""
+    """List members in archive order: every step back in a compressed tar costs another pass over it."""
     files, links, others = dict[str, int](), dict[str, str](), Counter[str]()
     with tarfile.open(path, tarinfo=SafeTarInfo) as archive:
         for place, member in enumerate(archive):
@@ -264,7 +264,7 @@ def _tar_members(path: Path) -> Members:
             else:
                 others["not regular"] += 1
         read_to_the_end(archive)
-    # Under each place, the names that its bytes go by: its own first, then those of links to it.
+    # For each member, all names of its bytes: its own first, then those of links to it.
     by_place: dict[int, list[str]] = {place: [name] for name, place in files.items()}
     links = _resolved(links, files, others)
     for name, target in links.items():
@@ -287,14 +287,14 @@ def _tar_images(path: Path, by_place: dict[int, list[str]], chosen: set[str]) ->
 
 
 def read_to_the_end(archive: tarfile.TarFile) -> None:
-    """Read on to the checksum of a compressed tar, which lies behind what tarfile has reason to read."""
+    """Read a compressed tar to its checksum, which lies beyond what tarfile reads."""
     if archive.fileobj is not None:
         while archive.fileobj.read(1 << 20):
             pass
 
 
 def _resolved(links: dict[str, str], files: Collection[str], others: Counter[str]) -> dict[str, str]:
-    """Return the file that each link leads to, over other links too; count those that lead to none."""
+    """Return each link's file, also through other links; count dangling links in `others`."""
     found: dict[str, str] = {}
     folders = {posixpath.dirname(name) for name in files}
     for name in links:

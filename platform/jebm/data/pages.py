@@ -1,9 +1,9 @@
-"""How large the pages of a Parquet column become, read from their headers before anything is inflated.
+"""The inflated sizes of a Parquet column's pages, read from their headers before anything is inflated.
 
 The footer of a Parquet file says what a column holds, but a reader inflates what each page's own header says:
 up to 2 GiB a page, whatever the footer claims. A header is a Thrift struct in the compact protocol. It is
-read so strictly that no reader can see another one in the same bytes: a field twice, a number beyond its
-range and a kind of page that nobody needs are refused.
+parsed so strictly that no other reader can interpret the same bytes differently: repeated fields,
+out-of-range numbers and unneeded kinds of pages are refused.
 """
 
 import mmap
@@ -20,32 +20,32 @@ __all__ = ["Page", "largest_page", "pages_of"]
 
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _DETAILS = {_DATA: (5, 2), _DICTIONARY: (7, 2), _DATA_V2: (8, 4)}
-"""Of each kind of page: the field that describes it, and in that one the field with the encoding."""
+"""For each kind of page: the field that describes it, and the field with the encoding within that one."""
 
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 12
 _DEEPEST = 4
-_INFLATED_BYTES_LIMIT = 64 << 20  # of a page of a file from anywhere, and beyond that
-_INFLATION_LIMIT = 32  # times what is stored: encoded images hardly shrink at all
+_INFLATED_BYTES_LIMIT = 64 << 20  # for any page of an untrusted file; beyond that
+_INFLATION_LIMIT = 32  # times the stored size: encoded images hardly compress
 
 _Struct: TypeAlias = dict[int, "int | _Struct"]
 
 
 @dataclass(frozen=True)
 class Page:
-    """What the header of a page says."""
+    """The content of a page's header."""
 
     is_dictionary: bool
     bytes: int  # once inflated
-    stored: int  # as they lie in the file
+    stored: int  # in the file
     values: int
-    encoding: int  # of parquet.thrift
+    encoding: int  # as numbered in parquet.thrift
 
 
 def pages_of(data: memoryview, column: pq.ColumnChunkMetaData) -> Iterator[Page]:
-    """Yield the pages that a reader of the column would inflate: those until all of its values are there.
+    """Yield the pages that a reader of the column would inflate, until all its values are covered.
 
     Raises:
-        ValueError: a header is not as the format has it, or the column ends before its values do.
+        ValueError: a header violates the format, or the column has too few values.
     """
     position: int = column.data_page_offset
     if column.has_dictionary_page and 0 < column.dictionary_page_offset < position:
@@ -66,7 +66,7 @@ def pages_of(data: memoryview, column: pq.ColumnChunkMetaData) -> Iterator[Page]
         page = Page(kind == _DICTIONARY, inflated, stored, values, codes)
         if page.is_dictionary and missing < column.num_values:
             raise ValueError("a dictionary comes late")
-        if page.values == 0 and not page.is_dictionary:  # that of a column of nulls is empty
+        if page.values == 0 and not page.is_dictionary:  # a column of nulls has empty pages
             raise ValueError("a page is empty")
         header.skip(stored)
         yield page
@@ -74,9 +74,9 @@ def pages_of(data: memoryview, column: pq.ColumnChunkMetaData) -> Iterator[Page]
 
 
 def largest_page(path: Path, parquet: pq.ParquetFile, columns: Collection[str]) -> int:
-    """Return the bytes of the largest page of some columns, inflated; no value is longer than that.
+    """Return the inflated size in bytes of the columns' largest page, a bound on any value's.
 
-    Raises DataError if a page claims to be far longer than what is stored of it, or is damaged.
+    Raises DataError if a page claims to be far larger than its stored size, or is damaged.
     """
     metadata = parquet.metadata
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
@@ -111,7 +111,7 @@ def _number(fields: _Struct, field: int) -> int:
 
 
 class _Header:
-    """Reads structs of Thrift's compact protocol; keeps 32-bit numbers and structs, passes over the rest."""
+    """Reads structs of Thrift's compact protocol; keeps 32-bit numbers and structs, skips the rest."""
 
     def __init__(self, data: memoryview, position: int) -> None:
         self._data, self._position = data, position
@@ -137,7 +137,7 @@ class _Header:
                 fields[field] = self.struct(depth + 1)
             elif kind in {_BYTE, _I16, _I64, _DOUBLE, _BINARY}:
                 self._pass_over(kind)
-            elif kind not in {_TRUE, _FALSE}:  # those are all in the byte that was read
+            elif kind not in {_TRUE, _FALSE}:  # booleans are complete in the byte just read
                 raise ValueError(f"a page header has a field of type {kind}")
         return fields
 

@@ -1,4 +1,4 @@
-"""From the bytes of an encoded image, or from arrays, to pixels of one size and colour."""
+"""Turn encoded images or arrays into pixels of one size and colour mode."""
 
 import io
 import os
@@ -26,8 +26,8 @@ from jebm.errors import DataError
 
 __all__ = ["Encoded", "encoded_source", "fit_transforms", "fitted", "pixels", "refitted"]
 
-_WAITING_BYTES = 64 << 20  # of encoded images
-_DEEP = re.compile(r";(16|24|32)[BLNS]")  # Pillow's names for how pixels lie in the file
+_WAITING_BYTES = 64 << 20  # of encoded images waiting to be decoded
+_DEEP = re.compile(r";(16|24|32)[BLNS]")  # Pillow's names for raw pixel layouts of over 8 bits
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -49,20 +49,20 @@ class Encoded:
 
 
 def fitted(image: Image.Image, size: int | None, channels: int | None, crop: int | None) -> Image.Image:
-    """Return the image in mode L or RGB: upright, on white, cropped, resized; DataError if it cannot."""
+    """Return the image in mode L or RGB: upright, on white, cropped, resized; DataError if impossible."""
     if image.width * image.height > IMAGE_PIXELS_LIMIT:
         raise DataError("more than 64 Mpixel")
     if image.mode in {"F", "I"} or image.mode.startswith("I;") or _is_deep(image):
         raise DataError(f"{image.mode} pixels of more than 8 bits; convert it to 8 bits first")
     image = _upright(image)
-    # Colour: as it is unless asked for, and what is transparent becomes white.
+    # Colour: unchanged by default; transparent areas become white.
     grey = image.mode in {"1", "L", "LA"} if channels is None else channels == 1
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
         image = white
     image = image.convert("L" if grey else "RGB")
-    # Size: the centre square, or the crop, resized.
+    # Size: resize the centre square, or the crop.
     edge = min(image.size) if crop is None else crop
     if edge > min(image.size):
         raise DataError(f"{image.height}x{image.width} is smaller than the crop of {crop}")
@@ -75,7 +75,7 @@ def fitted(image: Image.Image, size: int | None, channels: int | None, crop: int
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Return whether Pillow would drop bits: it opens colour of 16 bits as colour of 8 bits."""
+    """Return whether Pillow would drop bits: it opens 16-bit colour as 8-bit colour."""
     for tile in getattr(image, "tile", ()):
         arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         if any(isinstance(argument, str) and _DEEP.search(argument) for argument in arguments):
@@ -84,29 +84,29 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Return the image as its EXIF data says it was held; the other fields, right or wrong, do not matter."""
+    """Return the image rotated as its EXIF orientation says, ignoring all other fields."""
     image.load()
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # too broken for its orientation to be read: then viewers do not turn it either
+    except Exception:  # orientation unreadable: viewers do not rotate it either
         turn = None
     return image if turn is None else image.transpose(turn)
 
 
 def pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Return the pixels of an image as (H, W, C)."""
+    """Return an image's pixels as (H, W, C)."""
     array = np.asarray(image, dtype=np.uint8)
     return array[:, :, None] if array.ndim == 2 else array
 
 
 def fit_transforms(size: int | None, channels: int | None) -> tuple[str, ...]:
-    """Say in words what `fitted` does to images."""
+    """Describe in words what `fitted` does to images."""
     resize = () if size is None else (f"centre square resized to {size}x{size} (LANCZOS)",)
     return resize + (() if channels is None else (f"converted to {'grey' if channels == 1 else 'RGB'}",))
 
 
 def refitted(source: Source, size: int | None, channels: int | None) -> Source:
-    """Resize or convert a source whose pixels come as arrays."""
+    """Resize or convert a source whose images are arrays."""
     if size in {None, source.height} and size in {None, source.width} and channels in {None, source.channels}:
         return source
     if source.channels not in {1, 3}:
@@ -138,7 +138,7 @@ def encoded_source(
     size: int | None,
     crop: int | None = None,
 ) -> Source:
-    """Complete a source of encoded images: the first one tells the shape that all must have."""
+    """Return a source of encoded images; the first one sets the shape that all must have."""
 
     def decoded(item: Encoded) -> npt.NDArray[np.uint8]:
         return _decoded(path, item, lambda image: fitted(image, size, request.channels, crop))
@@ -166,7 +166,7 @@ def encoded_source(
         return Batch(images_NHWC, np.array([item.label for item in chunk], np.int32))
 
     def read() -> Iterator[Batch]:
-        # Pillow lets go of the interpreter lock while it decodes.
+        # Pillow releases the GIL while it decodes.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for chunk in _chunks(encoded(), images_per_batch((height, width, channels))):
                 yield batch(chunk, pool.map(decoded, chunk))
@@ -182,12 +182,12 @@ def _decoded(path: Path, item: Encoded, fit: Callable[[Image.Image], Image.Image
         raise DataError(f"{path}: image {item.name} cannot be used: {error}") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: image {item.name} is none of {', '.join(IMAGE_FORMATS)}") from error
-    except Exception as error:  # any at all: a decoder, and a damaged or hostile file
+    except Exception as error:  # a decoder may raise anything on a damaged or hostile file
         raise DataError(f"{path}: image {item.name} {what_failed(error)}") from error
 
 
 def _chunks(items: Iterator[Encoded], most: int) -> Iterator[list[Encoded]]:
-    """Cut into lists of so many images at most, and of so many bytes that they can wait in memory."""
+    """Split into lists of at most `most` images and of a bounded size in memory."""
     chunk, waiting = list[Encoded](), 0
     for item in items:
         chunk.append(item)

@@ -1,7 +1,7 @@
-"""Data sets of our own, written: Parquet parts of raw pixels under one prefix, and a manifest, last.
+"""Write our data sets: Parquet parts of raw pixels under one prefix, and last a manifest.
 
-Parts carry their hash in their name, so that replacing a data set never touches the old one before the new
-manifest is in place. They do not carry "of 8": a stream does not know its length; the manifest does.
+Parts have their hash in their name, so replacing a data set never touches the old one before the new manifest
+is in place. Names have no "of 8": a stream's length is unknown; the manifest has the number.
 
 Shapes: N images, H rows, W columns, C channels.
 """
@@ -44,12 +44,12 @@ def write_dataset(
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> DatasetManifest:
-    """Write all images of a source as a data set and return its manifest, which is written last.
+    """Write all images of a source as a data set and return its manifest, written last.
 
     Holds one part in memory. `progress` is called with the number of images written so far, after each
-    part. On any failure what was written is deleted again, and a data set that was there stays as it was.
+    part. On any failure everything written is deleted, and an existing data set stays as it was.
 
-    Raises DataError where the source is damaged or empty, or a data set exists and `overwrite` is not set.
+    Raises DataError if the source is damaged or empty, or a data set exists and `overwrite` is not set.
     """
     exists = dataset_exists(store)
     if exists and not overwrite:
@@ -65,11 +65,11 @@ def write_dataset(
         store.put(MANIFEST, encode_manifest(manifest))
     except BaseException:
         ours = [part.name for part in writer.parts if part.name not in kept]
-        # The manifest first: without it nobody sees the rest.
+        # The manifest first: without it the rest is invisible.
         with contextlib.suppress(StoreError):
             store.delete(ours if exists else [MANIFEST, *ours])
         raise
-    # Of a replaced data set, or of a process that was killed while it wrote one.
+    # Leftovers of a replaced data set or of a killed writer.
     present = {part.name for part in manifest.parts}
     found = [info.key for info in store.list("part-")]
     store.delete(key for key in found if PART_NAME.fullmatch(key) and key not in present)
@@ -77,7 +77,7 @@ def write_dataset(
 
 
 class _Writer:
-    """Writes parts and keeps what the manifest will say of them."""
+    """Writes parts and collects their entries for the manifest."""
 
     def __init__(self, source: Source, store: Store) -> None:
         self.parts: list[Part] = []
@@ -98,7 +98,7 @@ class _Writer:
         data = sink.getvalue().to_pybytes()
         digest = hashlib.sha256(data).hexdigest()
         part = Part(f"part-{len(self.parts):05d}-{digest[:8]}.parquet", len(images_NHWC), len(data), digest)
-        # On the list before it is written: a failed write may have left something behind.
+        # Listed before it is written: a failed write may leave something behind.
         self.parts.append(part)
         self._store.put(part.name, data)
         self.images += len(images_NHWC)
@@ -128,7 +128,7 @@ class _Writer:
 def _parts(
     source: Source, images_per_part: int
 ) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]]:
-    """Yield images and labels of one part at a time, in memory that the next part uses again."""
+    """Yield images and labels of one part at a time, in memory that the next part reuses."""
     shape = (source.height, source.width, source.channels)
     images_per_part = max(1, min(images_per_part, _PART_PIXELS_LIMIT // math.prod(shape)))
     images_NHWC = np.empty((images_per_part, *shape), np.uint8)
@@ -138,7 +138,7 @@ def _parts(
         if batch.images_NHWC.dtype != np.uint8 or batch.images_NHWC.shape[1:] != shape:
             found = f"{batch.images_NHWC.dtype} {batch.images_NHWC.shape[1:]}"
             raise DataError(f"{source.name}: images of {found} where uint8 {shape} was announced")
-        # Any other label is read back as none, and the hash of the labels is then another.
+        # Any other negative label would be read back as −1 and change the labels' hash.
         if batch.labels_N is not None and len(batch.labels_N) and batch.labels_N.min() < -1:
             raise DataError(f"{source.name}: label {batch.labels_N.min()} is less than -1, which is none")
         start = 0

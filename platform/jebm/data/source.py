@@ -1,8 +1,8 @@
-"""What every reader of original files gives: images of one shape, in order, in bounded memory.
+"""What every reader of original files returns: images of one shape, in order, in bounded memory.
 
 A reader treats its file as untrusted: lengths are checked against headers, nothing is inflated beyond its
-declared size, and nothing is unpickled. A file that cannot be read gives one `DataError` line naming it.
-Whatever a reader does not take, it says (`Source.remarks`).
+declared size, and nothing is unpickled. A file that cannot be read gives one `DataError` line naming it. A
+reader reports what it skips (`Source.remarks`).
 
 Shapes: N images, H rows, W columns, C channels (1 grey, 3 RGB).
 """
@@ -63,12 +63,12 @@ class Batch:
     """Consecutive images of a source; labels come from `checked_labels`."""
 
     images_NHWC: npt.NDArray[np.uint8]
-    labels_N: npt.NDArray[np.int32] | None = None  # −1 where one image has none; None where no image has
+    labels_N: npt.NDArray[np.int32] | None = None  # −1 for an image without one; None if none has
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One original file (or folder of image files), so that a data set can be traced back to it."""
+    """One original file (or folder of image files), to trace a data set back to it."""
 
     name: str
     bytes: int
@@ -77,7 +77,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class SourceDescription:
-    """What a data set was made from, and what was done to the pixels on the way."""
+    """What a data set was made from, and how its pixels were transformed."""
 
     files: tuple[SourceFile, ...]
     format: str
@@ -86,27 +86,27 @@ class SourceDescription:
 
 @dataclass(frozen=True)
 class Source:
-    """Images of one fixed shape, ready to be read, as often as wanted."""
+    """Images of one fixed shape that can be read repeatedly."""
 
     name: str
     split: str
     height: int
     width: int
     channels: int
-    images: int | None  # None where only reading tells
+    images: int | None  # None if unknown before reading
     description: SourceDescription
     read: Callable[[], Iterator[Batch]] = field(repr=False, compare=False)
-    remarks: tuple[str, ...] = field(default=(), compare=False)  # what was passed over, and why, for a person
+    remarks: tuple[str, ...] = field(default=(), compare=False)  # for people: what was skipped, and why
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the images in order; DataError where a file turns out to be damaged."""
+        """Yield the images in order; DataError if a file turns out to be damaged."""
         with damage_is_named(self.description.files[0].name if self.description.files else self.name):
             yield from self.read()
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked of a source, beside its path."""
+    """The user's options for a source, besides its path."""
 
     split: str | None
     labels: str | None
@@ -116,9 +116,9 @@ class Request:
 
 
 def checked_labels(labels: npt.ArrayLike, place: object) -> npt.NDArray[np.int32]:
-    """Return labels as int32: 0 and more, −1 for none; whole numbers of any type will do, NaN is none.
+    """Return labels as int32: ≥ 0, or −1 for none; accepts whole numbers of any type, and NaN as none.
 
-    Raises DataError, which names `place`, for anything else: int32 would make another label of it.
+    Raises DataError, naming `place`, for anything else, which int32 would turn into another label.
     """
     array = np.asarray(labels)
     if array.dtype.kind == "f":
@@ -143,7 +143,7 @@ def source_from_arrays(
     split: str = "train",
     description: SourceDescription | None = None,
 ) -> Source:
-    """Return a `Source` over uint8 (N, H, W, C) in memory, for generated images and hand-made subsets."""
+    """Return a `Source` over uint8 (N, H, W, C) in memory, for generated images and custom subsets."""
     if images_NHWC.dtype != np.uint8 or images_NHWC.ndim != 4:
         raise DataError(f"{name}: uint8 (N, H, W, C) is needed, not {images_NHWC.dtype} {images_NHWC.shape}")
     if labels_N is not None and labels_N.shape != images_NHWC.shape[:1]:
@@ -158,7 +158,7 @@ def array_source(
     labels: npt.NDArray[Any] | None,
     description: SourceDescription,
 ) -> Source:
-    """Return a source over an array (N, H, W, C) of uint8."""
+    """Return a source over a uint8 array (N, H, W, C)."""
     images, height, width, channels = images_NHWC.shape
     labels_N = None if labels is None else checked_labels(labels, name)
 
@@ -173,9 +173,9 @@ def array_source(
 
 @contextlib.contextmanager
 def damage_is_named(path: str | Path) -> Iterator[None]:
-    """Turn whatever a library raises while it reads a stranger's file into one DataError line.
+    """Turn whatever a library raises while it reads an untrusted file into one DataError line.
 
-    Everything: no list of exceptions covers what a fuzzed file brings out of a decoder.
+    It catches everything: no list of exceptions covers what a fuzzed file triggers in a decoder.
     """
     try:
         yield
@@ -186,7 +186,7 @@ def damage_is_named(path: str | Path) -> Iterator[None]:
 
 
 def what_failed(error: Exception) -> str:
-    """Return in one line why a file cannot be read, with the remedy."""
+    """Return one line on why a file cannot be read, with the remedy."""
     reason = (str(error).splitlines() or [""])[0] or type(error).__name__
     if isinstance(error, MemoryError):
         return "needs more memory than this machine gives; give smaller files"
@@ -196,12 +196,12 @@ def what_failed(error: Exception) -> str:
 
 
 def damaged(path: Path | str, what: str) -> DataError:
-    """Return the error of a file that is not as it was made."""
+    """Return the error for a damaged file."""
     return DataError(f"{path}: {what}; fetch the original file again")
 
 
 def described(path: Path) -> SourceFile:
-    """Return name, size and hash of a file."""
+    """Return a file's name, size and hash."""
     with path.open("rb") as file:
         return SourceFile(
             escaped(path.name), path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
@@ -209,7 +209,7 @@ def described(path: Path) -> SourceFile:
 
 
 def exactly(file: File, count: int, path: Path | str) -> bytes:
-    """Read `count` bytes; DataError where there are fewer."""
+    """Read exactly `count` bytes; DataError if there are fewer."""
     data = file.read(count)
     if len(data) != count:
         raise damaged(path, f"truncated ({len(data)} of {count} bytes left)")
@@ -217,12 +217,12 @@ def exactly(file: File, count: int, path: Path | str) -> bytes:
 
 
 def images_per_batch(shape: Shape) -> int:
-    """Return how many images of a shape make a batch."""
+    """Return how many images of this shape make a batch."""
     return max(1, min(BATCH_IMAGES, _BATCH_BYTES // math.prod(shape)))
 
 
 def limited(source: Source, limit: int) -> Source:
-    """Return the first images of a source."""
+    """Return a source limited to the first images."""
     if source.images is not None and source.images <= limit:
         return source
 
@@ -236,7 +236,7 @@ def limited(source: Source, limit: int) -> Source:
                 return
 
     transforms = (*source.description.transforms, f"first {limit} images")
-    # Where the count is unknown it stays so: the source may turn out to be shorter than the limit.
+    # An unknown count stays unknown: the source may be shorter than the limit.
     images = None if source.images is None else limit
     return replace(
         source, images=images, description=replace(source.description, transforms=transforms), read=read
@@ -270,7 +270,7 @@ def counted(number: int, one: str, many: str = "") -> str:
 
 
 def passed_over(reasons: Mapping[str, int], label_files: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return what to say of files that were not taken: how many for which reason; label files by name."""
+    """Return remarks on skipped files: a count per reason; label files by name."""
     kinds = sorted(reasons.items(), key=lambda kind: (-kind[1], kind[0]))
     words = [f"{number:,} {reason}" for reason, number in kinds]
     remarks = () if not words else (f"passed over: {_listed(words, 12)}",)

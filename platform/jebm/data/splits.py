@@ -1,7 +1,7 @@
-"""Which part of a source is meant: train, test and the like, in the names of folders, files and arrays.
+"""Recognise splits (train, test and the like) in the names of folders, files and arrays.
 
-A source that has parts gives the one that is asked for, or a line that names those it has. It never gives
-the same images under two names.
+A source with parts returns the requested one, or an error that names those it has. It never returns the same
+images under two names.
 """
 
 import posixpath
@@ -24,27 +24,27 @@ _SPELLINGS = {
 }
 _MEANING = {spelling: meaning for meaning, spellings in _SPELLINGS.items() for spelling in spellings}
 _WORD = re.compile(
-    # As a word of its own, or grown together with one of a few others: xtrain, trainset, testA, val2017.
+    # As a separate word, or joined with one of a few others: xtrain, trainset, testA, val2017.
     rf"(?<![a-z])[xy]?({'|'.join(sorted(_MEANING, key=len, reverse=True))})"
     r"(?:set|data|images?|imgs?|labels?|[abxy])?(?![a-z])"
 )
 
 
 def canonical(split: str) -> str:
-    """Return the one spelling of a split: `val` for validation, valid and dev; other words as they are."""
+    """Return a split's canonical name: `val` for validation, valid and dev; other words unchanged."""
     return _MEANING.get(split.lower(), split)
 
 
 def _meaning(name: str) -> str | None:
-    """Return the split that a name speaks of; None where it speaks of none, or of several."""
+    """Return the split that a name mentions; None if it mentions none or several."""
     found = {_MEANING[word] for word in _WORD.findall(name.lower())}
     return found.pop() if len(found) == 1 else None
 
 
 def named_split(asked: str | None, path: Path) -> tuple[str, tuple[str, ...]]:
-    """Return what to call a source that is one whole, and remarks on that: by request, else by its name.
+    """Return the split's name for a source without parts, from the request or its path, and remarks.
 
-    Raises DataError where its name says another split than the one asked for.
+    Raises DataError if its name mentions another split than the requested one.
     """
     name = path.name if path.name not in {"", ".."} else path.resolve().name
     spoken = _meaning(name)
@@ -59,20 +59,20 @@ def named_split(asked: str | None, path: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def without_split(name: str) -> str:
-    """Return a name in lower case without its word for a split: `y` for ytrain, `_images` for Test_images."""
+    """Return a name in lower case without its split word: `y` for ytrain, `_images` for Test_images."""
     return _WORD.sub(lambda match: match[0].replace(match[1], ""), name.lower())
 
 
 def name_parts(names: Iterable[str]) -> dict[str, str]:
-    """Return the part that each name (of an array, of a file) speaks of, for those that do."""
+    """Return the part that each name (of an array or file) mentions, for those that mention one."""
     return {name: part for name in names if (part := _meaning(name)) is not None}
 
 
 def folder_parts(names: Sequence[str]) -> dict[str, tuple[str | None, str]]:
-    """Return the part of each folder that holds files, and the folder's path without the part's name.
+    """Return each file-holding folder's part, and its path without the part's name.
 
-    Folders are parts if they are several: {train, test}, {seg_train, seg_test}, or if there is one, called
-    train, without a sibling. A class called train among {bus, car, train} is none.
+    Folders are parts if there are several, as {train, test} or {seg_train, seg_test}, or if there is only
+    one, named train. A class named train among {bus, car, train} is not a part.
     """
     folders = {posixpath.dirname(name) for name in names}
     below: dict[str, set[str]] = defaultdict(set)
@@ -91,7 +91,7 @@ def _steps(folder: str) -> list[str]:
 
 
 def _part_of(folder: str, parts: Mapping[str, set[str]]) -> tuple[str, str] | None:
-    """Return the topmost part that a folder lies in, and its path without it."""
+    """Return the topmost part that contains a folder, and the folder's path without it."""
     steps = _steps(folder)
     for depth, step in enumerate(steps):
         if step in parts.get("/".join(steps[:depth]), ()):
@@ -100,7 +100,7 @@ def _part_of(folder: str, parts: Mapping[str, set[str]]) -> tuple[str, str] | No
 
 
 def _several_parts(siblings: set[str]) -> set[str]:
-    """Return the names that speak of splits, if at least two of them differ by nothing but that word."""
+    """Return the names that mention splits, if at least two differ only in that word."""
     meanings = name_parts(siblings)
     alike: dict[str, set[str]] = defaultdict(set)
     for name, meaning in meanings.items():
@@ -113,15 +113,15 @@ def _is_only_part(siblings: set[str]) -> bool:
 
 
 def _pattern(name: str) -> str:
-    """Return a name with a star for its word for a split, and without numbers."""
+    """Return a name with its split word replaced by a star, and without numbers."""
     return re.sub(r"\d+", "", _WORD.sub(lambda match: match[0].replace(match[1], "*"), name.lower()))
 
 
 def chosen_part(asked: str | None, parts: Mapping[str, int], path: object, *, default: bool = False) -> str:
-    """Return the part to take, one of `parts` (each with the number of its images or files).
+    """Return the part to take, one of `parts` (each with its number of images or files).
 
-    `default`: without a request, take the part that means train.
-    Raises DataError, which names the parts, where the request names none of them or more than one.
+    `default`: without a request, take the train part.
+    Raises DataError, naming the parts, if the request matches none or several.
     """
     names = f"the part{'' if len(parts) == 1 else 's'} {', '.join(parts)}"
     wanted = asked if asked is not None else "train" if default else None

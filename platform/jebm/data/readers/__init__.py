@@ -1,4 +1,4 @@
-"""Readers of the original files that users have: idx, SVHN, CIFAR-10, CelebA, pictures, Parquet, NumPy."""
+"""Readers of users' original files: idx, SVHN, CIFAR-10, CelebA, pictures, Parquet, NumPy."""
 
 import math
 import re
@@ -29,32 +29,32 @@ FORMATS = ("auto", "celeba", "cifar10", "idx", "images", "mnist-digits", "npy", 
 
 
 class Options(TypedDict, total=False):
-    """What may be asked of original files; None is the same as nothing."""
+    """Options for reading original files; None means the default."""
 
     split: str | None
-    """train, test, …: which part to take where the source has parts, and the name of it."""
+    """train, test, …: which part to take if the source has parts, and its name."""
     labels: str | None
     """A label file (idx or .npy) for idx and npy; "folders" takes an image's class from its folder."""
     partition: str | Path | None
-    """CelebA's list_eval_partition.txt; looked for beside the archive without it."""
+    """CelebA's list_eval_partition.txt; by default searched for beside the archive."""
     size: int | None
-    """Edge in pixels: the centre square is resized to it (Pillow LANCZOS)."""
+    """Edge in pixels to which the centre square is resized (Pillow LANCZOS)."""
     channels: int | None
-    """1 (grey) or 3 (RGB) to convert to; without it those of the first image."""
+    """1 (grey) or 3 (RGB) to convert to; by default those of the first image."""
     without_label: int | None
-    """Leave out the images of this class, so that it can be looked for as an anomaly."""
+    """Leave out the images of this class, so that it can serve as an anomaly."""
     limit: int | None
-    """Only this many images, the first ones (of those that `without_label` leaves)."""
+    """Take only the first images, this many (after `without_label`)."""
 
 
 def open_source(path: str | Path, file_format: str = "auto", **options: Unpack[Options]) -> Source:
-    """Open original files and return a `Source`, its shape and (where knowable) its image count known.
+    """Open original files and return a `Source` with its shape and, if knowable, its image count.
 
-    `path` is a file or folder, `file_format` one of `FORMATS`; "auto" looks at names and first bytes. `~` is
-    the home folder in all paths.
+    `path` is a file or folder, `file_format` one of `FORMATS`; "auto" looks at names and first bytes. `~`
+    means the home folder in all paths.
 
-    Raises ConfigError where an argument does not fit the format; DataError where a file is missing, damaged,
-    hostile, or of another format.
+    Raises ConfigError if an argument does not fit the format; DataError if a file is missing, damaged,
+    hostile, or in another format.
     """
     path = _expanded(path, "source")
     labels, partition = options.get("labels"), options.get("partition")
@@ -146,7 +146,7 @@ def _detected_folder(path: Path) -> str:
         return "cifar10"
     if {f"{digit}.json" for digit in range(10)} <= names:
         return "mnist-digits"
-    # Folders of pictures may have a table of Parquet beside them, and sets of Parquet a picture.
+    # Picture folders may contain a Parquet table, and Parquet sets a picture.
     files, _ = parquet_files(path)
     return "parquet" if any(image_columns(pq.read_schema(path / file)) for file in files[:1]) else "images"
 

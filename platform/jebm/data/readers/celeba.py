@@ -23,14 +23,14 @@ from jebm.errors import ConfigError, DataError
 
 __all__ = ["open_celeba"]
 
-_CROP = 148  # of 178×218: the crop of the generative-model literature
+_CROP = 148  # of 178×218: the crop used in the generative-model literature
 _SIZE = 64
 _SPLITS = {"train": "0", "val": "1", "test": "2"}
-_PARTITION_BYTES_LIMIT = 64 << 20  # the official one has 3 MB
+_PARTITION_BYTES_LIMIT = 64 << 20  # the official file has 3 MB
 
 
 def open_celeba(path: Path, request: Request) -> Source:
-    """Open the images of a split; DataError where they are damaged or no partition is found."""
+    """Open the images of a split; DataError if they are damaged or there is no partition file."""
     split = request.split or "train"
     if canonical(split) not in _SPLITS:
         raise ConfigError(f"split: CelebA has {', '.join(_SPLITS)}, not {split!r}")
@@ -39,7 +39,7 @@ def open_celeba(path: Path, request: Request) -> Source:
         raise DataError(f"{partition}: no such file; put CelebA's list_eval_partition.txt beside the archive")
     numbers = _partition(partition)
     names = [name for name, number in numbers.items() if number == _SPLITS[canonical(split)]]
-    # Where the archive has the images: the list knows their names without folders.
+    # Map names to archive paths: the partition lists names without folders.
     members = image_members(path)
     places: dict[str, str] = {}
     for place in members.names:
@@ -73,7 +73,7 @@ def open_celeba(path: Path, request: Request) -> Source:
 
 
 def _partition(path: Path) -> dict[str, str]:
-    """Return the number of each image's split, from the official file or from Kaggle's table with commas."""
+    """Return each image's split number, from the official file or Kaggle's CSV."""
     text = _text(path)
     rows = [re.split(r"[,\s]+", line.strip()) for line in text.splitlines() if line.strip()]
     if rows and rows[0] == ["image_id", "partition"]:
@@ -88,7 +88,7 @@ def _partition(path: Path) -> dict[str, str]:
 
 
 def _text(path: Path) -> str:
-    """Return the text of a file in UTF-8 or, if it begins with the mark of an editor of Windows, UTF-16."""
+    """Return a file's text, decoded as UTF-16 if it begins with that byte-order mark, else as UTF-8."""
     with path.open("rb") as file:
         data = file.read(_PARTITION_BYTES_LIMIT + 1)
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

@@ -32,12 +32,12 @@ _ANY = re.compile(rf"({'|'.join(_MEMBERS.values())})(\.bin)?")
 
 
 def is_batch(name: str) -> bool:
-    """Return whether a file name is that of a batch, binary or pickled."""
+    """Return whether a file name belongs to a batch, binary or pickled."""
     return _ANY.fullmatch(name) is not None
 
 
 def open_cifar10(path: Path, request: Request) -> Source:
-    """Open the batches of a split; DataError where they are damaged, or pickled."""
+    """Open the batches of a split; DataError if they are damaged or pickled."""
     split = request.split or "train"
     if canonical(split) not in _MEMBERS:
         raise ConfigError(f"split: CIFAR-10 has train and test, not {split!r}")
@@ -66,7 +66,7 @@ def open_cifar10(path: Path, request: Request) -> Source:
         with tarfile.open(path, tarinfo=SafeTarInfo) as archive:
             for name, size in chosen.items():
                 member = archive.extractfile(name)
-                if member is not None:  # None only for folders, which are not in the list
+                if member is not None:  # None only for folders, which are not listed
                     with member:
                         yield from _batches(member, f"{path}/{name}", size)
 
@@ -77,7 +77,7 @@ def open_cifar10(path: Path, request: Request) -> Source:
 
 
 def _sizes(path: Path) -> dict[str, int]:
-    """Return the batch files in or just below a folder, or in an archive, with their sizes."""
+    """Return the batch files in or directly below a folder, or in an archive, with their sizes."""
     if path.is_dir():
         entries = [*path.glob("*"), *path.glob("cifar-10-batches-*/*")]
         files = [file for file in entries if is_batch(file.name) and file.is_file()]

@@ -1,4 +1,4 @@
-"""idx files, as MNIST and its kin come: images, and the labels beside them."""
+"""idx files, the format of MNIST and its variants: images, and labels beside them."""
 
 import math
 import os
@@ -33,9 +33,9 @@ _IMAGES = re.compile(r"images[^a-z]?idx[34]", re.I)
 
 
 def idx_images(folder: Path) -> list[Path]:
-    """Return the idx files of images in a folder, or else those in the folders directly below.
+    """Return the idx image files in a folder, or else those in the folders directly below.
 
-    Archives are unpacked into folders that are called like the file; such a folder is no file.
+    Some archives unpack into folders named like the file; such a folder is not a file.
     """
     found, below = _listed(folder)
     for inner in [] if found else below:
@@ -44,7 +44,7 @@ def idx_images(folder: Path) -> list[Path]:
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the idx files of images in a folder, and the folders in it."""
+    """Return the idx image files in a folder, and its subfolders."""
     files, folders = list[Path](), list[Path]()
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -57,7 +57,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def open_idx(path: Path, request: Request) -> Source:
-    """Open images of a split and their labels; DataError where they are damaged or not there."""
+    """Open a split's images and labels; DataError if they are damaged or missing."""
     left_out: Counter[str] = Counter()
     if path.is_dir():
         images_path, split, left_out = _in_folder(path, request.split)
@@ -71,12 +71,12 @@ def open_idx(path: Path, request: Request) -> Source:
         raise DataError(f"{images_path}: holds no images but labels; give the images file")
     if dtype != np.uint8:
         raise DataError(f"{images_path}: not an idx file of unsigned bytes, but of {dtype}")
-    # Labels: the file that is named, or the one whose name is that of the images but for the word.
+    # Labels: the file given, or the one named like the images file but for "labels".
     beside = _label_files_beside(images_path)
     labels_path = Path(request.labels) if request.labels is not None else _labels_of(images_path, beside)
     labels_N = None if labels_path is None else label_file(labels_path, images)
     unused = [file.name for file in beside if _same_split(file, images_path) and file != labels_path]
-    if labels_path is not None:  # the same labels packed in another way
+    if labels_path is not None:  # ignore copies of the same labels in another form
         unused = [name for name in unused if _labelled(name) != _labelled(labels_path.name)]
 
     shape = (*dimensions, 1)[:3]
@@ -103,7 +103,7 @@ def open_idx(path: Path, request: Request) -> Source:
 
 
 def _in_folder(path: Path, asked: str | None) -> tuple[Path, str, Counter[str]]:
-    """Return the images file of a split in a folder, the split, and how many files are of other splits."""
+    """Return a split's images file in a folder, the split, and counts of other splits' files."""
     found = idx_images(path)
     if not found:
         raise DataError(f"{path}: no idx images in it; give the folder of the original files")
@@ -111,7 +111,7 @@ def _in_folder(path: Path, asked: str | None) -> tuple[Path, str, Counter[str]]:
     parts = Counter(meanings.get(file.name, "train") for file in found)
     part = chosen_part(asked, parts, path, default=True)
     matching = [file for file in found if meanings.get(file.name, "train") == part]
-    # One set in several forms (gzipped or not, dots or dashes) is one; several sets are not.
+    # Copies of one set (gzipped or not, dots or dashes) count once; different sets are ambiguous.
     if len({_plain(file.name) for file in matching}) > 1:
         names = ", ".join(str(file.relative_to(path)) for file in matching[:6])
         raise DataError(f"{path}: several sets of split {part} in it ({names}); give the file of one of them")
@@ -120,7 +120,7 @@ def _in_folder(path: Path, asked: str | None) -> tuple[Path, str, Counter[str]]:
 
 
 def _plain(name: str) -> str:
-    """Return a file name without what differs between copies: case, separators, the suffix of gzip."""
+    """Return a file name without what differs between copies: case, separators, the .gz suffix."""
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\.gz$", "", name.lower()))
 
 
@@ -129,9 +129,9 @@ def _labelled(name: str) -> str:
 
 
 def _label_files_beside(images: Path) -> list[Path]:
-    """Return the files that may hold labels in the folder of the images, or in folders beside it."""
+    """Return the files that may hold labels, in the images' folder or in folders beside it."""
     folders = [images.parent]
-    if _IMAGES.search(images.parent.name):  # a folder that is called like the file in it
+    if _IMAGES.search(images.parent.name):  # a folder named like the file in it
         folders += [entry for entry in sorted(images.parent.parent.iterdir()) if entry.is_dir()]
     files = [file for folder in folders for file in sorted(folder.iterdir())]
     named = [file for file in files if is_label_file(file.name) or "labels" in file.name.lower()]
@@ -139,7 +139,7 @@ def _label_files_beside(images: Path) -> list[Path]:
 
 
 def _labels_of(images: Path, beside: Sequence[Path]) -> Path | None:
-    """Return the label file that is called like the images, rather in the same spelling."""
+    """Return the label file that matches the images' name, preferably in the same spelling."""
     spelled = re.sub(r"\.gz$", "", re.sub(r"images(.)idx\d", r"labels\1idx1", images.name))
     alike = [file for file in beside if _plain(file.name) == _labelled(images.name) and file != images]
     order = {spelled: 0, f"{spelled}.gz": 1}

@@ -1,4 +1,4 @@
-"""Label files, and the heads of idx and NumPy files, which images have too."""
+"""Label files, and the idx and NumPy headers that they share with image files."""
 
 import gzip
 import io
@@ -22,7 +22,7 @@ _GZIP = b"\x1f\x8b"
 
 
 def label_file(path: Path, images: int) -> npt.NDArray[np.int32]:
-    """Return the labels of an idx or .npy file; DataError unless it holds one number for each image."""
+    """Return the labels of an idx or .npy file; DataError unless it holds one number per image."""
     if not path.is_file():
         raise DataError(f"{path}: no such label file")
     if path.suffix == ".npy":
@@ -46,7 +46,7 @@ def label_file(path: Path, images: int) -> npt.NDArray[np.int32]:
 
 
 def idx_file(path: Path) -> File:
-    """Open an idx file, gzipped or not; DataError where it is gzipped twice."""
+    """Open an idx file, gzipped or not; DataError if it is gzipped twice."""
     with path.open("rb") as file:
         if file.read(2) != _GZIP:
             return path.open("rb")
@@ -57,7 +57,7 @@ def idx_file(path: Path) -> File:
 
 
 def idx_header(file: File, path: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Read the head of an idx file and return the type of its numbers and its dimensions."""
+    """Read an idx file's header and return the dtype of its numbers and its dimensions."""
     magic = exactly(file, 4, path)
     if magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES or not 1 <= magic[3] <= 4:
         raise DataError(f"{path}: not an idx file (it begins {magic.hex()})")
@@ -72,24 +72,24 @@ def idx_header(file: File, path: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What the head of a .npy file says."""
+    """The header of a .npy file."""
 
     shape: tuple[int, ...]
-    fortran: bool  # the first index runs fastest
+    fortran: bool  # the first index varies fastest
     dtype: np.dtype[Any]
 
     @property
     def bytes(self) -> int:
-        """How many bytes must follow."""
+        """The number of bytes that must follow."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def array_header(file: IO[bytes], size: int, place: Path | str) -> ArrayHeader:
-    """Read the head of a .npy file of `size` bytes; DataError where it claims more than there is."""
+    """Read the header of a .npy file of `size` bytes; DataError if it claims more data than there is."""
     start = exactly(file, 12, place)
     if start[:6] != b"\x93NUMPY":
         raise damaged(place, "not a NumPy array")
-    # Version 1 has a length of two bytes, the others of four; version 3 is for names of fields.
+    # The header's length takes two bytes in version 1, four in later ones; version 3 is for field names.
     wide = start[6] != 1
     length = int.from_bytes(start[8:12] if wide else start[8:10], "little")
     if start[6] not in {1, 2} or length > _ARRAY_HEADER_LIMIT:
@@ -98,7 +98,7 @@ def array_header(file: IO[bytes], size: int, place: Path | str) -> ArrayHeader:
     try:
         read = np.lib.format.read_array_header_2_0 if wide else np.lib.format.read_array_header_1_0
         header = ArrayHeader(*read(head))
-    except Exception as error:  # it evaluates a literal, which can fail in many ways
+    except Exception as error:  # NumPy evaluates a literal, which can fail in many ways
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{place}: not a plain NumPy array ({reason})") from error
     if header.dtype.hasobject or header.dtype.fields:
@@ -110,7 +110,7 @@ def array_header(file: IO[bytes], size: int, place: Path | str) -> ArrayHeader:
 
 
 def loaded_array(path: Path) -> npt.NDArray[Any]:
-    """Map a .npy file into memory."""
+    """Memory-map a .npy file."""
     with path.open("rb") as file:
         array_header(file, path.stat().st_size, path)
     array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -13,15 +13,15 @@ from jebm.untrusted import parsed_object, typed
 
 __all__ = ["open_mnist_digits"]
 
-_DIGIT_BYTES_LIMIT = 16 << 20  # of one file of JSON numbers; the package's largest has 2.3 MB
+_DIGIT_BYTES_LIMIT = 16 << 20  # for one file of JSON numbers; the package's largest has 2.3 MB
 _DIGIT_EDGE = 28
 
 
 def open_mnist_digits(path: Path, request: Request) -> Source:
-    """Open ten files `0.json` to `9.json`: {"data": [pixels of all images of the digit, 0 to 1]}.
+    """Open ten files `0.json` to `9.json`: {"data": [pixels of all the digit's images, 0 to 1]}.
 
-    The digits take turns, so that the first images of the set show all of them. The package has no test
-    part: each fifth image of a digit, from the fifth on, is ours.
+    The digits take turns, so the first images of the set show all of them. The package has no test part: ours
+    is every fifth image of a digit, from the fifth on.
     """
     split = request.split or "train"
     wanted = canonical(split)
@@ -55,7 +55,7 @@ def _digit_images(path: Path) -> npt.NDArray[np.uint8]:
         raise DataError(f"{path}: {size} bytes are too many for the images of one digit")
     try:
         values = typed(parsed_object(path.read_bytes(), _DIGIT_BYTES_LIMIT), "data", list)
-        # Before NumPy sees them, which would take text and nested lists too. bool is no number of an image.
+        # Checked before NumPy, which would accept text and nested lists too. A bool is not a pixel.
         if not {type(value) for value in values} <= {int, float}:
             raise ValueError("field data is not a list of numbers")
         pixels = np.array(values, np.float64)

@@ -1,4 +1,4 @@
-"""NumPy arrays: .npy, mapped, and .npz, read in pieces."""
+"""NumPy arrays: .npy, memory-mapped, and .npz, read in pieces."""
 
 import contextlib
 import dataclasses
@@ -36,13 +36,13 @@ from jebm.untrusted import escaped
 
 __all__ = ["open_npy"]
 
-_WHOLE_BYTES_LIMIT = 1 << 30  # of an array that cannot be read in pieces
+_WHOLE_BYTES_LIMIT = 1 << 30  # for an array that cannot be read in pieces
 _LABELS = re.compile(r"(?<![a-z])(y|labels?|targets?|class(es)?)(?![a-z])")
 _IMAGES = re.compile(r"(?<![a-z])(x|images?|imgs?|data|pixels)(?![a-z])")
 
 
 def open_npy(path: Path, request: Request) -> Source:
-    """Open an array of images, alone or with labels in an .npz; DataError where there is no such array."""
+    """Open an array of images (.npy), or images with labels (.npz); DataError if there is no such array."""
     if zipfile.is_zipfile(path):
         source = _npz_source(path, request)
     else:
@@ -85,7 +85,7 @@ class _Stored:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[IO[bytes]]:
-        """Open it behind its head."""
+        """Open the array, positioned after its header."""
         with zipfile.ZipFile(self.archive) as archive, archive.open(f"{self.name}.npy") as file:
             array_header(file, archive.getinfo(f"{self.name}.npy").file_size, self.place)
             yield file
@@ -108,7 +108,7 @@ def _npz_source(path: Path, request: Request) -> Source:
     kept, split, remarks = _of_split(path, arrays, request.split)
     images = _images_among(path, kept, unusable)
     split = split or name_parts([images.name]).get(images.name, "train")
-    # Labels: the file that is named, or the array that is called so.
+    # Labels: the file given, or the array named for labels.
     stored = _labels_among(kept, images) if request.labels is None else None
     labels = None if request.labels is None else label_file(Path(request.labels), images.header.shape[0])
     if stored is not None:
@@ -121,7 +121,7 @@ def _npz_source(path: Path, request: Request) -> Source:
 
 
 def _stored(path: Path) -> tuple[dict[str, _Stored], dict[str, DataError]]:
-    """Return the arrays of an archive, and why others are none; nothing is read but their heads."""
+    """Return an archive's arrays, and why others are unusable; only headers are read."""
     arrays, unusable = dict[str, _Stored](), dict[str, DataError]()
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
@@ -137,13 +137,13 @@ def _stored(path: Path) -> tuple[dict[str, _Stored], dict[str, DataError]]:
 def _of_split(
     path: Path, arrays: dict[str, _Stored], asked: str | None
 ) -> tuple[dict[str, _Stored], str, tuple[str, ...]]:
-    """Return the arrays of a split, what to call it, and remarks; all of them where no name says a split."""
+    """Return a split's arrays, its name, and remarks; all arrays if none is named for a split."""
     meanings = name_parts(arrays)
     parts = Counter(meanings.values())
     if not parts:
         return arrays, *named_split(asked, path)
     if asked is None and len(parts) > 1:
-        return arrays, "", ()  # which is fine if only one of them is of images
+        return arrays, "", ()  # fine if only one of them holds images
     place = f"{path} ({', '.join(map(escaped, arrays))})"
     part = chosen_part(asked, parts, place)
     shared = {part} if len(parts) > 1 else {part, None}
@@ -151,7 +151,7 @@ def _of_split(
 
 
 def _images_among(path: Path, arrays: Mapping[str, _Stored], unusable: Mapping[str, DataError]) -> _Stored:
-    """Return the one array of images; rather one that is called so."""
+    """Return the one array of images, preferably one named so."""
     images = [a for a in arrays.values() if a.header.dtype == np.uint8 and len(a.header.shape) in {3, 4}]
     called = [array for array in images if _IMAGES.search(without_split(array.name))]
     chosen = called if len(called) == 1 else images
@@ -165,7 +165,7 @@ def _images_among(path: Path, arrays: Mapping[str, _Stored], unusable: Mapping[s
 
 
 def _labels_among(arrays: Mapping[str, _Stored], images: _Stored) -> _Stored | None:
-    """Return the one array that is called labels, and has one for each image."""
+    """Return the one array that is named for labels and has one per image."""
     number = images.header.shape[0]
     labels = [
         array
@@ -186,7 +186,7 @@ def _streamed(
     split: str,
     description: SourceDescription,
 ) -> Source:
-    """Return a source that reads its images in the order in which they are stored."""
+    """Return a source that reads its images in stored order."""
     number, height, width, channels = shape = (*images.header.shape, 1)[:4]
     if images.header.fortran:
         return array_source(name, split, images.whole().reshape(shape), labels, description)
@@ -199,7 +199,7 @@ def _streamed(
                 data = exactly(file, count * height * width * channels, images.place)
                 images_NHWC = np.frombuffer(data, np.uint8).reshape(count, height, width, channels)
                 yield Batch(images_NHWC, None if labels is None else labels[start : start + count])
-            while file.read(1 << 20):  # to the checksum
+            while file.read(1 << 20):  # to verify the checksum
                 pass
 
     return Source(name, split, height, width, channels, number, description, read)

@@ -1,4 +1,4 @@
-"""Parquet as Hugging Face writes it: a column of encoded images, a column of labels, in one file or many."""
+"""Parquet as Hugging Face writes it: columns of encoded images and labels, in one file or many."""
 
 import posixpath
 import re
@@ -37,22 +37,22 @@ _IMAGE_NAMES = ("image", "img")
 _LABEL_NAMES = ("label", "labels", "class", "target")
 _ROWS_AT_ONCE = 256
 _BYTES_AT_ONCE = 64 << 20
-_WORDS_LIMIT = 1 << 16  # different words in a column of labels
-_HINT_BYTES_LIMIT = 16 << 20  # of what Hugging Face keeps beside the schema
+_WORDS_LIMIT = 1 << 16  # distinct words in a label column
+_HINT_BYTES_LIMIT = 16 << 20  # for Hugging Face's metadata in the schema
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """What is taken of a file, and what is seen and not taken."""
+    """The columns used from a file, and those ignored."""
 
     image: str
     label: str | None
-    words: bool  # labels are words
+    words: bool  # whether labels are words
     unused: tuple[str, ...]
 
 
 def open_parquet(path: Path, request: Request) -> Source:
-    """Open the files of a split; DataError where they are damaged, differ, or have no image column."""
+    """Open the files of a split; DataError if they are damaged, differ, or have no image column."""
     files, others_of_set, split, remarks = _files(path, request)
     columns = _agreed([(file, _columns(file)) for file in files])
     if columns.unused:
@@ -99,7 +99,7 @@ def open_parquet(path: Path, request: Request) -> Source:
 
 
 def parquet_files(folder: Path) -> tuple[list[str], Counter[str]]:
-    """Return the Parquet files below a folder, and how many others there are of each kind."""
+    """Return the Parquet files below a folder, and counts of other files by kind."""
     names, others = files_below(folder)
     found = sorted(name for name in names if name.endswith(".parquet") and "/." not in f"/{name}")
     for name in set(names).difference(found):
@@ -108,14 +108,14 @@ def parquet_files(folder: Path) -> tuple[list[str], Counter[str]]:
 
 
 def _files(path: Path, request: Request) -> tuple[list[Path], list[Path], str, tuple[str, ...]]:
-    """Return the files of a split, those of other splits, what to call the split, and remarks."""
+    """Return the files of a split, those of other splits, the split's name, and remarks."""
     if path.is_file():
         split, remarks = named_split(request.split, path)
         return [path], [], split, remarks
     names, others = parquet_files(path)
     if not names:
         raise DataError(f"{path}: no Parquet file in it; give the folder of the original files")
-    # A file is of the part that its folder is, or that its name says.
+    # A file's part is given by its folder, or else by its name.
     folders = folder_parts(names)
     said = name_parts(posixpath.basename(name) for name in names)
     part_of = {n: folders[posixpath.dirname(n)][0] or said.get(posixpath.basename(n)) for n in names}
@@ -134,7 +134,7 @@ def _files(path: Path, request: Request) -> tuple[list[Path], list[Path], str, t
 
 
 def _missing_shards(names: Sequence[str]) -> tuple[str, ...]:
-    """Say where names speak of more files than there are (train-00000-of-00004), or of folders unlike."""
+    """Return remarks if names imply missing files (train-00000-of-00004), or folders disagree."""
     shards: dict[tuple[str, int], int] = Counter()
     for name in names:
         if (found := re.fullmatch(r"(.*)-\d{5}-of-(\d{5})(-\w+)?\.parquet", name)) is not None:
@@ -166,7 +166,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _columns(file: Path) -> _Columns:
-    """Choose the columns of a file by their names; DataError where that is not clear."""
+    """Choose a file's columns by name; DataError if that is ambiguous."""
     with damage_is_named(file):
         schema = pq.read_schema(file)
     twice = [name for name, times in Counter(schema.names).items() if times > 1]
@@ -179,7 +179,7 @@ def _columns(file: Path) -> _Columns:
     image = images[0] if len(images) == 1 else next((name for name in _IMAGE_NAMES if name in images), None)
     if image is None:
         raise DataError(f"{file}: columns {' and '.join(images)} hold images; call the right one image")
-    # Labels: by the usual name, or as Hugging Face declares it; never because it holds integers.
+    # Labels: by the usual name or Hugging Face's declaration, never just because a column holds integers.
     usable = {c.name: _value_type(c.type) for c in schema if _is_label(_value_type(c.type))}
     named = [name for name in _LABEL_NAMES if name in usable] or _declared_labels(schema, usable)
     if len(named) > 1 and named[0] != "label":
@@ -205,18 +205,18 @@ def _is_label(kind: pa.DataType) -> bool:
 
 
 def _declared_labels(schema: pa.Schema, usable: dict[str, pa.DataType]) -> list[str]:
-    """Return the column that Hugging Face's own description calls a class, if there is one and no more."""
+    """Return the column that Hugging Face's metadata declares as a class label, if there is exactly one."""
     try:
         said = parsed_object((schema.metadata or {}).get(b"huggingface", b"{}"), _HINT_BYTES_LIMIT)
         features = said["info"]["features"]
         declared = [name for name in usable if features.get(name, {}).get("_type") == "ClassLabel"]
-    except (ValueError, KeyError, TypeError, AttributeError):  # not their form
+    except (ValueError, KeyError, TypeError, AttributeError):  # not in their form
         return []
     return declared if len(declared) == 1 else []
 
 
 def _agreed(of_files: Sequence[tuple[Path, _Columns]]) -> _Columns:
-    """Return the columns that all files have; DataError names the first file that has others."""
+    """Return the columns that all files share; DataError names the first file that differs."""
     first_file, first = of_files[0]
     for file, columns in of_files:
         for what, ours, theirs in (
@@ -241,7 +241,7 @@ def _agreed(of_files: Sequence[tuple[Path, _Columns]]) -> _Columns:
 
 
 def _batches(file: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yield some rows at a time, no more than fit in memory if each were as long as the longest page."""
+    """Yield some rows at a time, few enough to fit in memory were each as large as the largest page."""
     with damage_is_named(file), pq.ParquetFile(file) as parquet:
         longest = largest_page(file, parquet, columns)
         rows = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(1, longest)))
@@ -262,9 +262,9 @@ def _labels(place: str, values: pa.Array, numbers: dict[str, int]) -> list[int]:
 
 
 def _words(files: Sequence[Path], column: str) -> list[str] | None:
-    """Return the different words in a column of all files of a set, numbers in the order of numbers.
+    """Return the distinct words in a column over all files, numbers in numeric order.
 
-    None where there are so many that they can be no classes.
+    Returns None if there are too many to be classes.
     """
     found: set[str] = set()
     for file in files:

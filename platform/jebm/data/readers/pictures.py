@@ -1,4 +1,4 @@
-"""Folders, zips and tars of pictures: the part that is asked for, and classes from the names of folders."""
+"""Folders, zips and tars of pictures: the requested part, and classes from folder names."""
 
 import contextlib
 import posixpath
@@ -27,7 +27,7 @@ __all__ = ["number_order", "open_images"]
 
 
 def open_images(path: Path, request: Request) -> Source:
-    """Open pictures; DataError where they are damaged, ConfigError where an option does not fit."""
+    """Open pictures; DataError if they are damaged, ConfigError if an option does not fit."""
     if request.labels not in {None, "folders"}:
         raise ConfigError("labels: for images only `folders` (the class is the parent folder) is known")
     members = image_members(path)
@@ -39,7 +39,7 @@ def open_images(path: Path, request: Request) -> Source:
     for name in set(members.names).difference(names):
         other = folders[posixpath.dirname(name)][0]
         left_out[f"of part {other}" if other else "of no part"] += 1
-    # What the manifest says of the pixels, and the classes.
+    # Describe pixels and classes for the manifest.
     transforms: tuple[str, ...] = () if part is None else (f"part {escaped(part)}",)
     transforms += fit_transforms(request.size, request.channels)
     labels, classes = dict[str, int](), list[str]()
@@ -70,7 +70,7 @@ def open_images(path: Path, request: Request) -> Source:
 def _part(
     path: Path, request: Request, names: list[str], folders: dict[str, tuple[str | None, str]]
 ) -> tuple[str | None, str, tuple[str, ...]]:
-    """Return the part to take (None: there are none), what to call it, and remarks."""
+    """Return the part to take (None if there are no parts), its name, and remarks."""
     sizes = Counter(folders[posixpath.dirname(name)][0] for name in names)
     outside = sizes.pop(None, 0)
     parts = {part: sizes[part] for part in sorted(part for part in sizes if part is not None)}
@@ -84,7 +84,7 @@ def _part(
 
 
 def number_order(names: set[str]) -> list[str]:
-    """Return names in order: numbers as numbers, before words."""
+    """Return names sorted: numbers numerically, before words."""
     return sorted(
         names,
         key=lambda name: (0, int(name), name) if re.fullmatch(r"-?[0-9]{1,18}", name) else (1, 0, name),
@@ -94,11 +94,11 @@ def number_order(names: set[str]) -> list[str]:
 def _classes(
     path: Path, names: list[str], folders: dict[str, tuple[str | None, str]]
 ) -> tuple[dict[str, int], list[str]]:
-    """Return the label of each folder, and what the labels count: the folders that images lie in.
+    """Return each folder's label, and the class names: the folders that contain images.
 
-    Folders of other parts count too, so that a class has one number in train and test. Where all images of
-    a part lie in folders of one name (`cat/images`, `dog/images`), the class is the folder above.
-    Raises DataError where it is not clear which folder is the class.
+    Folders of other parts count too, so a class has the same number in train and test. If all images of a
+    part lie in folders of one name (`cat/images`, `dog/images`), the class is the folder above. Raises
+    DataError if it is unclear which folder is the class.
     """
     of_part: dict[str | None, set[str]] = {}
     for part, folder in folders.values():
@@ -106,9 +106,9 @@ def _classes(
     ours = {folders[posixpath.dirname(name)][0] for name in names}
     named = {part: _class_names(path, of_part[part]) for part in ours}
     for part in of_part.keys() - ours - {None}:
-        with contextlib.suppress(DataError):  # a test part without classes is not our business
+        with contextlib.suppress(DataError):  # another part without classes does not matter
             named[part] = _class_names(path, of_part[part])
-    # A part that is one folder says nothing of classes, unless there is nothing else.
+    # A part with one folder says nothing about classes, unless it is the only part.
     several = [set(found.values()) for part, found in named.items() if len(set(found.values())) > 1]
     of_ours = {name for part in ours for name in named[part].values()}
     classes = number_order(set().union(*several) if several else of_ours)
@@ -124,7 +124,7 @@ def _classes(
 
 
 def _class_names(path: Path, folders: set[str]) -> dict[str, str]:
-    """Return the name of the class that each folder of one part holds."""
+    """Return the class name of each folder of one part."""
     steps = {folder: folder.split("/") if folder else [] for folder in folders}
     while len(folders) > 1 and len({tuple(step[-1:]) for step in steps.values()}) == 1:
         steps = {folder: step[:-1] for folder, step in steps.items()}
@@ -137,7 +137,7 @@ def _class_names(path: Path, folders: set[str]) -> dict[str, str]:
                 f"{path}: images lie in {folder or 'it'} itself; for labels each class needs a folder of its"
                 " own, with no folder of images inside"
             )
-    # The same name under several folders: which of the two levels is the class?
+    # The same name under several folders: either level could be the class.
     places: dict[str, set[str]] = {}
     for folder in folders:
         places.setdefault(names[folder], set()).add(posixpath.dirname("/".join(steps[folder])))

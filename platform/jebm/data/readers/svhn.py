@@ -27,7 +27,7 @@ _LABELS_AT_ONCE = 1 << 20
 
 
 def open_svhn(path: Path, request: Request) -> Source:
-    """Open it; DataError where it is damaged, ConfigError where an option does not fit."""
+    """Open a split; DataError if it is damaged, ConfigError if an option does not fit."""
     variables = matlab.variables(path)
     pixels, label_variable = variables.get("X"), variables.get("y")
     if pixels is None or label_variable is None:
@@ -45,7 +45,7 @@ def open_svhn(path: Path, request: Request) -> Source:
     labels_N[labels_N == 10] = 0
 
     def read() -> Iterator[Batch]:
-        # MATLAB's first index runs fastest, so that each image lies in one piece, as (C, W, H).
+        # MATLAB's first index varies fastest, so each image is contiguous, as (C, W, H).
         step = images_per_batch((height, width, channels))
         start = 0
         for piece in matlab.values(path, pixels, step * height * width * channels):
