@@ -1,7 +1,7 @@
-"""From errors to exit codes, and from answers and the package's log to lines: the same for every job.
+"""Turn errors into exit codes, and answers and the package's log into lines, for every job.
 
-All that reaches the terminal passes through here, and here it is escaped: names, metrics and messages may
-come from a store, and so from anybody.
+Everything printed to the terminal is escaped here: names, metrics and messages may come from a store and so
+are untrusted.
 """
 
 import json
@@ -33,15 +33,15 @@ __all__ = [
     "warn",
 ]
 
-_LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
+_LINE_SECONDS = 5.0  # between progress lines without a terminal
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main` and leave the process: with its result (None is 0), or with one line on stderr.
+    """Run `main` and exit: with its result (None is 0), or with one line on stderr.
 
-    Exit code 2 for what the user can put right before anything was lost (ConfigError, DataError,
-    StoreError, CheckpointError); 1 for any other JebmError, its kind before the message (`diverged: …`);
-    130 on Ctrl-C. Anything else is a bug of ours and keeps its traceback.
+    Exit code 2 for errors that the user can fix before anything was lost (ConfigError, DataError, StoreError,
+    CheckpointError); 1 for any other JebmError, its kind before the message (`diverged: …`); 130 on Ctrl-C.
+    Anything else is our bug and keeps its traceback.
     """
     try:
         code = main() or 0
@@ -55,9 +55,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
 
 def tell(text: str) -> None:
-    """Print the lines of an answer on stdout, at once; what could move a terminal's cursor is escaped.
+    """Print an answer on stdout and flush; escape whatever could move a terminal's cursor.
 
-    A foreign name that goes into a table must be `escaped` before: a line break in it would forge a row.
+    An untrusted name in a table must be `escaped` first: a line break in it would forge a row.
     """
     _print(_safe_lines(text))
 
@@ -73,7 +73,7 @@ def warn(text: str) -> None:
 
 
 def table(rows: Sequence[Sequence[str]], right: int = 0) -> str:
-    """Return aligned columns, the first `right` of them to the right; no cell can forge another row."""
+    """Return aligned columns, the first `right` of them right-aligned; no cell can forge another row."""
     rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (
@@ -96,7 +96,7 @@ def size_text(size: float) -> str:
 
 
 def age_text(moment: datetime) -> str:
-    """Return how long ago a moment was, with a unit: 5 min; a moment to come is 0 s ago."""
+    """Return how long ago a moment was, with a unit: 5 min; a future one is 0 s ago."""
     seconds = max((datetime.now(UTC) - moment).total_seconds(), 0)
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
@@ -106,9 +106,9 @@ def age_text(moment: datetime) -> str:
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield what shows progress on stderr: a bar with the time left on a terminal, else some lines.
+    """Yield a function that shows progress on stderr: a bar on a terminal, else occasional lines.
 
-    It is called with the bytes done since the last call, and with those of all.
+    Call it with the bytes done since the last call, and with the total.
     """
     if sys.stderr.isatty():
         with tqdm(desc=title, unit="B", unit_scale=True) as bar:
@@ -135,7 +135,7 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class _Lines(logging.Formatter):
-    """One escaped line a record, then its traceback."""
+    """One escaped line per record, then its traceback."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
         record.message = escaped(record.message)
@@ -154,7 +154,7 @@ def log_lines(level: int = logging.INFO, stream: TextIO | None = None) -> None:
     handler.setFormatter(_Lines())
     handler.setLevel(level)
     logging.basicConfig(handlers=[handler])
-    logging.getLogger().setLevel(logging.WARNING)  # also where somebody has set up the log before
+    logging.getLogger().setLevel(logging.WARNING)  # even if logging was configured before
     logging.getLogger("jebm").setLevel(logging.INFO)
 
 
@@ -166,12 +166,12 @@ def _report(kind: str, error: Exception | str, code: int) -> int:
 def _print(text: str) -> None:
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # `… | head` has seen enough
+    except BrokenPipeError:  # as in `… | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _plain(value: object) -> object:
-    """Return what strict JSON can say: null for numbers that are not finite."""
+    """Return the value as strict JSON can hold it: None for non-finite numbers."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

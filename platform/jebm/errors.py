@@ -1,7 +1,7 @@
 """One small tree of errors; each message is one line that names the cause and the remedy.
 
-Jobs turn `ConfigError`, `DataError`, `StoreError` and `CheckpointError` into that line and exit code 2
-(something the user can put right before anything was lost), `DivergedError` into exit code 1.
+Jobs turn `ConfigError`, `DataError`, `StoreError` and `CheckpointError` into that line and exit code 2 (the
+user can fix it before anything was lost), `DivergedError` into exit code 1.
 """
 
 __all__ = [
@@ -15,11 +15,11 @@ __all__ = [
 
 
 class JebmError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of all errors that this package raises on purpose."""
 
 
 class ConfigError(JebmError):
-    """A value of the configuration is wrong or cannot be met; the message names the dotted key."""
+    """A configuration value is wrong or cannot be satisfied; the message names the dotted key."""
 
 
 class DataError(JebmError):
@@ -35,4 +35,4 @@ class CheckpointError(JebmError):
 
 
 class DivergedError(JebmError):
-    """The loss is no longer finite; the message names the step. No parameter was moved by it."""
+    """The loss is no longer finite; the message names the step. It moved no parameter."""

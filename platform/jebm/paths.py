@@ -1,7 +1,7 @@
-"""Paths that depend on who runs this, and from where: `~`, this user's cache, what comes with jebm.
+"""Paths that depend on the user and the installation: `~`, this user's cache, files shipped with jebm.
 
-A container may run under a user id that nobody knows: no HOME, no passwd entry, or a home that cannot be
-written. All that asks for the home does so here.
+A container may run under an unknown user id: no HOME, no passwd entry, or an unwritable home. All code that
+needs the home folder asks here.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ _PACKAGE = Path(__file__).parent
 
 
 def expanded(path: str | Path) -> Path:
-    """Return the path with `~` or `~user` at its beginning replaced by that home folder.
+    """Return the path with a leading `~` or `~user` replaced by that home folder.
 
-    Raises ValueError, in one line, if that home is not known here, or the text cannot be a path.
+    Raises ValueError, in one line, if that home is unknown or the text cannot be a path.
     """
     text = str(path)
     if "\0" in text:
@@ -35,13 +35,13 @@ def expanded(path: str | Path) -> Path:
 
 
 def shipped(path: str | Path, folder: str = "") -> Path:
-    """Return the path, or, where nothing is there, what comes with jebm under this name.
+    """Return the path, or, if it does not exist, the file that jebm ships under this name.
 
-    That is `jobs/configs/smoke.yaml`, from any working directory, and with `folder` "configs" just `smoke`.
-    A wheel holds it in jebm/shipped/, a checkout in jobs/.
+    For example `jobs/configs/smoke.yaml` from any working directory, or just `smoke` with `folder` "configs".
+    In a wheel such files are in jebm/shipped/, in a checkout in jobs/.
     """
     path = Path(path)
-    there = os.path.lexists(path) and not (folder and path.is_dir())  # a run may be called smoke, too
+    there = os.path.lexists(path) and not (folder and path.is_dir())  # a run's folder may be named smoke
     if there or path.is_absolute() or ".." in path.parts:
         return path
     root = next(filter(Path.is_dir, (_PACKAGE / "shipped", _PACKAGE.parents[1] / "jobs")), _PACKAGE)
@@ -52,11 +52,10 @@ def shipped(path: str | Path, folder: str = "") -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the folder for what this user can lose at any time; it exists, is theirs and can be written.
+    """Return this user's cache folder; it exists, belongs to the user and is writable.
 
-    It is $XDG_CACHE_HOME/jebm or ~/.cache/jebm; without a home that can be written, one in the temporary
-    folder, named by the user id. What lies there may be loaded as code, so a folder of somebody else is
-    passed over.
+    It is $XDG_CACHE_HOME/jebm or ~/.cache/jebm; without a writable home, one in the temporary folder, named
+    by the user id. Its files may be loaded as code, so a folder owned by another user is skipped.
 
     Raises OSError if neither can be used; its message names both.
     """
@@ -79,7 +78,7 @@ def cache_folder() -> Path:
 
 def _candidates() -> Iterator[Path]:
     named = Path(os.environ.get("XDG_CACHE_HOME") or "")
-    if named.is_absolute():  # as its specification wants it
+    if named.is_absolute():  # as the XDG specification requires
         yield named / "jebm"
     else:
         with contextlib.suppress(RuntimeError):  # neither HOME nor a passwd entry

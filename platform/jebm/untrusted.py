@@ -1,8 +1,7 @@
-"""What comes from outside, from a store above all, is untrusted text: parsed strictly, printed escaped.
+"""Untrusted text, above all from a store: parsed strictly, printed escaped.
 
-Every room that reads a stranger's JSON, number or name comes through here, so that there is one answer to
-"what if it is damaged, huge, deep or hostile": a `ValueError` in one line, which the caller turns into the
-error of its own room.
+All code that reads untrusted JSON, numbers or names uses this module, so that there is one answer to "what if
+it is damaged, huge, deep or hostile": a one-line `ValueError`, which the caller turns into its own error.
 """
 
 import json
@@ -21,19 +20,19 @@ __all__ = [
 ]
 
 JsonObject: TypeAlias = dict[str, Any]
-"""What JSON can say: dicts with string keys, lists, strings, finite numbers, booleans, None."""
+"""A JSON object: string keys; lists, strings, finite numbers, booleans, None and objects as values."""
 
 DEEPEST_JSON = 64
-"""The most levels of lists and objects that are read; our own files have fewer than ten."""
+"""Limit on nested lists and objects; our own files have fewer than ten levels."""
 
 _Kind = TypeVar("_Kind")
 
 
 def escaped(text: str) -> str:
-    r"""Return the text on one line, safe for a terminal: what is not printable becomes \x1b, \n and so on.
+    r"""Return the text on one line, safe for a terminal: unprintable characters become \x1b, \n and so on.
 
-    That covers control characters, line breaks, marks that reverse the direction of writing, and half
-    characters (a file name that is not UTF-8).
+    That covers control characters, line breaks, bidirectional marks, and lone surrogates (a file name that is
+    not UTF-8).
     """
     if text.isprintable():
         return text
@@ -41,32 +40,31 @@ def escaped(text: str) -> str:
 
 
 def encoded_json(value: object) -> bytes:
-    """Return the one JSON text of a value: equal values give equal bytes."""
+    """Return a value's canonical JSON: equal values give equal bytes."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8")
 
 
 def parsed_json(encoded: bytes, most_bytes: int) -> Any:  # noqa: ANN401  (JSON has no narrower type)
-    """Return what a stranger's JSON says.
+    """Return the value of untrusted JSON.
 
     Raises:
-        ValueError: and nothing else, where anything is odd: more than `most_bytes`, not UTF-8, not JSON,
-            a key twice, numbers that are not finite or absurdly long, half characters, or more than
-            `DEEPEST_JSON` levels.
+        ValueError: the only error, for anything odd: more than `most_bytes`, not UTF-8, not JSON, a repeated
+        key, non-finite or absurdly long numbers, lone surrogates, or more than `DEEPEST_JSON` levels.
     """
     if len(encoded) > most_bytes:
         raise ValueError(f"more than {most_bytes} bytes")
     try:
         content = json.loads(encoded.decode("utf-8"), object_pairs_hook=_no_duplicates)
         _check_depth(content)
-        encoded_json(content)  # what UTF-8 cannot say would fail in whoever prints it
+        encoded_json(content)  # text that UTF-8 cannot encode would fail when printed
     except RecursionError as error:
         raise ValueError(f"more than {DEEPEST_JSON} levels deep") from error
     return content
 
 
 def parsed_object(encoded: bytes, most_bytes: int) -> JsonObject:
-    """Return a stranger's JSON object; raises ValueError as `parsed_json`, and for any other JSON."""
+    """Return an untrusted JSON object; raises ValueError as `parsed_json`, and for any other JSON value."""
     content = parsed_json(encoded, most_bytes)
     if not isinstance(content, dict):
         raise ValueError("it is no JSON object")
@@ -74,7 +72,7 @@ def parsed_object(encoded: bytes, most_bytes: int) -> JsonObject:
 
 
 def typed(content: Mapping[str, object], name: str, kind: type[_Kind]) -> _Kind:
-    """Return the field `name` of a JSON object; raises ValueError where it is missing or of another kind."""
+    """Return the field `name` of a JSON object; raises ValueError if missing or of another type."""
     if name not in content:
         raise ValueError(f"{name} is missing")
     value = content[name]

@@ -1,7 +1,7 @@
-"""The commands: `jebm NAME …`, and `python jobs/NAME.py …` where jebm is not installed.
+"""The commands: `jebm NAME …`, or `python jobs/NAME.py …` if jebm is not installed.
 
-Each module here is one: it parses, calls the room that does the work, and tells the result. Only the module
-of the command that runs is imported, so `jebm --help` needs neither torch nor ray.
+Each module here is one: it parses, calls the package that does the work, and prints the result. Only the
+running command's module is imported, so `jebm --help` needs neither torch nor ray.
 """
 
 import ast
@@ -36,7 +36,7 @@ jebm COMMAND --help explains a command and its options. On a Ray cluster jebm ne
 
 
 def main() -> NoReturn:
-    """Run the command that this process's command line names, and leave the process with its exit code."""
+    """Run the command named on the command line and exit with its exit code."""
     name = (sys.argv[1:2] or ["--help"])[0]
     if name in ("-h", "--help", "--version"):
         run(lambda: tell(f"jebm {jebm.__version__}" if name == "--version" else _help()))
@@ -47,8 +47,8 @@ def main() -> NoReturn:
 
 
 def run_command(name: str) -> NoReturn:
-    """Run a command with this process's arguments, and leave the process with its exit code."""
-    sys.argv[0] = f"jebm {name}"  # what a usage line calls the program
+    """Run a command with this process's arguments and exit with its exit code."""
+    sys.argv[0] = f"jebm {name}"  # the program's name in usage lines
 
     def started() -> int | None:
         try:
@@ -68,7 +68,7 @@ def _names() -> list[str]:
 
 
 def _help() -> str:
-    """Return the help: each command with the first line of its docstring, read without importing it."""
+    """Return the help: each command with its docstring's first line, read without importing it."""
     lines = []
     for name in _names():
         spec = find_spec(f"jebm.commands.{name}")

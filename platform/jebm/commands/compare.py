@@ -1,25 +1,25 @@
-r"""Compare priors fairly: train each arm with each seed, measure every model, test the paired differences.
+r"""Compare priors fairly: train each arm with each seed, evaluate every model, test paired differences.
 
   on this machine:   jebm compare --config jobs/configs/fashion_mnist.yaml \
                        --arms '[gaussian, joint, top, two_stage]' --seeds '[5, 6, 7, 8, 9]'
   on a cluster:      ray job submit --working-dir . -- python jobs/compare.py --config … \
                        --run.storage s3://bucket/prefix --cluster.engine ray
-  look before:       … --dry-run
+  show the plan:     … --dry-run
 
-Arms differ in nothing but this:
-  gaussian           the prior is N(0, I); always needed, the others are held against it
+Arms differ only in this:
+  gaussian           the prior is N(0, I); always needed as the baseline
   joint              one energy over all latent layers, trained together with the nets
-  top                an energy over the top layer alone (as LEBM)
-  two_stage          a joint energy on the nets of the finished gaussian run of the same seed, which stay
+  top                an energy over only the top layer (as LEBM)
+  two_stage          a joint energy on the frozen nets of the finished gaussian run of the same seed
   NAME=KEY:VALUE,…   joint with some keys changed, e.g. 'wide=energy.width:200,optimizer.energy.lr:3e-4'
 
-For a seed all arms begin with the same weights of generator and inference net and see the same images and
+For each seed, all arms start from the same weights of generator and inference net and see the same images and
 noise in the same order. Any key can be set; all arms share it. The runs are RUN.NAME-ARM-SEED in run.storage.
-By default they train one after another in this process (cluster.workers is 1 then), with --parallel N in so
-many processes, with --cluster.engine ray on a cluster.
+By default they train one after another in this process (with cluster.workers 1), with --parallel N in N
+processes, with --cluster.engine ray on a cluster.
 
-In --output: rows/RUN.json of each model, numbers.json, and the report comparison.html, .md, .json. The same
-command resumes a comparison that was stopped or killed; what is trained or measured is not done again.
+Writes to --output: rows/RUN.json for each model, numbers.json, and the report comparison.html, .md, .json.
+The same command resumes a comparison that was stopped or killed; finished work is not repeated.
 """
 
 import json
@@ -50,14 +50,14 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Parse, check, train, measure, compare; return 1 where a signal stopped it."""
+    """Parse, check, train, evaluate, compare; return 1 if stopped by a signal."""
     log_lines()
     config, arguments = _settings()
     trials = trials_of(config, arguments.arms, arguments.seeds)
     check_trials(trials, deep=arguments.dry_run)
     here = config.cluster.engine == "process"
     if not here:
-        # Without Ray: no ray needed.
+        # Imported only here, so that other engines do not need ray.
         from jebm.on_ray.cluster import check_room  # noqa: PLC0415
         from jebm.on_ray.trainer import train  # noqa: PLC0415
 
@@ -70,7 +70,7 @@ def main() -> int:
     if arguments.dry_run:
         return 0
 
-    # Train and measure what is not there yet.
+    # Train and evaluate what is missing.
     prepare_process(config, torch.device("cuda" if config.cluster.gpu else "cpu"))
     measures = PriorMeasures(config)
     trainer = train_here if here else lambda trial, _: train(trial.config, provenance())
@@ -100,7 +100,7 @@ def main() -> int:
 
 
 def _settings() -> tuple[Config, Namespace]:
-    """Return config and arguments of the command line; raises ConfigError."""
+    """Return the command line's config and arguments; raises ConfigError."""
     parser = argument_parser(__doc__ or "")
     parser.usage = "%(prog)s [--config FILE] [--arms LIST] [--seeds LIST] [--KEY VALUE ...]"
     parser.set_defaults({"cluster.engine": "process"})
@@ -124,7 +124,7 @@ def _settings() -> tuple[Config, Namespace]:
 
 
 def _facts(config: Config, trials: Sequence[Trial], measures: PriorMeasures) -> dict[str, str]:
-    """Return what the figures come from, in lines for a person."""
+    """Return where the figures come from, as lines for people."""
     seeds = sorted({trial.seed for trial in trials})
     steps = sorted({trial.total_steps for trial in trials})
     made = provenance()

@@ -1,10 +1,10 @@
-"""Try out this machine and a place for runs: who we are there, what it allows, what it does with objects.
+"""Check this machine and a storage: credentials, permissions, and how it handles objects.
 
   jebm doctor s3://bucket/prefix
   AWS_PROFILE=training jebm doctor s3://bucket/prefix --json
 
-One line for each check: ok, warn (works, with a limit) or FAIL with the remedy. Leaves nothing behind.
-Exit code 0: no FAIL; 1: some; 2: wrong use, or nobody answers.
+Prints one line per check: ok, warn (works, with a limit) or FAIL with the remedy. Leaves nothing behind.
+Exit code 0: no FAIL; 1: some; 2: usage error, or no server answers.
 """
 
 import logging
@@ -21,7 +21,7 @@ __all__ = ["main"]
 
 
 def kernel_check() -> Check:
-    """Say what computes Langevin chains on this machine's CPU."""
+    """Report which kernel computes Langevin chains on this machine's CPU."""
     compiled, description = cpu_kernel()
     if compiled:
         return Check("chain kernel", "ok", description)
@@ -30,14 +30,14 @@ def kernel_check() -> Check:
 
 
 def all_checks(place: str) -> Iterator[Check]:
-    """Yield the findings on this machine, then those on the place as they come."""
+    """Yield the findings on this machine, then those on the storage as they come."""
     yield kernel_check()
     yield from examine(place)
 
 
 def main() -> int:
-    """Check, print, return the exit code."""
-    log_lines(logging.ERROR, sys.stderr)  # what the checks find, they say themselves
+    """Run all checks, print them and return the exit code."""
+    log_lines(logging.ERROR, sys.stderr)  # the checks report their own findings
     parser = job_parser(__doc__ or "")
     parser.add_argument("place", type=str, help="run.storage: s3://bucket/prefix or a folder")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")

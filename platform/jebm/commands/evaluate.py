@@ -1,16 +1,16 @@
-r"""Measure a checkpoint and write a report: one page with figures, tables, curves and pictures.
+r"""Evaluate a checkpoint and write a report: one page with figures, tables, curves and pictures.
 
-  a first look:      jebm evaluate --checkpoint runs/fashion_mnist
-  every experiment:  … --suite paper --out-of-distribution digits=data/mnist_digits/test
-  certain ones:      … --suite likelihood chains
+  quick look:        jebm evaluate --checkpoint runs/fashion_mnist
+  all experiments:   … --suite paper --out-of-distribution digits=data/mnist_digits/test
+  some of them:      … --suite likelihood chains
   another step:      … --checkpoint runs/fashion_mnist/checkpoints/step-00001200-a0001
   on two processes:  torchrun --nproc-per-node 2 -m jebm evaluate --checkpoint …
   on a cluster:      ray job submit --working-dir . -- python jobs/evaluate.py --engine ray --workers 8 \
                        --checkpoint s3://bucket/prefix/name
 
 Suites: quick (likelihood, samples, hierarchy in pictures, chains) and paper (all, in full); or names of
-measures: likelihood, samples, hierarchy, ood, chains, each in full (docs/evaluation.md says what each is).
-The figures do not depend on the number of workers. Nothing of the run is changed.
+measures: likelihood, samples, hierarchy, ood, chains, each in full (see docs/evaluation.md). The figures do
+not depend on the number of workers. The run is not changed.
 """
 
 import os
@@ -65,7 +65,7 @@ def build_parser() -> JobParser:
 
 
 def evaluate_here(request: Request, arguments: Namespace) -> Findings | None:
-    """Evaluate in this process, or as one of torchrun's; None where another one writes the report."""
+    """Evaluate in this process or as one of torchrun's; None if another process writes the report."""
     workers = int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
     if arguments.workers not in (1, workers):
         raise ConfigError(f"workers: {arguments.workers} processes need torchrun, or --engine ray")
@@ -78,7 +78,7 @@ def evaluate_here(request: Request, arguments: Namespace) -> Findings | None:
 
 
 def main() -> None:
-    """Parse, check, measure, write the report, and say where it is."""
+    """Parse, check, evaluate, write the report and print where it is."""
     log_lines()
     arguments = parse(build_parser())
     others = [text.rpartition("=") for text in arguments.out_of_distribution]
@@ -95,7 +95,7 @@ def main() -> None:
         seed=arguments.seed,
     )
     if arguments.engine == "ray":
-        # Else no ray needed.
+        # Imported only here, so that other engines do not need ray.
         from jebm.on_ray.evaluation import check_output, evaluate_on_ray, resolve_request  # noqa: PLC0415
 
         request = resolve_request(request)

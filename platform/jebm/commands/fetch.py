@@ -1,11 +1,11 @@
-"""Bring the results of a run, a sweep or a comparison: pictures, TensorBoard files, metrics.jsonl, run.json.
+"""Download the results of a run, sweep or comparison: pictures, TensorBoard files, metrics.jsonl, run.json.
 
   jebm fetch s3://bucket/runs/fashion_mnist results/fashion_mnist
 
-Checkpoints are not among them: jebm checkpoints get. Typed again, it brings what has changed since
-(.fetched.json in the folder says what is there).
-Exit code 0: all is there; 1: some objects could not be brought, named on stderr; 2: wrong use, or a storage
-that cannot be reached.
+Checkpoints are not included: use jebm checkpoints get. Run again, it downloads only what has changed since
+(.fetched.json in the folder records what is there).
+Exit code 0: all is there; 1: some objects could not be downloaded, named on stderr; 2: usage error, or the
+storage cannot be reached.
 """
 
 import sys
@@ -21,11 +21,11 @@ from jebm.store.storage import LocalStore, open_store
 
 __all__ = ["main"]
 
-_SHOWN = 20  # objects that could not be brought, in full
+_SHOWN = 20  # refused objects listed in full
 
 
 def main() -> int:
-    """Copy what changed and say how much."""
+    """Download what changed and print how much."""
     log_lines(stream=sys.stderr)
     parser = job_parser(__doc__ or "")
     parser.add_argument("run", type=str, help="URI of the run: its run.storage and run.name")

@@ -9,9 +9,9 @@
   NumPy          jebm ingest images.npy --labels labels.npy --output data/set/train
   MNIST, no 4s   jebm ingest data/original/mnist-digits --without-label 4 --output data/no_4/train
 
-Pixels stay as they are unless --size or --channels says otherwise. The last line says how many images, labels
-and classes there are, and what was passed over. Safe to run twice: a data set of the same files and options
-is left alone. Exit code 2 and one line where an input cannot be used.
+Pixels are unchanged by default (--size, --channels). The last line reports how many images, labels and
+classes there are, and what was skipped. Safe to run twice: an existing data set of the same files and options
+is kept. Exit code 2 and one line on stderr if an input cannot be used.
 """
 
 import sys
@@ -39,7 +39,7 @@ __all__ = ["main"]
 
 
 def arguments() -> Namespace:
-    """Return the arguments; raises ConfigError for a wrong one."""
+    """Return the command line's arguments; raises ConfigError for a wrong one."""
     parser = job_parser(__doc__ or "")
     add = parser.add_argument
     add("source", help="original file or folder")
@@ -64,7 +64,7 @@ class Tally:
         self.classes: set[int] = set()
 
     def of(self, source: Source) -> Source:
-        """Return the source, counted as it is read."""
+        """Return the source, counting its labels as it is read."""
 
         def read() -> Iterator[Batch]:
             for batch in source.read():
@@ -81,8 +81,8 @@ class Tally:
 
 
 def main() -> None:
-    """Read, write, and say what came of it."""
-    warnings.filterwarnings("ignore", module="PIL")  # about fields of a picture that do not matter
+    """Read the source, write the data set and report the result."""
+    warnings.filterwarnings("ignore", module="PIL")  # warnings about irrelevant image metadata
     wanted = arguments()
     store = open_store(wanted.output)
     check_apart(wanted.source, store)
@@ -109,14 +109,14 @@ def main() -> None:
 
 
 def check_apart(source: str, store: Store) -> None:
-    """Raise DataError if the data set would lie in its own source, and be read as a part of it next time."""
+    """Raise DataError if the data set would be inside its source, where the next ingest would read it."""
     if not isinstance(store, LocalStore):
         return
     try:
         original, output = Path(source).expanduser().resolve(), Path(store.folder).resolve()
         is_folder = original.is_dir()
     except (OSError, RuntimeError):
-        return  # open_source says what is wrong with it
+        return  # open_source reports what is wrong with it
     if is_folder and output.is_relative_to(original):
         raise DataError(f"--output {output} lies in the source {original}; give a folder outside of it")
     if output == original:
@@ -126,7 +126,7 @@ def check_apart(source: str, store: Store) -> None:
 
 
 def remarks(source: Source) -> list[str]:
-    """Return what a person should know of a source beside its numbers."""
+    """Return remarks for people on a source, besides its numbers."""
     found = list(source.remarks)
     if source.height != source.width:
         shape = f"{source.height}x{source.width}"
@@ -135,7 +135,7 @@ def remarks(source: Source) -> list[str]:
 
 
 def write(source: Source, store: Store, *, overwrite: bool) -> DatasetManifest:
-    """Write the data set with a progress bar, or a line now and then where there is no terminal."""
+    """Write the data set with a progress bar, or without a terminal with occasional lines."""
     said = time.monotonic()
     with tqdm(total=source.images, unit=" images", disable=not sys.stderr.isatty()) as bar:
 

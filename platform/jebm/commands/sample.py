@@ -1,18 +1,18 @@
 r"""Draw samples from the prior of a trained model, as pictures or as arrays with their latents.
 
-  a page to look at:      jebm sample --checkpoint s3://bucket/runs/mine --count 100
+  one page of samples:    jebm sample --checkpoint s3://bucket/runs/mine --count 100
   one PNG each:           … --count 10000 --format png --output samples
-  arrays, into a bucket:  … --count 100000 --format npz --output s3://bucket/samples
-  what a layer does:      … --count 80 --vary z2
+  arrays to a bucket:     … --count 100000 --format npz --output s3://bucket/samples
+  effect of one layer:    … --count 80 --vary z2
 
-CHECKPOINT is a run, run.storage/run.name, whose newest checkpoint it takes, or one of its checkpoints,
+CHECKPOINT is a run, run.storage/run.name (its newest checkpoint is used), or one of its checkpoints,
 …/checkpoints/NAME (jebm checkpoints list RUN shows them). Averaged weights are preferred.
-With --vary all samples of a row share every layer but that one, which is drawn from its prior given the
-others: z1, the bottom layer, should change detail, the top layer the kind of thing.
-The chains are as long as in training, unless --steps says otherwise: samples that change much with more steps
-are those of the chain rather than of the prior. The first samples of a seed are the same for any --count and
---format. Each .npz holds images (N, H, W, C), uint8, and latents z1 … zL, float32: numpy.load reads it.
-samples.json, written last, says what the samples were made with.
+With --vary, all samples in a row share every layer but that one, which is drawn from its prior given the
+others: z1, the bottom layer, should change details, the top layer the kind of object.
+By default the chains are as long as in training (--steps). Samples that change much with more steps reflect
+the chain rather than the prior. The first samples of a seed are the same for any --count and --format. Each
+.npz holds images (N, H, W, C), uint8, and latents z1 … zL, float32, for numpy.load.
+samples.json, written last, records how the samples were made.
 """
 
 import json
@@ -42,7 +42,7 @@ __all__ = ["main"]
 
 
 def output_of(place: str | None) -> Store:
-    """Return an empty place to write to: the one asked for, or the first of samples, samples-2, and so on."""
+    """Return an empty store to write to: the requested one, or the first free of samples, samples-2 etc."""
     if place is None:
         names = ("samples" if number == 1 else f"samples-{number}" for number in count(1))
         place = next(name for name in names if not Path(name).is_file() and not any(Path(name).glob("*")))
@@ -74,7 +74,7 @@ def build_parser() -> JobParser:
 
 
 def chain_of(arguments: Namespace, model: JointModel, config: Langevin) -> Langevin:
-    """Return how to sample: the run's way, with what the command line changes of it."""
+    """Return the sampler settings: the run's, with the command line's changes."""
     given = {key: arguments[key] for key in ("steps", "step_size") if arguments[key] is not None}
     if given and model.energy is None:
         raise ConfigError("--steps, --step-size: this model has the Gaussian prior, which needs no chain")
@@ -82,7 +82,7 @@ def chain_of(arguments: Namespace, model: JointModel, config: Langevin) -> Lange
 
 
 def layer_of(name: str | None, layers: int) -> int | None:
-    """Return the number of a layer, counted from 0, None where none is named."""
+    """Return a layer's index, from 0; None if none is named."""
     if name is None:
         return None
     if not re.fullmatch(r"z[1-9]\d?", name) or int(name[1:]) > layers:
@@ -91,7 +91,7 @@ def layer_of(name: str | None, layers: int) -> int | None:
 
 
 def main() -> None:
-    """Sample and write, a few hundred at a time."""
+    """Sample and write a few hundred images at a time."""
     log_lines()
     arguments = parse(build_parser())
     for key in ("count", "columns"):

@@ -1,4 +1,4 @@
-"""Tell how a run stands, or each run of a storage: from the storage alone, without Ray.
+"""Show the status of a run, or of each run in a storage. Needs only the storage, not Ray.
 
   jebm status runs/fashion_mnist
   jebm status s3://bucket/runs
@@ -6,11 +6,11 @@
 
 running   its job renews its lease
 finished  the last step has a checkpoint
-stopped   its job has ended before that; the same command resumes the run
+stopped   its job ended before that; the same command resumes the run
 dead      its job has not renewed its lease for a minute; the same command resumes the run
-unknown   nobody has held a lease on it, as on a trial of a sweep
+unknown   no job has ever held a lease on it, as for a sweep's trial
 
-Exit code 0: told; 2: wrong use, no run there, or a storage that cannot be reached.
+Exit code 0: status printed; 2: usage error, no run there, or the storage cannot be reached.
 """
 
 import logging
@@ -29,7 +29,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Look, and tell."""
+    """Read the status and print it."""
     log_lines(logging.ERROR, sys.stderr)
     parser = job_parser(__doc__ or "")
     parser.add_argument("place", type=str, help="run.storage/run.name, or run.storage for all its runs")
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def described(status: RunStatus) -> str:
-    """Return what is known of a run, for a person; a table each of facts and metrics."""
+    """Return a run's status for people: a table of facts and a table of metrics."""
     holder = status.holder
     released = "ended" if holder and holder.released else "renewed"
     facts = {
@@ -69,23 +69,23 @@ def described(status: RunStatus) -> str:
 
 
 def row(status: RunStatus) -> list[str]:
-    """Return a run's line of the table of a storage."""
+    """Return a run's row in the table of a storage."""
     renewed = ago(status.holder.renewed) if status.holder else "-"
     return [status.name, status.state, steps(status), ago(status.checkpoint_written), renewed]
 
 
 def steps(status: RunStatus) -> str:
-    """Return the step, and of how many where that is known."""
+    """Return the step, with the total if known."""
     return f"{status.step:,}" + (f" of {status.total_steps:,}" if status.total_steps is not None else "")
 
 
 def ago(moment: datetime | None) -> str:
-    """Return how long ago something was."""
+    """Return how long ago a moment was."""
     return f"{age_text(moment)} ago" if moment else "-"
 
 
 def plain(status: RunStatus) -> dict[str, Any]:
-    """Return a run's status as JSON can hold it; moments in UTC, as ISO 8601 writes them."""
+    """Return a run's status as plain JSON values; times in UTC, in ISO 8601."""
     values = asdict(status)
     for part in (values, values["holder"] or {}):
         part.update({name: item.isoformat() for name, item in part.items() if isinstance(item, datetime)})

@@ -3,10 +3,10 @@ r"""Train a hierarchical generator with a joint EBM prior, on Ray.
   on this machine:   jebm train --config jobs/configs/fashion_mnist.yaml
   on a cluster:      ray job submit --working-dir . -- python jobs/train.py \
                        --config jobs/configs/fashion_mnist.yaml --run.storage s3://bucket/prefix
-  look before:       … --dry-run      all keys and values: … --print_config
+  show the plan:     … --dry-run      all keys and values: … --print_config
 
 Any key can be set on the command line: --energy.width 50 --langevin.step_size 0.3 --cluster.workers 4.
-The same run.name goes on from its newest checkpoint; a finished run says so and does nothing.
+The same run.name resumes from its newest checkpoint; a finished run says so and does nothing.
 Without Ray: --cluster.engine process, or torchrun --nproc-per-node 2 -m jebm train … --cluster.workers 2.
 """
 
@@ -31,7 +31,7 @@ __all__ = ["main"]
 def train_here(config: Config) -> Result:
     """Train in this process, or as one of torchrun's.
 
-    The first SIGTERM or SIGINT stops after the current step; a second one does what it always did.
+    The first SIGTERM or SIGINT stops after the current step; a second one has its usual effect.
     """
     asked = threading.Event()
     with process_runtime(config) as runtime, ExitStack() as stack:
@@ -49,7 +49,7 @@ def train_here(config: Config) -> Result:
 
 
 def main() -> None:
-    """Parse, check, train, and say how it ended."""
+    """Parse, check, train and report how it ended."""
     log_lines()
     parser = argument_parser(__doc__ or "")
     parser.add_argument(
@@ -62,7 +62,7 @@ def main() -> None:
     if here:
         check_processes(config)
     else:
-        # Without Ray: no ray needed.
+        # Imported only here, so that other engines do not need ray.
         from jebm.on_ray.cluster import check_room, runs_here  # noqa: PLC0415
         from jebm.on_ray.places import resolve_paths  # noqa: PLC0415
         from jebm.on_ray.trainer import train  # noqa: PLC0415

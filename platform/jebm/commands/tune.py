@@ -1,17 +1,17 @@
-r"""Search for a better config: trials on Ray, as many at once as fit, led by Optuna; then a report.
+r"""Search for a better config: parallel trials on Ray, proposed by Optuna; then a report.
 
   on this machine:   jebm tune --config jobs/configs/fashion_mnist.yaml \
                        --search jobs/searches/joint.yaml --run.name joint \
                        --cluster.workers 1 --evaluation.every_steps 200
   on a cluster:      ray job submit --working-dir . -- python jobs/tune.py --config … --search … \
                        --run.storage s3://bucket/prefix
-  look before:       … --dry-run
-  the report alone:  jebm tune report s3://bucket/prefix/joint --output report
+  show the plan:     … --dry-run
+  only the report:   jebm tune report s3://bucket/prefix/joint --output report
 
-The config is what all trials share; any key can be set on the command line. The search file names the keys
-that differ, the metric to judge by, how many trials, and whether weak ones end early (docs/sweeps.md).
-The sweep is called run.name and lies in run.storage; each trial is a run of its own, in trials/ below it.
-The same command goes on where a sweep was stopped or killed; with more --trials it adds to it.
+All trials share the config; any key can be set on the command line. The search file names the keys that vary,
+the metric to optimise, the number of trials, and whether weak trials end early (docs/sweeps.md). The sweep is
+named run.name and stored in run.storage; each trial is a run of its own, in trials/ below it. The same
+command resumes a sweep that was stopped or killed; with more --trials it adds to it.
 """
 
 import sys
@@ -33,7 +33,7 @@ __all__ = ["main"]
 
 
 def report(arguments: list[str]) -> None:
-    """Make the report of a sweep, finished or not, in a folder here."""
+    """Write the report of a sweep, finished or not, to a local folder."""
     parser = job_parser("Make the report of a sweep, finished or not, and best.yaml: the best config so far.")
     parser.usage = "%(prog)s report SWEEP [--output DIR] [--tensorboard]"
     parser.add_argument("sweep", help="run.storage/run.name of the sweep")
@@ -48,7 +48,7 @@ def report(arguments: list[str]) -> None:
 
 
 def store_report(store: Store) -> None:
-    """Make the report, and put it and the best config beside the trials."""
+    """Store the report and the best config beside the trials."""
     with tempfile.TemporaryDirectory(prefix="jebm-") as scratch:
         make_report(store, Path(scratch))
         for path in sorted(found for found in Path(scratch).rglob("*") if found.is_file()):
@@ -57,7 +57,7 @@ def store_report(store: Store) -> None:
 
 
 def search() -> int:
-    """Parse, check, run the trials, and say which is best; return 1 where none has finished."""
+    """Parse, check, run the trials and print the best; return 1 if none finished."""
     from jebm.on_ray.cluster import check_room, runs_here  # noqa: PLC0415
     from jebm.on_ray.places import resolve_paths  # noqa: PLC0415  (a report needs no ray)
     from jebm.on_ray.tuner import plan_sweep, tune  # noqa: PLC0415
@@ -102,7 +102,7 @@ def search() -> int:
 
 
 def main() -> int:
-    """Search, or make the report of an earlier search."""
+    """Search, or write the report of an earlier search."""
     log_lines()
     if sys.argv[1:2] == ["report"]:
         report(sys.argv[2:])

@@ -1,4 +1,4 @@
-"""Look at the checkpoints of a run, bring them back, check them, tidy them up. Needs nothing but the store.
+"""List, download, verify and prune the checkpoints of a run. Needs only the store.
 
   jebm checkpoints list s3://bucket/runs/fashion_mnist
   jebm checkpoints get s3://bucket/runs/fashion_mnist --best distortion --output checkpoint
@@ -6,7 +6,7 @@
   jebm checkpoints verify s3://bucket/runs/fashion_mnist --deep
 
 RUN is run.storage/run.name. Every command takes --json: one document on stdout, nothing else.
-Exit code 0: fine; 1: damaged or not found; 2: wrong use, or a storage that cannot be reached.
+Exit code 0: fine; 1: damaged or not found; 2: usage error, or the storage cannot be reached.
 """
 
 import logging
@@ -110,14 +110,14 @@ def build_parser() -> JobParser:
 
 
 def main() -> int:
-    """Run one command, print its answer, return its exit code."""
+    """Run one command, print its answer and return its exit code."""
     log_lines(logging.WARNING, sys.stderr)
     values = parse(build_parser())
     arguments = values[values.command]
     try:
         run = open_run(arguments.run)
         if run.uri.startswith("s3://"):
-            # At the start a wrong place is likelier than a busy one: this has less patience than the rest.
+            # At startup a wrong location is likelier than a busy one, so probe with less patience.
             run.root.probe(write=False)
         answer = _COMMANDS[values.command](run, arguments)
     except JebmError as error:
@@ -126,7 +126,7 @@ def main() -> int:
         if not isinstance(error, CheckpointError | ObjectChangedError | ObjectMissingError):
             raise
         warn(f"error: {error}")
-        return 1  # nothing that another command line or another key would put right
+        return 1  # not fixable by another command line or key
     if arguments.json:
         tell_json(answer.document)
     else:

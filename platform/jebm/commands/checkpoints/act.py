@@ -1,4 +1,4 @@
-"""What the commands say that bring checkpoints, export or delete them, or keep them from being deleted."""
+"""The commands that download, export, delete, pin and unpin checkpoints."""
 
 import time
 from dataclasses import asdict
@@ -18,7 +18,7 @@ __all__ = ["export", "get", "pin", "prune", "unpin"]
 
 
 def get(run: RunStore, arguments: Namespace) -> Answer:
-    """Bring one checkpoint to a local folder."""
+    """Download one checkpoint to a local folder."""
     if "://" in arguments.output:
         raise ConfigError(f"--output {arguments.output}: must be a local folder")
     manifest = chosen(run, arguments)
@@ -27,7 +27,7 @@ def get(run: RunStore, arguments: Namespace) -> Answer:
         done = download(run, manifest, Path(arguments.output), count)
     seconds = round(time.monotonic() - began, 3)
     problems = verify_checkpoint(LocalStore(done.folder), manifest, lambda *_: None)
-    for problem in problems:  # the bytes are those in the store: somebody may want to look at them
+    for problem in problems:  # keep the files: they match the store and may be worth inspecting
         warn(f"warning: {manifest.name}: {problem}; training and evaluation refuse it")
     kept = f", {size_text(done.bytes_kept)} were there already" if done.bytes_kept else ""
     fetched = f"{size_text(done.bytes_fetched)} fetched in {seconds:.1f} s{kept}"
@@ -39,7 +39,7 @@ def get(run: RunStore, arguments: Namespace) -> Answer:
 
 
 def export(run: RunStore, arguments: Namespace) -> Answer:
-    """Write the weights alone to one .safetensors file."""
+    """Write only the weights to one .safetensors file."""
     manifest = chosen(run, arguments)
     output = Path(arguments.output)
     if output.suffix != ".safetensors":
@@ -60,7 +60,7 @@ def export(run: RunStore, arguments: Namespace) -> Answer:
 
 
 def prune(run: RunStore, arguments: Namespace) -> Answer:
-    """Delete old checkpoints; without --yes only say which."""
+    """Delete old checkpoints; without --yes only list them."""
     for name, count in (("--keep-last", arguments.keep_last), ("--keep-every", arguments.keep_every)):
         if count is not None and count < 1:
             raise ConfigError(f"{name} {count}: must be 1 or more")
@@ -75,14 +75,14 @@ def prune(run: RunStore, arguments: Namespace) -> Answer:
 
 
 def pin(run: RunStore, arguments: Namespace) -> Answer:
-    """Keep a checkpoint from being pruned."""
+    """Protect a checkpoint from prune."""
     name = run.choose(step=arguments.step).name
     run.checkpoints.pin(name)
     return Answer(f"{name}: pinned, no prune deletes it", {"name": name, "pinned": True})
 
 
 def unpin(run: RunStore, arguments: Namespace) -> Answer:
-    """Let a checkpoint be pruned again."""
+    """Allow prune to delete a checkpoint again."""
     names = sorted(item.name for item in run.checkpoints.list(step=arguments.step))
     if not names:
         raise CheckpointError(f"{run.uri}: no checkpoint of step {arguments.step}")

@@ -1,4 +1,4 @@
-"""An answer about a run's checkpoints, and the checkpoint that a command line chooses."""
+"""A command's answer, and the checkpoint that a command line chooses."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ __all__ = ["Answer", "chosen", "is_chosen"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command says: to people, to programs, and by its exit code."""
+    """A command's output: text for people, a document for programs, and an exit code."""
 
     text: str
     document: JsonObject
@@ -22,7 +22,7 @@ class Answer:
 
 
 def is_chosen(arguments: Namespace) -> bool:
-    """Return whether one checkpoint is named; raises ConfigError if more than one is."""
+    """Return whether one checkpoint is named; raises ConfigError if several are."""
     given = sum([arguments.step is not None, arguments.best is not None, arguments.latest])
     if given > 1:
         raise ConfigError("give one of --step, --latest and --best")
@@ -30,6 +30,6 @@ def is_chosen(arguments: Namespace) -> bool:
 
 
 def chosen(run: RunStore, arguments: Namespace) -> Manifest:
-    """Return the checkpoint that is named, else the newest; raises CheckpointError if it is not there."""
+    """Return the named checkpoint, else the newest; raises CheckpointError if it does not exist."""
     is_chosen(arguments)
     return run.choose(step=arguments.step, best=arguments.best, mode=arguments.mode)

@@ -1,4 +1,4 @@
-"""What the commands say that only look at a run's checkpoints: text for people, a document for programs."""
+"""The commands that only read a run's checkpoints: text for people, a document for programs."""
 
 import json
 import math
@@ -20,11 +20,11 @@ from jebm.untrusted import escaped
 
 __all__ = ["diff", "list_", "show", "verify"]
 
-_SHOWN = 30  # names of changed tensors
+_SHOWN = 30  # names of changed tensors listed
 
 
 def list_(run: RunStore, arguments: Namespace) -> Answer:
-    """Show all checkpoints, newest first."""
+    """List all checkpoints, newest first."""
     items = listed(run, arguments.limit or None, metric=arguments.metric, mode=arguments.mode)
     rows = [["step", "attempt", "age", "size", arguments.metric, "status", ""]]
     for item in items:
@@ -46,7 +46,7 @@ def list_(run: RunStore, arguments: Namespace) -> Answer:
 
 
 def show(run: RunStore, arguments: Namespace) -> Answer:
-    """Show what one checkpoint says of itself, and its tensors."""
+    """Show one checkpoint's manifest and its tensors."""
     manifest = chosen(run, arguments)
     document = described(run, manifest)
     objects, parts = len(manifest.objects), sum(len(stored.crc32) for stored in manifest.objects)
@@ -77,11 +77,11 @@ def show(run: RunStore, arguments: Namespace) -> Answer:
 
 
 def verify(run: RunStore, arguments: Namespace) -> Answer:
-    """Check sizes and etags of all checkpoints, or of the one chosen; with --deep every byte."""
+    """Check sizes and etags of all checkpoints or the chosen one; with --deep every byte."""
     if is_chosen(arguments) and arguments.step is None:
         one = run.checkpoints.find(chosen(run, arguments).name)
         found: Sequence[FoundCheckpoint] = [] if one is None else [one]
-    else:  # of one step all: a damaged one cannot be chosen, and is what this looks for
+    else:  # all of a step: the damaged ones we look for cannot be chosen
         found = run.checkpoints.list(step=arguments.step)
     if not found:
         none = f"{run.uri}: no checkpoint of step {arguments.step}"
@@ -98,7 +98,7 @@ def verify(run: RunStore, arguments: Namespace) -> Answer:
 
 
 def diff(run: RunStore, arguments: Namespace) -> Answer:
-    """Say in what the checkpoints of two steps differ."""
+    """Show how the checkpoints of two steps differ."""
     one, other = run.choose(step=arguments.first), run.choose(step=arguments.second)
     found, facts = compare(run, one, other), compare_facts(one, other)
     counts = (
