@@ -1,7 +1,7 @@
-"""The configuration: one tree of frozen dataclasses, on the standard library alone.
+"""The configuration: one tree of frozen dataclasses, using only the standard library.
 
-Sections check themselves; `Config` checks what concerns two sections. A value that cannot work raises
-`ConfigError`, naming the dotted key (`energy.width`). Values come in through `jebm.parser`, nowhere else.
+Sections validate themselves; `Config` validates across sections. An invalid value raises `ConfigError`,
+naming the dotted key (`energy.width`). Values come in only through `jebm.parser`.
 """
 
 import dataclasses
@@ -74,7 +74,7 @@ class Config:
     cluster: Cluster = field(default_factory=Cluster, metadata={"role": "where"})
 
     def __post_init__(self) -> None:
-        # The trunks halve the image once between two latent layers.
+        # The trunks halve the image once between adjacent latent layers.
         layers = len(self.model.latent_dims)
         halvings = layers - 1
         expected = {
@@ -98,7 +98,7 @@ class Config:
             f"{layers} latent layers halve the image {halvings} times, but {self.model.image_size} pixels "
             f"can be halved only {reachable}; use larger images, or fewer latent_dims and channels",
         )
-        # Training only the energy needs trained nets, and an energy.
+        # Training only the energy requires trained nets and an energy.
         if self.train.regime == "two_stage":
             require(
                 self.run.init_from is not None,
@@ -113,7 +113,7 @@ class Config:
                 "train.gaussian_share",
                 "train.regime two_stage trains the energy from the start",
             )
-        # Workers share each batch equally, also when there are fewer of them.
+        # Workers share each batch equally, even after some are lost.
         fewest = self.cluster.min_workers or self.cluster.workers
         for workers in range(fewest, self.cluster.workers + 1):
             share = workers * self.train.accumulate
@@ -134,7 +134,7 @@ class Config:
 
 
 def fields(kind: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    """Yield (dotted key, field) for all sections and values of a section, each before what is in it."""
+    """Yield (dotted key, field) for all sections and values in a section, parents first."""
     for entry in dataclasses.fields(kind):
         yield f"{prefix}{entry.name}", entry
         if isinstance(entry.type, type) and dataclasses.is_dataclass(entry.type):
@@ -146,7 +146,7 @@ _ROLES: Mapping[str, Role] = {
 }
 
 PLACES = tuple(key for key, entry in fields(Config) if entry.metadata.get("place"))
-"""Keys whose values are paths, or URIs where data and results may be in a store."""
+"""Keys whose values are paths, or URIs if data and results may be in a store."""
 
 
 def role_of(key: str) -> Role:

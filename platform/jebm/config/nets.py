@@ -1,4 +1,4 @@
-"""The sections that describe the model: nets, prior and the chains that sample it."""
+"""The model's sections: nets, prior and the chains that sample it."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ __all__ = ["Energy", "Generator", "Inference", "Langevin", "Model", "Prior"]
 
 @dataclass(frozen=True)
 class Model:
-    """What the three nets share.
+    """Settings shared by the three nets.
 
     Args:
         image_size: Height and width of the images in pixels.
@@ -76,11 +76,11 @@ class Generator:
 
 @dataclass(frozen=True)
 class Prior:
-    """Which prior the latents have.
+    """The prior of the latents.
 
     Args:
-        kind: joint (an energy over all latent layers together: the paper's), top (over the top layer only,
-            as LEBM; the others are N(0, I)) or gaussian (N(0, I), no energy).
+        kind: joint (one energy over all latent layers, as in the paper), top (over only the top layer, as
+            LEBM; the others are N(0, I)) or gaussian (N(0, I), no energy).
 
     """
 
@@ -92,10 +92,10 @@ class Energy:
     """The energy net f(z) of the prior p(z) proportional to exp(f(z)) N(z; 0, I), an MLP.
 
     Args:
-        width: Units of each hidden layer; 0 switches the energy off, as prior.kind gaussian.
+        width: Units of each hidden layer; 0 disables the energy, as prior.kind gaussian.
         depth: Number of hidden layers.
         spectral_norm: Divide every weight matrix by its largest singular value (bounds the slope of f).
-        output_scale: Factor on f; with spectral norm it is the bound on the slope of f.
+        output_scale: Factor on f; with spectral norm it bounds the slope of f.
 
     """
 
@@ -116,15 +116,14 @@ class Langevin:
 
     Args:
         steps: Number of steps K of a chain, from fresh N(0, I).
-        step_size: s, the standard deviation of the noise of a step (other codes name s^2 or s^2/2 so).
-            Below 2: at 2 and above the chain diverges even on N(0, I). K steps forget the start when
+        step_size: s, the standard deviation of the noise of a step (other code uses this name for s^2 or
+            s^2/2). Below 2: at 2 and above the chain diverges even on N(0, I). K steps forget the start when
             (1 - s^2/2)^K is small: s = 0.4, K = 40 leaves 0.035; s = 0.1, K = 40 leaves 0.82.
-        kernel: What computes the chain: auto (compiled: C on a CPU where a C compiler is found, Triton on a
-            GPU where triton is; else torch), torch (gradient in closed form) or autograd (the reference).
-            They differ by rounding only, and autograd is used in any case if the generator maps noise to
-            latents.
-        noise: What draws the noise of the steps: torch (its generators) or philox (counter-based: drawn in
-            the compiled kernel, and the same with every kernel and on every device).
+        kernel: What computes the chain: auto (compiled, with C on a CPU or Triton on a GPU if available; else
+            torch), torch (closed-form gradient) or autograd (the reference). They differ only by rounding;
+            autograd is always used if the generator maps noise to latents.
+        noise: What draws the steps' noise: torch (its generators) or philox (counter-based: drawn in the
+            compiled kernel; the same with every kernel and on every device).
 
     """
 

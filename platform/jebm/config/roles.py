@@ -1,4 +1,4 @@
-"""What each key of the configuration is there for; every list of keys derives from it."""
+"""The role of each configuration key; every list of keys derives from it."""
 
 from collections.abc import Set
 from dataclasses import field
@@ -11,21 +11,21 @@ __all__ = ["RESUME_MAY_CHANGE", "SHAPES_RESULT", "Role", "key", "require"]
 T = TypeVar("T")
 
 Role: TypeAlias = Literal["where", "start", "judge", "length", "shape", "result"]
-"""where: where and how a run computes, keeps and logs; start: its name and what it begins with; judge: how
-its model is measured; length: how long it trains; shape: sizes of generator and inference net; result:
-everything else that decides what comes out."""
+"""where: where and how a run computes, stores and logs; start: its name and initial state; judge: how its
+model is evaluated; length: how long it trains; shape: sizes of generator and inference net; result:
+everything else that affects the result."""
 
 RESUME_MAY_CHANGE: Set[Role] = frozenset({"where", "start", "judge", "length"})
-"""Roles of the keys in which a resumed run may differ from its checkpoint.
+"""Roles of the keys that may change when a run resumes.
 
-The content of the data is compared as well: a checkpoint holds its hash."""
+The data must still have the content whose hash the checkpoint holds."""
 
 SHAPES_RESULT: Set[Role] = frozenset({"length", "shape", "result"})
-"""Roles of the keys that a sweep may search, and that stand beside the final metrics."""
+"""Roles of the keys that a sweep may search and that are logged with the final metrics."""
 
 
 def key(default: T, role: Role, *, place: bool = False) -> T:
-    """Return the field of a value with a role of its own; `place` marks a path or a URI."""
+    """Return a field with a role of its own; `place` marks a path or URI."""
     value: T = field(default=default, metadata={"role": role, "place": place})
     return value
 

@@ -1,4 +1,4 @@
-"""The sections that describe a run: names and places, data, optimizers, training, measures, workers."""
+"""The run's sections: names and storage, data, optimizers, training, evaluation, workers."""
 
 import math
 import re
@@ -21,25 +21,25 @@ __all__ = [
 ]
 
 Features: TypeAlias = Literal["classifier", "effnetlite0", "inceptionv3"]
-"""Nets in which distances between images are taken."""
+"""Nets whose features define distances between images."""
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-"""The weights of inceptionv3 that published FIDs were taken with."""
+"""The inceptionv3 weights used for published FIDs."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the run is called, where it keeps its results, and what makes it repeatable.
+    """The run's name, where its results go, and what makes it reproducible.
 
     Args:
         name: Name of the run. The same name resumes the run; a new name starts a new one.
         storage: Where results and checkpoints go: a folder, or s3://bucket/prefix (credentials come from
             the environment, the AWS profile or the instance role, never from here).
         seed: Seed of everything random: initial weights, data order, noise.
-        deterministic: Ask torch for deterministic algorithms (some GPU kernels get slower).
+        deterministic: Use deterministic algorithms in torch (some GPU kernels get slower).
         accept_changes: Resume even though the configuration differs from the checkpoint's.
-        init_from: A new run begins with the tensors (nets, optimizers, averages) of another run's newest
-            checkpoint, storage/name, or of a certain one, storage/name/checkpoints/step-00001200-a0001.
+        init_from: Start a new run from the tensors (nets, optimizers, averages) of another run's newest
+            checkpoint, storage/name, or a given one, storage/name/checkpoints/step-00001200-a0001.
 
     """
 
@@ -62,11 +62,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    """The images: data sets made by jebm ingest.
+    """The images: data sets written by jebm ingest.
 
     Args:
         train: Data set to train on: a folder or s3://bucket/prefix that holds dataset.json.
-        held_out: Data set whose first images are reconstructed in the pictures; the training set without.
+        held_out: Data set whose first images are reconstructed in the pictures; by default the training set.
 
     """
 
@@ -76,7 +76,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Adam and the schedule of its learning rate.
+    """Adam and its learning-rate schedule.
 
     Args:
         lr: Learning rate.
@@ -86,7 +86,7 @@ class Optimizer:
         schedule: constant; exponential (times decay_per_epoch each epoch); cosine (to 0 at the end).
         decay_per_epoch: Factor of the exponential schedule.
         warmup_steps: Steps of linear warm-up from 0.
-        clip_norm: Largest norm of this player's gradient; null for no clipping.
+        clip_norm: Maximum norm of this player's gradient; null for no clipping.
 
     """
 
@@ -115,8 +115,8 @@ class Optimizers:
     """One optimizer for each player.
 
     Args:
-        generator: Of the generator and the inference net together.
-        energy: Of the energy net.
+        generator: For the generator and the inference net together.
+        energy: For the energy net.
 
     """
 
@@ -130,22 +130,22 @@ class Optimizers:
 
 @dataclass(frozen=True)
 class Train:
-    """Length, batch and arithmetic of the training.
+    """Length, batches and precision of training.
 
     Args:
         epochs: Passes over the data; a fraction is allowed.
-        batch_size: Images of one update, over all workers together.
+        batch_size: Images per update, over all workers together.
         accumulate: Split a worker's share of the batch into this many pieces, to save memory.
         precision: fp32, or bf16 (autocast of generator and inference net; energy and chain stay fp32).
-        regime: joint (all nets together) or two_stage (only the energy, on the posteriors of the nets that
-            run.init_from names, which stay frozen: mostly a run with prior.kind gaussian).
-        gaussian_share: Share of the run, from its start, that is trained with the Gaussian prior; the energy
-            joins then, when posteriors have settled.
-        energy_updates: Updates of the energy for each one of generator and inference net, with chains and
-            posterior samples of their own.
-        ema_decay: Decay per step of the averaged weights that pictures use; 0 for none.
-        report_every_steps: Steps between two lines of the log.
-        pictures_every_steps: Steps between two sheets of pictures; 0 for one at the end only.
+        regime: joint (all nets together) or two_stage (only the energy, on the posteriors of frozen nets from
+            run.init_from, usually a run with prior.kind gaussian).
+        gaussian_share: Share of the run, from its start, trained with the Gaussian prior; the energy joins
+            afterwards, when posteriors have settled.
+        energy_updates: Energy updates per update of generator and inference net, each with its own chains and
+            posterior samples.
+        ema_decay: Decay per step of the averaged weights used for pictures; 0 for none.
+        report_every_steps: Steps between log lines.
+        pictures_every_steps: Steps between sheets of pictures; 0 for only one at the end.
 
     """
 
@@ -177,10 +177,10 @@ class Train:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """When checkpoints are written and how many stay.
+    """When checkpoints are written and how many are kept.
 
     Args:
-        every_steps: Steps between two checkpoints; one more is written at the end.
+        every_steps: Steps between checkpoints; one more is written at the end.
         keep_last: Checkpoints to keep; older ones are deleted, except pinned ones and the one resumed from.
         sharded: Each worker writes its share of the tensors: for large models, or a storage that one writer
             cannot fill.
@@ -198,18 +198,18 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Measures of samples and of the prior while training, on the held-out images (docs/evaluation.md).
+    """Evaluation of samples and prior during training, on the held-out images (docs/evaluation.md).
 
     Args:
-        every_steps: Steps between two evaluations, one more at the end; 0 for none.
-        features: Where distances between images are taken: classifier (a small one, trained once on each
-            node on the labels of data.train), effnetlite0 (needs `pip install -e '.[features]'`) or
+        every_steps: Steps between evaluations, with one more at the end; 0 for none.
+        features: Net whose features define distances between images: classifier (a small one, trained once
+            per node on the labels of data.train), effnetlite0 (needs `pip install -e '.[features]'`) or
             inceptionv3 (needs `pip install --no-deps torch-fidelity` and inception_weights).
         inception_weights: File with the weights of inceptionv3, on each node that evaluates;
             weights-inception-2015-12-05-6726825d.pth makes its Fréchet distance the FID.
-        samples: Prior samples of each evaluation, compared with as many held-out images.
-        chain_factor: Length of the long chains in multiples of langevin.steps: short-run chains can look good
-            without having mixed, and these show it.
+        samples: Prior samples per evaluation, compared with the same number of held-out images.
+        chain_factor: Length of the long chains in multiples of langevin.steps; they reveal short-run chains
+            that look good without having mixed.
 
     """
 
@@ -233,18 +233,18 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the run takes of the cluster.
+    """The resources that the run uses.
 
     Args:
         engine: ray (Ray Train; starts a local Ray if none runs) or process (only this process, or the
             processes that torchrun started).
         workers: Number of data-parallel workers.
-        min_workers: Continue with as few as this when nodes are lost; grow again when they return (Ray only;
-            the order of the images stays, the noise does not); null for a fixed number.
+        min_workers: Continue with at least this many when nodes are lost; grow again when they return (Ray
+            only; image order stays the same, noise does not); null for a fixed number.
         cpus_per_worker: CPUs (and torch threads) of each worker.
         gpu: Give each worker one GPU.
         max_failures: How often Ray may restart the workers after a crash.
-        autoscales: The cluster adds nodes on demand, so do not refuse what it has not got yet.
+        autoscales: The cluster adds nodes on demand, so accept requests beyond its current size.
 
     """
 

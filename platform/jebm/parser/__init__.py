@@ -1,4 +1,4 @@
-"""The one way in for values: files, the command line and samples of a sweep, as dotted keys."""
+"""The only entry for values: files, the command line and a sweep's samples, as dotted keys."""
 
 from jebm.parser.arguments import (
     JobParser,

@@ -1,8 +1,8 @@
-"""The parsers of the jobs: keys of the configuration and options, from files and the command line.
+"""The jobs' parsers: configuration keys and options, from files and the command line.
 
-An unknown key or a value of the wrong type raises `ConfigError` in one line that names it, before any
-cluster starts. The line is ours (`jebm.parser.words`); help, `--print_config`, commands and the objects of
-the config are jsonargparse's.
+An unknown key or a value of the wrong type raises a one-line `ConfigError` that names it, before any cluster
+starts. That check is ours (`jebm.parser.words`); jsonargparse does help, `--print_config`, commands and the
+config's objects.
 """
 
 import dataclasses
@@ -33,23 +33,23 @@ __all__ = [
 
 
 class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the lines of a description: they hold examples."""
+    """Keeps a description's line breaks, since it holds examples."""
 
 
 class JobParser(ArgumentParser):
-    """A parser that remembers its arguments, so that a wrong command line is refused in our words."""
+    """A parser that remembers its arguments, so that we can report a wrong command line ourselves."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:  # noqa: ANN401  (jsonargparse's)
         self.options: list[Option] = []
         self.commands: dict[str, JobParser] = {}
         self.has_keys = False
-        """Whether the keys of the config are among its arguments."""
+        """Whether its arguments include the config's keys."""
         super().__init__(*arguments, **settings)
 
     def add_argument(self, *names: str, **settings: Any) -> Any:  # noqa: ANN401
         """Add an argument, as jsonargparse does."""
         action = settings.get("action")
-        if action in (None, "store_true") and "." not in names[-1]:  # no key of the config, nor its section
+        if action in (None, "store_true") and "." not in names[-1]:  # neither a config key nor a section
             option = Option(
                 names=names,
                 kind=None if action else settings.get("type", str),
@@ -63,14 +63,14 @@ class JobParser(ArgumentParser):
         return super().add_argument(*names, **settings)
 
     def add_command(self, name: str, parser: "JobParser", summary: str) -> None:
-        """Add a command; its values are found under its name, and `command` says which one was given."""
+        """Add a command; its values are stored under its name, and the chosen name under `command`."""
         if not self.commands:
             self._choice = self.add_subcommands(dest="command", metavar="COMMAND")
         self.commands[name] = parser
         self._choice.add_subcommand(name, parser, help=summary)
 
     def checked(self, words: Sequence[str]) -> list[str]:
-        """Return a command line in plain form; raises `ConfigError` if it is wrong."""
+        """Return the command line in plain form; raises `ConfigError` if it is wrong."""
         if self.commands:
             return self._with_command(words)
         if any(word in ("-h", "--help") for word in words):
@@ -91,26 +91,26 @@ class JobParser(ArgumentParser):
 
 
 def job_parser(description: str) -> JobParser:
-    """Return an empty parser whose errors `parse` turns into one line."""
+    """Return an empty parser, to be used with `parse`."""
     return JobParser(description=description, exit_on_error=False, formatter_class=_Help)
 
 
 def parse(parser: JobParser, arguments: Sequence[str] | None = None) -> Namespace:
-    """Return what the command line (default: this process's) gives, sections as objects of the config.
+    """Return the values of the command line (default: this process's), with sections as config objects.
 
     Raises:
-        ConfigError: an unknown key or option, a missing or wrong one, or values that a section refuses.
+        ConfigError: an option is unknown, missing or wrong, or a section refuses a value.
     """
     words = parser.checked(sys.argv[1:] if arguments is None else arguments)
     try:
         values: Namespace = parser.instantiate(parser.parse_args(words))
-    except (ArgumentError, ValueError) as error:  # what our own check has let pass
+    except (ArgumentError, ValueError) as error:  # not caught by our own check
         raise ConfigError(" ".join(str(error).split())) from error
     return values
 
 
 def argument_parser(description: str) -> JobParser:
-    """Return a parser of `--config FILE` (repeatable), every dotted key of `Config`, and `--print_config`."""
+    """Return a parser for `--config FILE` (repeatable), all dotted keys of `Config`, and `--print_config`."""
     parser = job_parser(description)
     parser.usage = "%(prog)s [--config FILE] [--KEY VALUE ...]"
     parser.has_keys = True
@@ -123,24 +123,24 @@ def argument_parser(description: str) -> JobParser:
 
 
 def parse_arguments(parser: JobParser, arguments: Sequence[str] | None = None) -> tuple[Config, Namespace]:
-    """Return the config that the command line (default: this process's) gives, and the whole namespace.
+    """Return the config from the command line (default: this process's), and the whole namespace.
 
-    `parser` is `argument_parser`'s, perhaps with a job's own arguments added.
+    `parser` comes from `argument_parser`, perhaps with a job's own arguments added.
 
     Raises:
-        ConfigError: an unknown key, a value of the wrong type, or values that cannot work together.
+        ConfigError: a key is unknown, a value has the wrong type, or values are incompatible.
     """
     values = parse(parser, arguments)
     return Config(**{section.name: values[section.name] for section in dataclasses.fields(Config)}), values
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Return the config of a YAML file, with dotted `overrides` (`{"energy.width": 50}`) on top."""
+    """Return the config from a YAML file, with dotted `overrides` (`{"energy.width": 50}`) on top."""
     config = config_from_dict(read_config(path))
     return override(config, overrides) if overrides else config
 
 
 def config_to_yaml(config: Config) -> str:
-    """Return the config as YAML that `--config` reads back to an equal config."""
+    """Return the config as YAML that `--config` reads back as an equal config."""
     text: str = yaml.safe_dump(config_to_dict(config), sort_keys=False)
     return text

@@ -1,4 +1,4 @@
-"""Values to the types of the configuration: what fits is converted, and what does not is refused by name."""
+"""Convert values to the configuration's types; refuse those that do not fit, naming the key."""
 
 import dataclasses
 import difflib
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _SHOWN = 60
-"""Characters of a value that an error shows."""
+"""How many characters of a value an error shows."""
 _BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
 _NEEDS = {
     int: "an integer",
@@ -39,17 +39,17 @@ _NEEDS = {
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
-    """Return the config with the given nested values and defaults elsewhere; keys may also be dotted.
+    """Return the config with these nested values and defaults elsewhere; keys may also be dotted.
 
     Raises:
-        ConfigError: an unknown key, a value of the wrong type, or values that cannot work together.
+        ConfigError: a key is unknown, a value has the wrong type, or values are incompatible.
     """
     config: Config = _built(Config, "", dict(checked(values)))
     return config
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Return the config with the values of dotted keys changed; raises as `config_from_dict`."""
+    """Return the config with the values of these dotted keys; raises as `config_from_dict`."""
     return config_from_dict(dict(leaves(config_to_dict(config))) | dict(changes))
 
 
@@ -74,7 +74,7 @@ def _checked(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]
 
 
 def _built(kind: Any, prefix: str, given: Mapping[str, Any]) -> Any:  # noqa: ANN401  (an object of that kind)
-    """Return a section with the given values of dotted keys."""
+    """Return the section with these values of dotted keys."""
     arguments = {}
     for field in dataclasses.fields(kind):
         key = f"{prefix}{field.name}"
@@ -87,13 +87,13 @@ def _built(kind: Any, prefix: str, given: Mapping[str, Any]) -> Any:  # noqa: AN
 
 @functools.cache
 def key_types() -> Mapping[str, Any]:
-    """Return dotted key -> type of all values of the config."""
+    """Return the types of all config values by dotted key."""
     return {key: entry.type for key, entry in fields(Config) if key not in sections()}
 
 
 @functools.cache
 def sections() -> Mapping[str, Any]:
-    """Return dotted key -> class of all sections of the config."""
+    """Return the classes of all config sections by dotted key."""
     return {key: entry.type for key, entry in fields(Config) if dataclasses.is_dataclass(entry.type)}
 
 
@@ -104,7 +104,7 @@ def _unknown(key: str) -> str:
 
 
 def meant(key: str, known: Collection[str]) -> Sequence[str]:
-    """Return the known keys that a wrong one is likely to mean, perhaps under another section."""
+    """Return the known keys that a wrong one probably means, perhaps in another section."""
     if close := difflib.get_close_matches(key, known, n=1, cutoff=0.75):
         return close
     last = {name: name.rsplit(".", 1)[-1] for name in known}
@@ -113,7 +113,7 @@ def meant(key: str, known: Collection[str]) -> Sequence[str]:
 
 
 def with_home(path: str, key: str) -> str:
-    """Return a path with ~ and ~name written out; raises `ConfigError` if there is no such home."""
+    """Return a path with ~ or ~name expanded; raises `ConfigError` if there is no such home."""
     try:
         return str(expanded(path)) if path.startswith("~") else path
     except ValueError as error:
@@ -125,10 +125,10 @@ def _with_home(key: str, value: Any) -> Any:  # noqa: ANN401  (as given)
 
 
 def converted(value: Any, kind: Any, key: str) -> Any:  # noqa: ANN401  (any plain value, of that type)
-    """Return a value of the given type; text stands for what it would mean in YAML.
+    """Return the value as this type; text is read as YAML would read it.
 
     Raises:
-        ConfigError: it has another type.
+        ConfigError: it does not fit the type.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
@@ -138,7 +138,7 @@ def converted(value: Any, kind: Any, key: str) -> Any:  # noqa: ANN401  (any pla
         return converted(value, kind, key)
     if value is None:
         raise ConfigError(f"{key}: needs a value, not null")
-    # One of several words, a list, or a plain value.
+    # A choice of words, a list, or a plain value.
     if origin is Literal:
         return _chosen(value, inner, key)
     if origin in (tuple, list):
@@ -184,7 +184,7 @@ def _chosen(value: Any, allowed: Sequence[Any], key: str) -> Any:  # noqa: ANN40
 
 
 def _list_of(value: object, kind: type) -> str:
-    """Return the words for the list that is needed: the one that the value may have been meant for."""
+    """Return an example of the required list: the one that the value was probably meant to be."""
     items = str(value).strip("()[]{} ").replace(",", " ").split()
     if items and all(_plain(item, kind) is not None for item in items):
         return f"a list: [{','.join(items)}]"
@@ -192,7 +192,7 @@ def _list_of(value: object, kind: type) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return a value as an error shows it: as it would be written, and not all of a long one."""
+    """Return a value as an error shows it: as the user would write it, shortened if long."""
     try:
         text = f"'{value}'" if isinstance(value, str) else json.dumps(value)
     except (TypeError, ValueError, RecursionError):

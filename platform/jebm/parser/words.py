@@ -1,7 +1,7 @@
-"""The words of a command line, checked against a parser's arguments before jsonargparse sees them.
+"""Check the words of a command line against a parser's arguments before jsonargparse sees them.
 
-What is refused is so in our words. What is passed on is in one plain form, --key=value, that cannot be
-misread: files of --config written out key by key, ~ expanded, and `true` for a switch without a value.
+Refusals use our own messages. Valid words are passed on in one unambiguous form, --key=value: --config files
+written out key by key, ~ expanded, and `true` for a switch without a value.
 """
 
 import json
@@ -18,30 +18,30 @@ from jebm.paths import shipped
 __all__ = ["Option", "checked_words", "read_config"]
 
 _SEARCH = ("space", "objective")
-"""Keys that only a search file has."""
+"""Keys that occur only in search files."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """An argument of a parser that is no key of the config."""
+    """A parser's argument that is not a config key."""
 
     names: tuple[str, ...]
-    """--name, perhaps with others; of a positional one its name without dashes."""
+    """--name, perhaps with aliases; for a positional argument its name without dashes."""
     kind: Any
-    """Type of the value; None for a switch."""
+    """The value's type; None for a switch."""
     choices: tuple[Any, ...]
     many: bool
-    """Whether one or more words follow."""
+    """Whether it takes one or more words."""
     required: bool
     help: str
 
     @property
     def name(self) -> str:
-        """Return the name that people know."""
+        """Return the name shown to people."""
         return self.names[-1]
 
     def check(self, word: str) -> str:
-        """Return the word as it is passed on; raises `ConfigError` if it is no such value."""
+        """Return the word in the form to pass on; raises `ConfigError` if it is not a valid value."""
         if self.kind in (str, Path, str | None):
             word = with_home(word, self.name)
         elif self.kind is not None:
@@ -52,17 +52,17 @@ class Option:
 
 
 def checked_words(words: Sequence[str], options: Sequence[Option], *, keys: bool) -> list[str]:
-    """Return a command line that is right, in plain form; with `keys`, those of the config are options, too.
+    """Return a valid command line in plain form; with `keys`, config keys are options too.
 
     Raises:
-        ConfigError: an unknown option or key, a value of the wrong type or none, a file that cannot be read,
-            or something that is missing.
+        ConfigError: an option or key is unknown or missing, its value is missing or of the wrong type, or a
+            file cannot be read.
     """
     return list(_Words(words, options, keys=keys).checked())
 
 
 class _Words:
-    """The walk over the words of one command line."""
+    """A pass over the words of one command line."""
 
     def __init__(self, words: Sequence[str], options: Sequence[Option], *, keys: bool) -> None:
         self._left = list(words)
@@ -83,7 +83,7 @@ class _Words:
             elif self._keys and name[2:] in {**key_types(), **sections()} and name.startswith("--"):
                 yield from self._key(name[2:], value if given else None)
             elif word.startswith("--print_config") and self._keys:
-                self._found |= {option.name for option in self._options}  # shows values, runs nothing
+                self._found |= {option.name for option in self._options}  # prints values, runs nothing
                 yield word
             elif word.startswith("--") and len(word) > 2:
                 raise ConfigError(self._unknown(name[2:]))
@@ -110,18 +110,18 @@ class _Words:
             yield option.check(self._left.pop(0))
 
     def _key(self, key: str, value: str | None) -> Iterator[str]:
-        """Yield what a key of the config is set to; a section takes a mapping."""
+        """Yield the words that set a config key; a section takes a mapping."""
         kind = key_types().get(key)
         if value is None and kind is bool and (not self._left or self._left[0].startswith("--")):
             value = "true"
         text = self._value(f"--{key}") if value is None else value
-        if kind is str or (kind == str | None and text != "null"):  # as it is, whatever it means in YAML
+        if kind is str or (kind == str | None and text != "null"):  # unchanged, whatever it means in YAML
             yield from _plain(dict(checked({key: text})))
         else:
             yield from _plain(dict(checked({key: read_value(text)})))
 
     def _argument(self, word: str) -> str:
-        """Return a word that stands for itself."""
+        """Return a positional word."""
         if not self._positional or (word.startswith("-") and len(word) > 1):
             raise ConfigError(f"unexpected argument {word}; see --help")
         option = self._positional[0]
@@ -136,7 +136,7 @@ class _Words:
         return self._left.pop(0)
 
     def _unknown(self, key: str) -> str:
-        """Return the line for an option that is none, with what was likely meant."""
+        """Return the message for an unknown option, with what was probably meant."""
         keys = list(key_types()) if self._keys else []
         names = [name.removeprefix("--") for name in self._named if name.startswith("--")]
         close = meant(key, keys + names)
@@ -148,10 +148,10 @@ class _Words:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Return the dotted keys and values of a config file, checked; `smoke` is one that comes with jebm.
+    """Return the checked dotted keys and values of a config file; jebm ships some, such as `smoke`.
 
     Raises:
-        ConfigError: in one line that names the file.
+        ConfigError: the file is invalid; one line that names it.
     """
     path = shipped(path, "configs")
     values = read_yaml(path)

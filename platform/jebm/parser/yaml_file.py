@@ -1,7 +1,7 @@
-"""YAML from outside, read in one place: configs, search files, and values on the command line.
+"""The one reader of untrusted YAML: configs, search files, and values on the command line.
 
-Plain values only: text, numbers, true and false, null, lists and mappings. Numbers are those of YAML 1.2, so
-that 1e-4 is one and 010 is ten. A key that stands twice is refused, wherever it is.
+Plain values only: text, numbers, true and false, null, lists and mappings. Numbers follow YAML 1.2: 1e-4 is a
+number and 010 is ten. A repeated key is refused at any level.
 """
 
 import re
@@ -18,7 +18,7 @@ __all__ = ["read_value", "read_yaml", "resolved"]
 
 _MOST_BYTES = 1 << 20
 _MOST_VALUES = 10_000
-"""With all aliases written out: a few lines of them can stand for billions."""
+"""Counted with all aliases expanded: a few lines of them can stand for billions."""
 _DEEPEST = 30
 _TAG = "tag:yaml.org,2002:"
 _WORDS: Mapping[str, bool | None] = {
@@ -35,11 +35,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the mapping that a YAML file holds, empty for an empty file.
+    """Return the mapping in a YAML file, empty for an empty file.
 
     Raises:
-        ConfigError: in one line that names the file and the line: it cannot be read, is no YAML, holds
-            something else than one mapping of plain values, or has a key twice.
+        ConfigError: the file cannot be read, is not YAML, holds anything but one mapping of plain values, or
+            repeats a key; one line that names the file and the line.
     """
     text = _text(Path(path))
     with _about(f"{path}: "):
@@ -50,7 +50,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def read_value(text: str) -> Any:  # noqa: ANN401  (any plain value)
-    """Return the value that a word of the command line stands for; the word itself if it is no YAML."""
+    """Return the value of a command-line word as YAML, or the word itself if it is not YAML."""
     try:
         return _Reader().read(_composed(text))
     except (ConfigError, yaml.YAMLError):
@@ -58,7 +58,7 @@ def read_value(text: str) -> Any:  # noqa: ANN401  (any plain value)
 
 
 def resolved(text: str) -> Any:  # noqa: ANN401  (None, a bool, a number or the text)
-    """Return what plain text without quotes means in YAML: null, true, false, a number, or the text."""
+    """Return the meaning of unquoted text in YAML: null, true, false, a number, or the text."""
     if text in _WORDS:
         return _WORDS[text]
     if len(text) <= _LONGEST_NUMBER:
@@ -70,9 +70,9 @@ def resolved(text: str) -> Any:  # noqa: ANN401  (None, a bool, a number or the 
 
 
 def _text(path: Path) -> str:
-    """Return the text of a file; raises ConfigError that names it."""
+    """Return a file's text; raises ConfigError that names the file."""
     try:
-        with path.open("rb") as file:  # a pipe, too
+        with path.open("rb") as file:  # may be a pipe
             data = file.read(_MOST_BYTES + 1)
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder; give a YAML file in it") from None
@@ -98,7 +98,7 @@ def _text(path: Path) -> str:
 
 @contextmanager
 def _about(place: str) -> Iterator[None]:
-    """Within it, errors become a `ConfigError` of one line that begins with the place."""
+    """Turn errors raised within into a one-line `ConfigError` that begins with `place`."""
     try:
         yield
     except ConfigError as error:
@@ -115,7 +115,7 @@ def _about(place: str) -> Iterator[None]:
 
 
 class _Composer(yaml.SafeLoader):
-    """Text to nodes, whose plain scalars are left as they are; never nested too deeply to be walked."""
+    """Parses text to nodes with unresolved plain scalars, and limits their nesting."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -142,7 +142,7 @@ def _composed(text: str) -> yaml.Node | None:
 
 
 class _Reader:
-    """Nodes to plain values; remembers in which line each dotted key stands, to find one that comes twice."""
+    """Turns nodes into plain values; remembers each dotted key's line, to report repeated keys."""
 
     def __init__(self) -> None:
         self._lines: dict[str, int] = {}
@@ -159,7 +159,7 @@ class _Reader:
             raise ConfigError(f"line {line}: more than {_MOST_VALUES:,} values, with all aliases written out")
         if any(node is outer for outer in self._within):
             raise ConfigError(f"line {line}: {key or 'the file'} holds itself by an alias; write it out")
-        if len(self._within) == _DEEPEST:  # by way of aliases
+        if len(self._within) == _DEEPEST:  # possible through aliases
             raise ConfigError(f"line {line}: more than {_DEEPEST} levels deep; give a YAML file of settings")
         self._within.append(node)
         try:
@@ -168,7 +168,7 @@ class _Reader:
             if node.tag == f"{_TAG}seq":
                 return [self.read(item, f"{key}[{i}]") for i, item in enumerate(node.value)]
             if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}str":
-                return resolved(node.value) if node.style is None else node.value  # quotes make it text
+                return resolved(node.value) if node.style is None else node.value  # quoted scalars are text
         finally:
             self._within.pop()
         tag = node.tag.replace(_TAG, "!!")
@@ -194,12 +194,12 @@ class _Reader:
         return inherited | own
 
     def _merged(self, node: yaml.Node) -> dict[str, Any]:
-        """Return what `<<:` brings in: a mapping, or several of which the first one wins."""
+        """Return what `<<:` merges in: a mapping, or several of which the first wins."""
         line = node.start_mark.line + 1
         mappings = node.value if node.tag == f"{_TAG}seq" else [node]
         merged: dict[str, Any] = {}
         for mapping in mappings:
-            outside, self._lines = self._lines, {}  # its keys may stand beside the merge as well
+            outside, self._lines = self._lines, {}  # its keys may occur beside the merge as well
             try:
                 values = self.read(mapping)
             finally:
