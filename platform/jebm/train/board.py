@@ -1,7 +1,7 @@
-"""TensorBoard's events as bytes: what torch's SummaryWriter would write, without its files and its thread.
+"""TensorBoard events as bytes: what torch's SummaryWriter writes, without its files and thread.
 
-The writer of the tensorboard package raises out of a background thread where a disk is full, and never
-recovers. Here nothing is written: the caller stores the records as it stores everything else.
+tensorboard's own writer raises from a background thread when a disk is full, and never recovers. Nothing is
+written here: the caller stores the records like everything else.
 """
 
 import io
@@ -23,16 +23,16 @@ __all__ = ["Board"]
 
 
 class Board:
-    """Makes the records of one event file. Each method returns bytes to be appended to it."""
+    """Makes the records of one event file. Each method returns bytes to append to it."""
 
     def __init__(self) -> None:
-        """Name the file; a later one has a greater name."""
+        """Name the file; later files sort after it."""
         seconds, rest = divmod(time.time_ns(), 10**9)
         self.file = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{rest:09d}"
-        """Its name, by which TensorBoard finds it and orders it among others."""
+        """Its name, by which TensorBoard finds and sorts it."""
 
     def beginning(self, purge_step: int | None = None) -> bytes:
-        """Return the head of the file; events of earlier files from `purge_step` on are not shown."""
+        """Return the file's header; TensorBoard hides earlier files' events from `purge_step` on."""
         source = SourceMetadata(writer="tensorboard.summary.writer.event_file_writer")
         head = _record(Event(file_version="brain.Event:2", source_metadata=source))
         if purge_step is None:
@@ -46,12 +46,12 @@ class Board:
         )
 
     def scalars(self, values: Mapping[str, float], step: int) -> bytes:
-        """Return one scalar of each name."""
+        """Return one scalar per name."""
         parts = (summary.scalar(*item) for item in values.items())  # type: ignore[no-untyped-call]
         return b"".join(_record(Event(step=step, summary=part)) for part in parts)
 
     def pictures(self, grids: Mapping[str, Tensor], step: int) -> bytes:
-        """Return one picture (C, height, width) in [0, 1] of each name."""
+        """Return one picture (C, height, width) in [0, 1] per name."""
         parts = (
             summary.image(name, picture, dataformats="CHW")  # type: ignore[no-untyped-call]
             for name, picture in grids.items()
@@ -61,7 +61,7 @@ class Board:
     def hyperparameters(
         self, values: Mapping[str, bool | float | str], metrics: Mapping[str, float]
     ) -> bytes:
-        """Return what TensorBoard's HPARAMS page shows: settings beside final metrics."""
+        """Return the data of TensorBoard's HPARAMS page: settings and final metrics."""
         parts = summary.hparams(dict(values), dict(metrics), None)  # type: ignore[no-untyped-call]
         return b"".join(_record(Event(summary=part)) for part in parts) + self.scalars(metrics, 0)
 

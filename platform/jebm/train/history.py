@@ -1,4 +1,4 @@
-"""What earlier attempts at a run have left in its journal, read strictly: anybody may have changed it."""
+"""The journal left by earlier attempts at a run, read strictly, since anyone may have changed it."""
 
 import logging
 from collections.abc import Iterator
@@ -28,17 +28,17 @@ _ROW_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Rows:
-    """The lines of metrics.jsonl that stay, and whether the store has exactly them."""
+    """The lines of metrics.jsonl to keep, and whether the store holds exactly these."""
 
     content: bytes
     stored: bool
 
 
 def attempts_before(run: Store) -> list[JsonObject]:
-    """Return the attempts that run.json lists; a damaged one is set aside with a line in the log.
+    """Return the attempts listed in run.json; a damaged file is set aside and logged.
 
     Raises:
-        StoreError: the store cannot be reached, or what is damaged cannot be set aside.
+        StoreError: the store cannot be reached, or a damaged file cannot be set aside.
     """
     try:
         record = read_object(run, RUN)
@@ -57,7 +57,7 @@ def attempts_before(run: Store) -> list[JsonObject]:
 
 
 def planned_steps(run: Store) -> int | None:
-    """Return how many steps the newest attempt has planned; None if run.json is missing, damaged or older.
+    """Return the steps planned by the newest attempt; None if run.json is missing, damaged or older.
 
     Raises:
         StoreError: the store cannot be reached.
@@ -70,7 +70,7 @@ def planned_steps(run: Store) -> int | None:
 
 
 def last_row(run: Store) -> JsonObject | None:
-    """Return the newest row of metrics.jsonl, its `step` a whole number; None if there is none yet.
+    """Return the newest row of metrics.jsonl, with an integer `step`; None if there is none yet.
 
     Only the end of the file is read. Raises StoreError if the store cannot be reached.
     """
@@ -81,9 +81,9 @@ def last_row(run: Store) -> JsonObject | None:
     run.read_into(METRICS, info.size - len(end), [memoryview(end)])
     for line in reversed(bytes(end).splitlines()):
         try:
-            _step_of(line)  # refuses what is no row of ours
+            _step_of(line)  # raises for anything but our rows
             return parsed_object(line, _ROW_BYTES)
-        except ValueError:  # half a row: it is being written, or a crash has left it
+        except ValueError:  # a partial row: being written, or left by a crash
             continue
     return None
 
@@ -91,13 +91,13 @@ def last_row(run: Store) -> JsonObject | None:
 def rows_before(run: Store, step: int) -> Rows:
     """Return the rows of metrics.jsonl up to a step; those after it, left by a crash, are dropped.
 
-    Half a row at the end is what a crash leaves, too. With any other damage the good rows stay, and the
-    file is set aside with a line in the log.
+    A partial last row, also left by a crash, is dropped. After any other damage the good rows are kept, and
+    the file is set aside and logged.
 
     Raises:
-        StoreError: the store cannot be reached, or what is damaged cannot be set aside.
+        StoreError: the store cannot be reached, or a damaged file cannot be set aside.
     """
-    # The good rows, and what is wrong with the others.
+    # Collect the good rows, and what is wrong with the others.
     kept, size = bytearray(), 0
     bad: list[str] = []
     try:
@@ -110,7 +110,7 @@ def rows_before(run: Store, step: int) -> Rows:
                 half = not line.endswith(b"\n") and line.startswith(b"{") and len(line) <= _ROW_BYTES
                 if not half:
                     bad.append(f"line {number}: {error}")
-        # Damage is worth a line in the log, and the file as it was.
+        # Log the damage and keep the file as it was.
         with understood(run, METRICS):
             if bad:
                 raise ValueError(bad[0] + (f"; and {len(bad) - 1:,} more lines" if bad[1:] else ""))
@@ -124,7 +124,7 @@ def rows_before(run: Store, step: int) -> Rows:
 
 
 def _step_of(line: bytes) -> int:
-    """Return the step of a row; raises ValueError for a line that is none of ours."""
+    """Return a row's step; raises ValueError if the line is not one of our rows."""
     row = parsed_object(line, _ROW_BYTES)
     for name, value in row.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
@@ -133,7 +133,7 @@ def _step_of(line: bytes) -> int:
 
 
 def _lines(run: Store) -> Iterator[bytes]:
-    """Yield the lines of metrics.jsonl; of one that is far too long for a row, only its beginning."""
+    """Yield the lines of metrics.jsonl, truncating those far too long for a row."""
     rest = b""
     for piece in read_pieces(run, METRICS, _METRICS_BYTES):
         *lines, rest = (rest + piece).split(b"\n")

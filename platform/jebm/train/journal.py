@@ -1,7 +1,7 @@
-"""What rank 0 writes beside the checkpoints: a line log, JSONL metrics, TensorBoard, pictures, run.json.
+"""What rank 0 writes besides checkpoints: a line log, JSONL metrics, TensorBoard, pictures, run.json.
 
-All of it goes through an `Outbox` into the run's storage, whatever that is: training never waits for its
-journal, and never ends because of it.
+All files go through an `Outbox` to the run's storage: training never waits for its journal and never fails
+because of it.
 """
 
 import io
@@ -24,15 +24,15 @@ from jebm.train.pictures import sheet
 
 __all__ = ["Journal", "time_left"]
 
-_EVENT_FILE_BYTES = 8 * 2**20  # then another one begins: each write to an object store sends a whole file
+_EVENT_FILE_BYTES = 8 * 2**20  # then a new file: an object store rewrites whole files
 _LOG = logging.getLogger("jebm.train")
 
 
 class Journal:
-    """The log of one run, continued from `step`: lines of later steps, left by a crash, are dropped."""
+    """The log of one run, continued from `step`; lines of later steps, left by a crash, are dropped."""
 
     def __init__(self, store: Store, config: Config, *, step: int, facts: Mapping[str, Any]) -> None:
-        """Open the journal of run `config.run.name` under `store` (the run's storage).
+        """Open the journal of the run `config.run.name` under `store` (the run's storage).
 
         Raises:
             StoreError: the store cannot be reached, or a damaged journal cannot be set aside.
@@ -57,7 +57,7 @@ class Journal:
         self._outbox.close()
 
     def metrics(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
-        """Write one report: a line to the log, a line to metrics.jsonl, scalars to TensorBoard."""
+        """Write one report: a log line, a line of metrics.jsonl, and TensorBoard scalars."""
         row = {"step": step, **{name: _finite(value) for name, value in metrics.items()}}
         self._outbox.append(METRICS, json.dumps(row).encode() + b"\n")
         self._add_events(self._board.scalars(metrics, step))
@@ -65,7 +65,7 @@ class Journal:
         _LOG.info("%s", _line(step, total_steps, metrics, left))
 
     def pictures(self, step: int, grids: dict[str, Tensor]) -> None:
-        """Write one sheet of pictures (PNG) and each grid to TensorBoard."""
+        """Write one sheet of pictures (PNG), and each grid to TensorBoard."""
         png = io.BytesIO()
         sheet(grids).save(png, "PNG")
         self._outbox.put(f"pictures/step-{step:08d}.png", png.getvalue(), extra=True)
@@ -73,7 +73,7 @@ class Journal:
         self._add_events(self._board.pictures(named, step), extra=True)
 
     def hyperparameters(self, metrics: Mapping[str, float]) -> None:
-        """Write what shapes the result beside the final metrics, for TensorBoard's HPARAMS page."""
+        """Write settings that affect the result, and the final metrics, for TensorBoard's HPARAMS page."""
         values = {
             key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
             for key, value in leaves(config_to_dict(self._config))
@@ -122,10 +122,10 @@ def _line(step: int, total_steps: int, metrics: Mapping[str, float], left: str) 
 
 
 def time_left(config: Config, step: int, total_steps: int, seconds_per_step: float) -> str:
-    """Return the time to the end at the speed since the last report, such as `12:05 left`.
+    """Return the remaining time at the speed since the last report, such as `12:05 left`.
 
-    Steps with the energy take longer than those before it joins (`train.gaussian_share`). Their speed is
-    unknown until a report lies entirely after that step; until then this is a lower bound, and says so.
+    Steps take longer once the energy joins (`train.gaussian_share`). Their speed is unknown until a whole
+    report period lies after that step; until then the result is a lower bound, and says so.
     """
     left = int((total_steps - step) * seconds_per_step)
     text = f"{left // 60}:{left % 60:02d} left"

@@ -1,13 +1,13 @@
-"""Who trains a run: one job at a time, and a dead job's place is free.
+"""Let one job at a time train a run, and free the run when that job dies.
 
-    <run>/lease/00000003.json      of the third holder: who it is, and a count that goes up while it lives
+    <run>/lease/00000003.json      the third holder: its identity, and a count that rises while it lives
 
-Each holder has an object of its own, under the number after the newest one, got by a conditional write: of
-several that start at once, or follow a dead one at once, one gets it. The newest object stays when its holder
-has ended, marked as released, so that no number comes twice. Clocks of two machines are never compared.
+Each holder has its own object, under the number after the newest, created by a conditional write: of several
+jobs that start at once, or take over from a dead one at once, one succeeds. When its holder ends, the newest
+object stays, marked as released, so that no number is reused. Clocks of two machines are never compared.
 
-It spares the run that trains an accidental second start. Where it fails (a store without conditional writes,
-a holder that was frozen for longer than others watched), the fence in `Checkpoints.save` still holds.
+The lease protects the training run from an accidental second start. If it fails (a store without conditional
+writes, a holder frozen for longer than others watched), the fence in `Checkpoints.save` still holds.
 """
 
 import logging
@@ -31,11 +31,11 @@ __all__ = ["LastHolder", "Lease", "last_holder"]
 _LOG = logging.getLogger("jebm.train")
 _FOLDER = "lease/"
 _KEY = re.compile(r"lease/(\d{8,15})\.json", re.ASCII)
-_MOST = 10**15 - 1  # the highest number
-_BYTES = 4096  # more is not even read
-_LISTINGS = 5  # at the most, until two agree
+_MOST = 10**15 - 1  # the highest holder number
+_BYTES = 4096  # longer objects are not read
+_LISTINGS = 5  # at most, until two agree
 _BEAT_SECONDS = 5.0
-_SILENT_BEATS = 3  # so many missed, and the holder counts as dead
+_SILENT_BEATS = 3  # missed renewals after which the holder is considered dead
 _LOOKS_PER_BEAT = 4
 
 _FORMAT, _VERSION = "jebm-lease", 2
@@ -45,12 +45,12 @@ _TEXTS = {
     "since": re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII),
     "ray_job": re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,199})?"),
 }
-"""The form of a holder's texts: people see them, and type some of them into a shell."""
+"""Allowed forms of a holder's texts: people read them, and paste some into a shell."""
 
 
 @dataclass(frozen=True)
 class _Holder:
-    """What an object of the lease says. `since` is for people alone, in UTC; `ray_job` is "" outside one."""
+    """The content of a lease object. `since` is only for people, in UTC; `ray_job` is "" outside Ray jobs."""
 
     token: str
     host: str
@@ -84,7 +84,7 @@ class _Holder:
 
     @property
     def stop_command(self) -> str:
-        """What a person types to stop it: made here, from a number or a name without odd characters."""
+        """The command that stops the holder, built here from a number or a name without odd characters."""
         return f"ray job stop {self.ray_job}" if self.ray_job else f"kill {self.pid}"
 
 
@@ -97,7 +97,7 @@ def _text(content: JsonObject, name: str) -> str:
 
 @dataclass(frozen=True)
 class _Place:
-    """An object of the lease: its number, and what changes when it is written again."""
+    """A lease object: its number, and what changes when it is rewritten."""
 
     number: int
     etag: str
@@ -108,14 +108,14 @@ class _Place:
 
 
 class Lease:
-    """Within it, this process holds the run; entering may take three beats, where the last holder died."""
+    """Holds the run within a `with` block; entering may take three beats if the last holder died."""
 
     def __init__(
         self, store: Store, *, ray_job: str | None = None, beat_seconds: float = _BEAT_SECONDS
     ) -> None:
-        """Prepare to hold the run in `store`, the store of the run itself.
+        """Prepare to hold the run whose own store is `store`.
 
-        `ray_job` is the submission ID of the Ray job that this process drives, which a refusal names.
+        `ray_job` is the submission ID of the Ray job that this process drives; refusals name it.
         """
         self._store, self._beat_seconds = store, beat_seconds
         self._number = 0
@@ -132,10 +132,10 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> "Lease":
-        """Take the lease, from a dead holder once it has been watched.
+        """Take the lease; from an unreleased holder only after watching it stay silent.
 
         Raises:
-            ConfigError: another live job holds it, or has been faster.
+            ConfigError: another live job holds it, or was faster.
             StoreError: the store cannot be reached, read or written.
         """
         newest = _newest(self._store)
@@ -149,7 +149,7 @@ class Lease:
         self._number = 1 if newest is None else newest.number + 1
         self._claim()
         newest = _newest(self._store)
-        if newest is not None and newest.number > self._number:  # our number was free since it is long past
+        if newest is not None and newest.number > self._number:  # our number was free only because it is old
             self._store.delete([_key(self._number)])
             raise self._refusal(newest.number)
         self._store.delete([place.key for place in _places(self._store) if place.number < self._number])
@@ -175,13 +175,13 @@ class Lease:
             _LOG.warning("the run's lease could not be released, the next start must wait: %s", failure)
 
     def _read(self, number: int) -> _Holder | None:
-        """Return what an object says; None if it is gone, or not what this version writes."""
+        """Return an object's holder; None if it is gone or not in this version's format."""
         for _ in range(READS):
             try:
                 info = self._store.head(_key(number))
                 if info is None or info.size > _BYTES:
                     return None
-                encoded = bytearray(info.size)  # no more is read, whatever lies there by now
+                encoded = bytearray(info.size)  # read no more, even if the object has grown
                 self._store.read_into(info.key, 0, [memoryview(encoded)])
                 return _Holder.decode(bytes(encoded))
             except (ObjectChangedError, ObjectMissingError, ValueError):
@@ -193,10 +193,10 @@ class Lease:
         return holder is not None and holder.released
 
     def _outlive(self, seen: _Place) -> _Place | None:
-        """Return the newest object once its holder has ended, or has been silent for long enough.
+        """Return the newest object once its holder has ended or been silent for long enough.
 
         Raises:
-            ConfigError: as soon as it shows life.
+            ConfigError: the holder is alive; raised as soon as it renews.
         """
         silence = _SILENT_BEATS * self._beat_seconds
         holder = self._read(seen.number) or f"an unknown process ({seen.key} cannot be read)"
@@ -210,22 +210,22 @@ class Lease:
                 return newest
             if newest != seen:
                 raise self._refusal(newest.number)
-            if time.monotonic() - asked > self._beat_seconds:  # the store was away, for the holder too
+            if time.monotonic() - asked > self._beat_seconds:  # the store was unavailable, for the holder too
                 deadline = time.monotonic() + silence
         _LOG.info("%s has shown no life: this process goes on with the run", holder)
         return seen
 
     def _claim(self) -> None:
-        """Write the object of this holder.
+        """Write this holder's object.
 
         Raises:
-            ConfigError: another one has just written it.
+            ConfigError: another job has just written it.
         """
         key, content = _key(self._number), self._holder.encode()
         try:
             self._store.put(key, content, if_absent=True)
         except ObjectExistsError:
-            # It is ours if the answer to a first try was lost.
+            # Ours if the response to a first try was lost.
             if self._read(self._number) != self._holder:
                 raise self._refusal(self._number) from None
         try:
@@ -233,7 +233,7 @@ class Lease:
         except ObjectExistsError:
             if "conditional writes" not in self._store.limits:
                 return
-        # The store does not heed conditions. Of two that write one after the other, the second finds itself.
+        # The store ignores conditions. If two jobs write in turn, only the second reads itself back.
         _LOG.warning("%s has no conditional writes: looking again for a second job", self._store.uri)
         time.sleep(self._beat_seconds)
         if self._read(self._number) != self._holder:
@@ -248,7 +248,7 @@ class Lease:
         )
 
     def _renew(self) -> None:
-        """Beat until the end; what fails is tried again at the next beat."""
+        """Renew at every beat until stopped; a failed renewal is retried at the next beat."""
         store = self._store.patient(0)
         failing = False
         while not self._end.wait(self._beat_seconds):
@@ -271,7 +271,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class LastHolder:
-    """Who holds a run, or held it last: in words, whether it has ended, and when it last showed life."""
+    """A run's present or last holder: a description, whether it has ended, and its last renewal."""
 
     description: str
     released: bool
@@ -279,7 +279,7 @@ class LastHolder:
 
 
 def last_holder(store: Store) -> LastHolder | None:
-    """Return the last holder of the run in `store`; None if it never had one. Takes and watches nothing.
+    """Return the last holder of the run in `store`; None if it never had one. Neither takes nor watches.
 
     Raises:
         StoreError: the store cannot be reached.
@@ -298,7 +298,7 @@ def _key(number: int) -> str:
 
 
 def _places(store: Store) -> list[_Place]:
-    """Return the lease's objects; what else lies there is no matter, other spellings of a number among it."""
+    """Return the lease's objects, ignoring anything else, such as other spellings of a number."""
     places = []
     for info in store.list(_FOLDER):
         match = _KEY.fullmatch(info.key)
@@ -308,7 +308,7 @@ def _places(store: Store) -> list[_Place]:
 
 
 def _newest(store: Store) -> _Place | None:
-    """Return the newest object as two listings in a row show it: in one a bit may be flipped."""
+    """Return the newest object once two listings in a row agree: a bit in one may be flipped."""
     seen: _Place | None = None
     for look in range(_LISTINGS):
         newest = max(_places(store), key=lambda place: place.number, default=None)

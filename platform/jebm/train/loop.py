@@ -1,4 +1,4 @@
-"""Training to the last step, the same under plain python, torchrun and Ray."""
+"""The training loop, the same under plain Python, torchrun and Ray."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -29,9 +29,9 @@ class Result:
     step: int
     total_steps: int
     metrics: dict[str, float]
-    """Of the last report; of the last checkpoint if the run was already finished."""
+    """From the last report, or from the last checkpoint if the run was already finished."""
     place: str
-    """Where the run's files are."""
+    """The location of the run's files."""
 
 
 def fit(
@@ -43,15 +43,16 @@ def fit(
     should_stop: Callable[[], bool] = lambda: False,
     measure: Measure | None = None,
 ) -> Result:
-    """Train until `train.epochs` are done, from the run's newest checkpoint if it has one; all ranks call.
+    """Train until `train.epochs` are done, from the run's newest checkpoint if any; all ranks call this.
 
-    `on_report` is called on every rank at every report, and once the last checkpoint is committed; if it is
-    True on any rank, a checkpoint is written at once. If `should_stop()` holds on any rank, all stop after
-    the same step, with a last checkpoint. `measure` is called every `evaluation.every_steps` and at the end.
+    `on_report` is called on every rank at every report, and after the last checkpoint is committed; if it
+    returns True on any rank, a checkpoint is written at once. If `should_stop()` is true on any rank, all
+    stop after the same step, with a last checkpoint. `measure` is called every `evaluation.every_steps` and
+    at the end.
 
     Raises:
-        ConfigError, DataError, StoreError, CheckpointError: before the first step, nothing lost.
-        DivergedError: loss or gradient not finite; the newest checkpoint is from before.
+        ConfigError, DataError, StoreError, CheckpointError: before the first step; nothing is lost.
+        DivergedError: loss or gradient is not finite; the newest checkpoint predates that.
     """
     start = begin(config, runtime)
     state, total_steps = start.state, start.horizon.total_steps
@@ -76,7 +77,7 @@ def fit(
 
 
 def _course(start: Start, clock: Clock) -> tuple[Callable[[int], Tensor], Callable[[Tensor, bool], Outcome]]:
-    """Return what gives this rank's batch of a step, and what updates from it."""
+    """Return a function from step to this rank's batch, and one that updates from a batch."""
     config, runtime, state, loader = start.config, start.runtime, start.state, start.loader
     noise = gaussian_noise(config.run.seed, runtime.rank, runtime.device)
     kind = JointUpdate if config.train.regime == "joint" else EnergyUpdate

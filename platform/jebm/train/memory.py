@@ -1,4 +1,4 @@
-"""Freed memory stays with the process."""
+"""Keep freed memory in the process."""
 
 import ctypes
 import os
@@ -6,23 +6,23 @@ import os
 __all__ = ["keep_freed_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""glibc's names of what `mallopt` sets (malloc.h)."""
+"""Parameters of glibc's `mallopt` (malloc.h)."""
 
 
 def keep_freed_memory() -> bool:
-    """Let the allocator keep what tensors free, for the next step; return whether it can be told so.
+    """Make the allocator keep freed memory for the next step; return whether it supports that.
 
-    Each step frees and takes the same megabytes of activations again. As they come, glibc gives them back to
-    the system in between, and the step pays for thousands of page faults: a tenth of its time on a CPU
+    Each step frees and reallocates the same megabytes of activations. By default glibc returns them to the
+    system in between, and the step pays for thousands of page faults: a tenth of its time on a CPU
     (docs/performance.md). The price is that the process stays at its peak size. In threads other than the
     main one (Ray trains in one) glibc still returns whole heaps of 64 MB; large pages, which torch asks for
     with THP_MEM_ALLOC_ENABLE (read at its first allocation), make that cheap. Without glibc or large pages
-    nothing happens.
+    this has no effect.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # Above the threshold memory comes from the system and goes back at once; older glibc takes 32 MB at most.
+    # Larger blocks come from the system and return at once; older glibc limits the threshold to 32 MB.
     kept = mallopt(_MMAP_THRESHOLD, 1 << 30) or mallopt(_MMAP_THRESHOLD, 1 << 25)
     return bool(kept and mallopt(_TRIM_THRESHOLD, (1 << 31) - 1))

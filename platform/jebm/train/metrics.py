@@ -1,4 +1,4 @@
-"""Sums that stay on the device between reports, and clocks that do not stop it."""
+"""Sums that stay on the device between reports, and clocks that do not block it."""
 
 import time
 from collections import defaultdict
@@ -29,7 +29,7 @@ class Meter:
         self.steps += 1
 
     def take(self, runtime: Runtime) -> dict[str, float]:
-        """Return the means since the last call, with one reduction over ranks; (n,) gives name/1 … name/n."""
+        """Return means since the last call, with one reduction over ranks; (n,) becomes name/1 … name/n."""
         names = list(self._sums)
         flat = torch.cat([self._sums[name].reshape(-1) for name in names]) / self.steps
         values = iter(runtime.mean(flat).tolist())
@@ -44,7 +44,7 @@ class Meter:
 
 
 class Clock:
-    """Seconds spent under names since the last `take`; on CUDA by events, read only in `take`."""
+    """Seconds spent under each name since the last `take`; on CUDA by events, read only in `take`."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -54,7 +54,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Count the time within under `name`."""
+        """Add the time spent within to `name`."""
         if self._cuda:
             start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -68,7 +68,7 @@ class Clock:
             self._seconds[name] += time.perf_counter() - began
 
     def take(self) -> tuple[float, dict[str, float]]:
-        """Return (wall seconds, seconds under each name) since the last call, and start anew."""
+        """Return (wall seconds, seconds by name) since the last call, and reset."""
         if self._cuda:
             torch.cuda.synchronize()
             for name, start, end in self._events:

@@ -1,7 +1,7 @@
-"""Files on their way into a store: kept in memory, and written by a thread that training never waits for.
+"""Files queued for a store: kept in memory and written by a thread that training never waits for.
 
-A storage that is full, read-only, or away must not end a run for the sake of its log. So what cannot be
-written stays here and is tried again; that is said once when it begins and once when it is over.
+A full, read-only or unreachable storage must not end a run because of its log. So files that cannot be
+written stay here and are retried; this is logged once when it begins and once when it is over.
 """
 
 import logging
@@ -18,10 +18,10 @@ __all__ = ["Outbox"]
 
 _LOG = logging.getLogger("jebm.train")
 _REMOTE_EVERY_SECONDS = 15.0
-_RETRY_SECONDS = 5.0  # in a local folder, where what succeeds is written at once
-_LAST_PATIENCE_SECONDS = 60.0  # of the last attempt: after it, what is still here is lost
+_RETRY_SECONDS = 5.0  # in a local folder, where writes are otherwise immediate
+_LAST_PATIENCE_SECONDS = 60.0  # for the last attempt; whatever remains is then lost
 _MOST_WAITING_BYTES = 256 * 2**20
-_MOST_WAITING_EXTRAS_BYTES = 64 * 2**20  # beyond it, no more pictures are kept, so that reports have room
+_MOST_WAITING_EXTRAS_BYTES = 64 * 2**20  # drop further pictures to leave room for reports
 
 
 @dataclass
@@ -29,9 +29,9 @@ class _File:
     content: bytearray
     grows: bool
     stored: int | None = None
-    """How many bytes at the beginning of `content` are all that the store has; None: not known."""
+    """The store holds exactly this many leading bytes of `content`; None if unknown."""
     begun: int = 0
-    """How many of its bytes came from an earlier attempt: they do not count as waiting."""
+    """Bytes from an earlier attempt, which do not count as waiting."""
 
     @property
     def waiting(self) -> int:
@@ -39,53 +39,53 @@ class _File:
 
 
 class Outbox:
-    """Files that are written whole, and files that grow. Used by one thread."""
+    """Files written whole, and files that grow. Used by one thread."""
 
     def __init__(self, store: Store) -> None:
-        """Begin the thread that writes into `store`: at once in a folder, every 15 s elsewhere."""
+        """Start the thread that writes to `store`: at once to a folder, every 15 s elsewhere."""
         self._store = store
         local = isinstance(store, LocalStore)
         self._every_seconds = 0.0 if local else _REMOTE_EVERY_SECONDS
         self._retry_seconds = _RETRY_SECONDS if local else _REMOTE_EVERY_SECONDS
-        # Both are guarded by the lock.
+        # The lock guards both.
         self._files: OrderedDict[str, _File] = OrderedDict()
         self._refused = 0
         self._lock = threading.Lock()
         self._news, self._end = threading.Event(), threading.Event()
         self._failing = False
-        self._taken_away = False  # whether a file that was written is gone: then others may be, too
+        self._taken_away = False  # whether a written file has vanished: others may have too
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
     def put(self, key: str, content: bytes, *, extra: bool = False) -> None:
-        """Write a whole file; `extra` ones are the first that are not kept where too much waits."""
+        """Write a whole file; `extra` ones are dropped first if too much is waiting."""
         with self._lock:
             if self._has_room(len(content), extra=extra):
                 self._files[key] = _File(bytearray(content), grows=False)
         self._news.set()
 
     def open(self, key: str, content: bytes, *, stored: bool) -> None:
-        """Begin a file that grows; `stored` says that the store has exactly this content."""
+        """Start a file that grows; `stored` means that the store holds exactly this content."""
         with self._lock:
             size = len(content)
             self._files[key] = _File(bytearray(content), True, stored=size if stored else None, begun=size)
         self._news.set()
 
     def append(self, key: str, content: bytes, *, extra: bool = False) -> None:
-        """Add to the end of a file that was opened."""
+        """Append to an opened file."""
         with self._lock:
             if self._has_room(len(content), extra=extra):
                 self._files[key].content += content
         self._news.set()
 
     def finish(self, key: str) -> None:
-        """Say that a file does not grow any more: its memory is free once it is stored."""
+        """Mark a file as complete: its memory is freed once it is stored."""
         with self._lock:
             self._files[key].grows = False
         self._news.set()
 
     def close(self) -> None:
-        """Write what is left, and end; what cannot be written is named in the log."""
+        """Write what is left and stop the thread; log the files that could not be written."""
         self._end.set()
         self._news.set()
         self._thread.join()
@@ -120,7 +120,7 @@ class Outbox:
             _LOG.warning("%s: not or not wholly written: %s", self._store.uri, ", ".join(left))
 
     def _deliver(self) -> bool:
-        """Write all that waits, as far as possible; return whether nothing waits any more."""
+        """Write all waiting files if possible; return whether none is left."""
         failure = self._pass()
         if failure is None and self._taken_away:
             with self._lock:
@@ -139,16 +139,16 @@ class Outbox:
         return failure is None
 
     def _pass(self) -> Exception | None:
-        """Write every file that waits, and return the first failure."""
+        """Try to write every waiting file and return the first failure."""
         failure: Exception | None = None
         with self._lock:
             keys = list(self._files)
         for key in keys:
             try:
                 self._deliver_file(key)
-            except Exception as error:  # whatever it is: the log is not worth a run
+            except Exception as error:  # any error: the log is not worth a run
                 failure = failure or error
-                if isinstance(error, EndpointError):  # nobody would answer for the other files either
+                if isinstance(error, EndpointError):  # the other files would get no answer either
                     break
         return failure
 
@@ -166,13 +166,13 @@ class Outbox:
         with self._lock:
             file.stored = end
             done = not file.grows and end == len(file.content)
-            if done and self._files.get(key) is file:  # it may have been put again since
+            if done and self._files.get(key) is file:  # it may have been replaced meanwhile
                 del self._files[key]
 
     def _appended(self, key: str, start: int | None, rest: bytes) -> bool:
-        """Write to the end of a file, in place, for those who follow it; return whether that is possible.
+        """Append to a file in place, for readers that follow it; return whether that is possible.
 
-        It is in a folder, where the file has the `start` bytes that were written before.
+        That requires a local folder in which the file has exactly the `start` bytes written before.
         """
         store = self._store
         if start is None or not isinstance(store, LocalStore):
@@ -181,7 +181,7 @@ class Outbox:
             with (store.folder / key).open("r+b") as file:
                 self._taken_away |= file.seek(0, os.SEEK_END) < start
                 if not self._taken_away:
-                    file.truncate(start)  # what a failed attempt left there
+                    file.truncate(start)  # remove what a failed attempt left
                     file.seek(start)
                     file.write(rest)
         except FileNotFoundError:

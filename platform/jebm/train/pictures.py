@@ -21,14 +21,14 @@ __all__ = ["PICTURED_IMAGES", "Painter", "grid", "hierarchical_samples", "pictur
 
 _COLUMNS = 10
 PICTURED_IMAGES = 2 * _COLUMNS
-"""Images whose reconstructions are shown."""
+"""How many images are shown with their reconstruction."""
 
 
 @torch.no_grad()
 def hierarchical_samples(
     model: JointModel, config: Langevin, layer: int, normal: Normal, *, rows: int = 3
 ) -> Tensor:
-    """Return (rows * 10, C, H, W): in each row one prior sample whose `layer` (0 = bottom) alone varies.
+    """Return (rows * 10, C, H, W): each row is a prior sample in which only `layer` (0 = bottom) varies.
 
     The varied values come from other samples of the joint prior (paper, hierarchical sampling).
     """
@@ -44,7 +44,7 @@ def hierarchical_samples(
 def pictures(model: JointModel, config: Langevin, x_NCHW: Tensor, normal: Normal) -> dict[str, Tensor]:
     """Return caption -> grid (C, height, width) in [0, 1], for `PICTURED_IMAGES` images in [-1, 1]."""
     pairs = torch.stack([x_NCHW, reconstruct(model, x_NCHW)])  # data, reconstruction
-    # A row of data, then a row of its twins.
+    # Alternate a row of data with a row of reconstructions.
     rows = pairs.view(2, 2, _COLUMNS, *x_NCHW.shape[1:]).transpose(0, 1)
     z_BD, _ = sample_prior(model, config, 5 * _COLUMNS, normal)
     sheets = {
@@ -60,7 +60,7 @@ def pictures(model: JointModel, config: Langevin, x_NCHW: Tensor, normal: Normal
 
 
 class Painter:
-    """Pictures of the state's current model, always of the same images with the same noise."""
+    """Draws pictures of the state's current model, always from the same images and noise."""
 
     def __init__(self, config: Config, state: TrainState, images: ImageSet, device: torch.device) -> None:
         self._langevin, self._state = config.langevin, state
@@ -75,7 +75,7 @@ class Painter:
 
 
 def grid(x_NCHW: Tensor) -> Tensor:
-    """Return images in [-1, 1] as one picture, 10 a row, (C, rows (H+1), 10 (W+1)) in [0, 1], on the CPU."""
+    """Return images in [-1, 1] as one CPU picture, 10 per row, (C, rows (H+1), 10 (W+1)) in [0, 1]."""
     x = (x_NCHW.float().cpu().clamp(-1, 1) + 1) / 2
     x = torch.nn.functional.pad(x, (0, 1, 0, 1), value=1.0)
     rows = x.view(-1, _COLUMNS, *x.shape[1:])
@@ -83,7 +83,7 @@ def grid(x_NCHW: Tensor) -> Tensor:
 
 
 def sheet(grids: dict[str, Tensor], *, scale: int = 2) -> Image.Image:
-    """Return all grids below one another with their captions, each pixel `scale` wide."""
+    """Return all grids stacked vertically with captions, each pixel `scale` wide."""
     font = ImageFont.load_default(size=13)
     panels = []
     for caption, picture in grids.items():

@@ -1,6 +1,6 @@
-"""What a run will do, found out before anything starts: the same checks for a dry run and for a start.
+"""What a run will do, determined before anything starts, with the same checks for dry runs and starts.
 
-Read are the data, the storage with what it holds of this run, and the run that it begins with.
+It reads the data, the run's storage, and the run that it starts from.
 """
 
 from dataclasses import dataclass
@@ -26,19 +26,19 @@ __all__ = ["Plan", "make_plan"]
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers of a run that can be had."""
+    """The numbers of a run that can start."""
 
     config: Config
     data: DatasetManifest
     held_out: DatasetManifest
-    """The images that are evaluated; the training images if there are no others."""
+    """The images to evaluate on; the training images if there are no others."""
     images: ImageSet | None
-    """The training images, if they have been read."""
+    """The training images, if read."""
     steps_per_epoch: int
     total_steps: int
     parameters: dict[str, int]
     resumes_at: int | None
-    """Step of the checkpoint that the run resumes from; None for a new run."""
+    """The step of the checkpoint to resume from; None for a new run."""
 
     @property
     def finished(self) -> bool:
@@ -46,8 +46,8 @@ class Plan:
         return self.resumes_at is not None and self.resumes_at >= self.total_steps
 
     def describe(self) -> str:
-        """Return the plan as a few lines for a person."""
-        # What is not a plain value of the config.
+        """Return the plan as a few lines for people."""
+        # Values that are not plain config values.
         config, data = self.config, self.data
         latents = " + ".join(str(width) for width in config.model.latent_dims)
         counts = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
@@ -60,7 +60,7 @@ class Plan:
             prior = f"{which}, {config.langevin.steps} Langevin steps of size {config.langevin.step_size:g}"
         if config.train.regime == "two_stage":
             start += f", only the energy, on the nets of {config.run.init_from}"
-        # One line for each part of the run.
+        # One line per part of the run.
         shape = f"{data.height}x{data.width}x{data.channels}"
         return "\n".join(
             [
@@ -91,15 +91,15 @@ class Plan:
 def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) -> Plan:
     """Check data, storage, sizes and checkpoints and return the plan; starts nothing.
 
-    With `read_images` the images are read into this machine's cache, where workers on this machine find
-    them; else the parts of the data sets are looked up. With `deep` a checkpoint that the run would begin
-    with counts only if every byte of it is right, as when it is loaded.
+    With `read_images`, the images are read into this machine's cache, for workers on this machine; otherwise
+    only the existence of the data sets' parts is checked. With `deep`, the checkpoint to start from counts
+    only if every byte of it is intact, as when it is loaded.
 
     Raises:
-        ConfigError: values that do not fit the data or the machine, or another config than the checkpoint's.
+        ConfigError: values do not fit the data or the machine, or the checkpoint has another config.
         DataError: a data set is missing or unreadable.
         StoreError: the storage cannot be reached, read or written.
-        CheckpointError: the checkpoints are damaged, do not fit or have too high a number, or
+        CheckpointError: the checkpoints are damaged, do not fit or use up the attempt numbers, or
             `run.init_from` names none.
     """
     data, images = _data_set(config, "data.train", config.data.train, read=read_images)
@@ -110,7 +110,7 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} is more than the {data.images} images of data.train"
         )
-    # The storage, and the checkpoint that the run begins with.
+    # The storage, and the checkpoint that the run starts from.
     state = _initial_state(config)
     store = open_store(config.run.storage)
     store.probe()
@@ -121,13 +121,13 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
         parent = _resumed(config, store, data, state.tensors(), deep=True)
     if parent is None and config.run.init_from is not None:
         _check_origin(config, state.tensors(), deep=deep)
-    # What is left to do, and whether a start will find a number for its attempt.
+    # The remaining steps, and whether an attempt number is free.
     parameters = {
         name: sum(parameter.numel() for parameter in net.parameters())
         for name, net in state.model.named_children()
     }
     if parent is None or parent.step < total_steps:
-        Checkpoints(store, config.run.name).next_attempt()  # so that a start will find one
+        Checkpoints(store, config.run.name).next_attempt()  # raises if a start would find none
     return Plan(
         config=config,
         data=data,
@@ -141,7 +141,7 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
 
 
 def _data_set(config: Config, key: str, uri: str, *, read: bool) -> tuple[DatasetManifest, ImageSet | None]:
-    """Return what a data set is, and its images if they are to be read."""
+    """Return a data set's manifest, and its images if `read`."""
     store = open_store(uri)
     manifest = read_manifest(store)
     check_images(config, manifest, key)
@@ -158,7 +158,7 @@ def _data_set(config: Config, key: str, uri: str, *, read: bool) -> tuple[Datase
 
 
 def _initial_state(config: Config) -> TrainState:
-    """Return the state that training begins with, on the CPU.
+    """Return the initial state of training, on the CPU.
 
     Raises:
         ConfigError: its tensors are larger than this machine's memory, or than torch can count.
@@ -176,8 +176,8 @@ def _initial_state(config: Config) -> TrainState:
 def _resumed(
     config: Config, store: Store, data: DatasetManifest, tensors: dict[str, Tensor], *, deep: bool = False
 ) -> Manifest | None:
-    """Return the checkpoint that `resume` will read; None if the run is new. Raises what `resume` would."""
-    # As `resume`: the newest one, or else the newest that is right in every byte.
+    """Return the checkpoint that `resume` will read, or None for a new run; raises what `resume` would."""
+    # As `resume`: the newest one, or else the newest that is intact in every byte.
     checkpoints = Checkpoints(store, config.run.name)
     failure: CheckpointError | None = None
     for every_byte in (True,) if deep else (False, True):
@@ -193,11 +193,11 @@ def _resumed(
             failure = error
         else:
             return manifest
-    # There is none, or none that fits.
+    # There is no checkpoint, or none that fits.
     if failure is not None:
         accepted = "; choose a new run.name" if config.run.accept_changes else ""
         raise CheckpointError(f"{failure}{accepted}") from failure
-    if deep:  # there was one without it
+    if deep:  # a shallow check found one
         raise CheckpointError(
             f"{store.uri}/{config.run.name}: no checkpoint is right in every byte; "
             "jebm checkpoints verify --deep says where, and a new run.name starts anew"
@@ -210,7 +210,7 @@ def _check_origin(config: Config, tensors: dict[str, Tensor], *, deep: bool) -> 
     run, origin = open_checkpoint(origin_of(config))
     folder = run.folder(origin.name)
     try:
-        if config.train.regime != "two_stage":  # that takes two nets, whose shapes are those of its config
+        if config.train.regime != "two_stage":  # two_stage takes only two nets, shaped by its config
             fitting_headers(folder, origin.objects, tensors)
         lines = damages(folder, origin.objects) if deep else []
         if lines:

@@ -1,4 +1,4 @@
-"""What a result was made with."""
+"""The software that a result was made with."""
 
 import hashlib
 import os
@@ -16,14 +16,14 @@ _PACKAGES = ("torch", "ray", "numpy", "pyarrow", "boto3")
 
 
 def provenance() -> dict[str, str]:
-    """Return versions, the hash of the package's source, the git revision ("unknown" outside a checkout).
+    """Return versions, the hash of the package's source, and the git revision (or "unknown").
 
-    The source hash is there on a cluster too, where a job's upload carries no .git.
+    The source hash is also available on a cluster, where a job's upload has no .git.
     """
     root = Path(jebm.__file__).parent
     digest = hashlib.sha256()
     sources = [path for path in root.rglob("*") if path.suffix in _SOURCES and path.is_file()]
-    for path in sorted(sources):  # that are files: editors leave broken links
+    for path in sorted(sources):  # skip the broken links that editors leave
         digest.update(os.fsencode(path.relative_to(root).as_posix()) + b"\0" + path.read_bytes())
     facts = {
         "jebm": jebm.__version__,
@@ -48,7 +48,7 @@ def _git_revision(folder: Path) -> str:
             check=True,
             timeout=10,
         )
-        return done.stdout.decode("ascii", "replace").strip()  # names of files need not be UTF-8
+        return done.stdout.decode("ascii", "replace").strip()  # file names need not be UTF-8
 
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its journal, pictures, measures and checkpoints, each when it is due."""
+"""Records a run: its journal, pictures, evaluations and checkpoints, each when it is due."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -23,28 +23,28 @@ _LOG = logging.getLogger("jebm.train")
 
 @dataclass(frozen=True)
 class Report:
-    """What training tells its surroundings, the same on every rank but for `checkpoints`."""
+    """What training reports to its caller, the same on every rank except for `checkpoints`."""
 
     step: int
     metrics: dict[str, float]
     checkpoints: Sequence[Manifest]
-    """What was resumed from, then this attempt's newest, oldest first; only rank 0 knows them."""
+    """The one resumed from, then this attempt's newest, oldest first; only on rank 0."""
 
 
 OnReport = Callable[[Report], bool]
-"""Takes a report on every rank; True: this machine is about to go."""
+"""Takes a report on every rank; returns True if this machine is about to go away."""
 
 Measure = Callable[[JointModel, int], Mapping[str, float]]
-"""`measure(model, step)`, on rank 0: metrics of a model, by name."""
+"""`measure(model, step)` returns a model's metrics by name; called on rank 0."""
 
 
 class Recorder:
-    """Takes every step's metrics on every rank; knows what is due then; rank 0 writes."""
+    """Takes every step's metrics on every rank and does what is due; rank 0 writes."""
 
     def __init__(
         self, start: Start, provenance: Mapping[str, str], on_report: OnReport, measure: Measure | None
     ) -> None:
-        """Open the journal and begin an attempt; raises what they raise, on all ranks."""
+        """Open the journal and begin an attempt; their errors are raised on all ranks."""
         config, runtime, state = start.config, start.runtime, start.state
         self._config, self._runtime, self._state = config, runtime, state
         self._total_steps = start.horizon.total_steps
@@ -77,11 +77,11 @@ class Recorder:
 
     @property
     def failed(self) -> bool:
-        """Whether this rank can write no more checkpoints; `finish` raises why."""
+        """Whether this rank can no longer write checkpoints; `finish` raises the reason."""
         return self._saver.failure is not None
 
     def record(self, metrics: Mapping[str, Tensor], *, stopped: bool) -> None:
-        """Add a step's metrics of this rank, and do what is due after it; all of it after the last one."""
+        """Add this rank's metrics of a step and do what is due; after the last step everything is."""
         config, step = self._config, self._state.step
         self._meter.add(metrics)
         last = stopped or step == self._total_steps
@@ -97,29 +97,29 @@ class Recorder:
             self._saver.save(self.metrics)
 
     def finish(self) -> None:
-        """Write the hyperparameters, and wait for the last checkpoint; raises on all ranks if it failed."""
+        """Write the hyperparameters and wait for the last checkpoint; raises on all ranks if it failed."""
         with self._runtime.together():
             if self._journal is not None:
                 self._journal.hyperparameters(self.metrics)
             self._saver.close()
 
     def tell(self) -> bool:
-        """Give the last metrics, and the checkpoints there are, to `on_report`; return what it returns."""
+        """Call `on_report` with the last metrics and the present checkpoints; return its result."""
         return self._on_report(Report(self._state.step, self.metrics, self._saver.kept()))
 
     def _report(self, *, measured: bool) -> bool:
-        """Report the metrics since the last time; return whether some machine is about to go."""
+        """Report the metrics since the last report; return whether any machine is about to go away."""
         steps = self._meter.steps
         self.metrics = self._meter.take(self._runtime) | self._speed(steps)
         if measured:
             self.metrics |= self._measured()
-            self.clock.take()  # not a part of training's speed
+            self.clock.take()  # evaluation does not count towards training speed
         if self._journal is not None:
             self._journal.metrics(self._state.step, self._total_steps, self.metrics | self._saver.metrics())
         return not all(self._runtime.agree(not self.tell()))
 
     def _speed(self, steps: int) -> dict[str, float]:
-        """Return the speed since the last report, and shares of its time."""
+        """Return the speed since the last report, and how its time was spent."""
         wall, seconds = self.clock.take()
         return {
             "time/images_per_second": steps * self._config.train.batch_size / wall,
@@ -129,7 +129,7 @@ class Recorder:
         }
 
     def _measured(self) -> dict[str, float]:
-        """Return what rank 0 measures of the model, on every rank."""
+        """Return rank 0's evaluation of the model, on every rank."""
         values: dict[str, float] = {}
         with self._runtime.together():
             if self._runtime.is_main and self._measure is not None:

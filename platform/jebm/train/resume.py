@@ -1,4 +1,4 @@
-"""Where a run resumes from: its own newest checkpoint, or the one that `run.init_from` names."""
+"""Load the checkpoint that a run starts from: its own newest, or the one in `run.init_from`."""
 
 import logging
 from typing import cast
@@ -14,7 +14,7 @@ from jebm.train.state import TrainState
 __all__ = ["check_same", "origin_of", "resume"]
 
 _LOG = logging.getLogger("jebm.train")
-_SHOWN = 20  # keys named in an error: a manifest may hold any
+_SHOWN = 20  # keys named in an error: a manifest may hold any number
 
 
 def resume(
@@ -22,15 +22,15 @@ def resume(
 ) -> Manifest | None:
     """Read the run's newest checkpoint into `state` on every rank; return its manifest, or None.
 
-    A run without one begins with the tensors of `run.init_from`, at step 0. A newest one that cannot be
-    read, or holds NaN or infinity, is passed over with a warning, for an older one that is whole: what it
-    costs is the steps between, while a stop would cost all that waits for somebody to come.
+    A run without one starts from the tensors of `run.init_from`, at step 0. If the newest one cannot be read,
+    or holds NaN or infinity, an older whole one is used, with a warning: that costs the steps in between,
+    while stopping would leave the run idle until someone intervenes.
 
     Raises:
-        CheckpointError: there are checkpoints, and none that is whole, or the model is another.
-        ConfigError: the checkpoint is of another model, objective or data set.
+        CheckpointError: there are checkpoints but none is whole, or the model differs.
+        ConfigError: the checkpoint has another model, objective or data set.
     """
-    # Its own newest checkpoint; if that is damaged, the newest that is whole in every byte.
+    # Its own newest checkpoint; if that is damaged, the newest that is intact in every byte.
     damage: CheckpointError | None = None
     for deep in (False, True):
         with runtime.together():
@@ -52,8 +52,8 @@ def resume(
             state.step = manifest.step
             return manifest
     if damage is not None:
-        raise damage  # there was one, it is damaged, and half of it stands in the tensors
-    # A new run: the tensors of another one, or the initial ones.
+        raise damage  # the only one is damaged, and half loaded into the tensors
+    # A new run: another run's tensors, or the initial ones.
     if config.run.init_from is not None:
         with runtime.together():
             chosen = origin_of(config) if runtime.is_main else ""
@@ -68,11 +68,11 @@ def resume(
 
 
 def origin_of(config: Config) -> str:
-    """Return the URI of the checkpoint that `run.init_from` names: a certain one, or the run's newest.
+    """Return the URI of the checkpoint in `run.init_from`: a given one, or the run's newest.
 
     Raises:
         CheckpointError: there is no such run, or no such whole checkpoint.
-        ConfigError: its nets are not those that two_stage is to keep.
+        ConfigError: its nets are not those that two_stage needs.
     """
     uri = cast(str, config.run.init_from)
     try:
@@ -85,7 +85,7 @@ def origin_of(config: Config) -> str:
 
 
 def _check_nets(config: Config, origin: Manifest) -> None:
-    """Raise `ConfigError` where `run.init_from` has other nets than those that two_stage is to keep."""
+    """Raise `ConfigError` if `run.init_from` has other nets than two_stage needs."""
     keys = [key for key in differing_keys(config, origin.config) if role_of(key) == "shape"]
     if keys:
         raise ConfigError(
@@ -95,7 +95,7 @@ def _check_nets(config: Config, origin: Manifest) -> None:
 
 
 def _take_nets(config: Config, run: RunStore, origin: Manifest, state: TrainState) -> None:
-    """Copy generator and inference net of a checkpoint into the state and leave the rest of it.
+    """Copy only a checkpoint's generator and inference net into the state.
 
     Raises CheckpointError if they are not those of its config.
     """
@@ -109,7 +109,7 @@ def _take_nets(config: Config, run: RunStore, origin: Manifest, state: TrainStat
             wanted = f"{own[name].dtype}{list(own[name].shape)} in the model"
             raise CheckpointError(f"run.init_from: {run.uri}: model.{name} is {found} and {wanted}")
     for model in filter(None, (state.model, state.ema)):
-        model.load_state_dict(weights, strict=False)  # the energy stays
+        model.load_state_dict(weights, strict=False)  # the energy keeps its weights
 
 
 def check_same(config: Config, manifest: Manifest, data: DatasetManifest) -> None:

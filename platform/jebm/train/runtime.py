@@ -1,4 +1,4 @@
-"""Where a worker stands among its peers, and the few collectives that training needs."""
+"""A worker's rank and device, and the few collectives that training needs."""
 
 import logging
 import os
@@ -47,7 +47,7 @@ class Runtime:
         return self.rank == 0
 
     def agree(self, *flags: bool) -> list[bool]:
-        """Return, for each flag, whether it holds on every rank (one all-reduce for all flags)."""
+        """Return, for each flag, whether it is true on every rank (one all-reduce for all flags)."""
         if self.world_size == 1:
             return list(flags)
         votes = torch.tensor(flags, dtype=torch.int32, device=self.device)
@@ -56,9 +56,9 @@ class Runtime:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Within it, no collectives; what raises a `JebmError` on one rank raises it on all of them.
+        """Raise a `JebmError` of any rank on all ranks; the body must not run collectives.
 
-        Else the others would wait in their next collective for a rank that is gone.
+        Otherwise the others would wait in their next collective for a rank that is gone.
         """
         error: JebmError | None = None
         try:
@@ -73,7 +73,7 @@ class Runtime:
             raise first
 
     def from_main(self, value: T) -> T:
-        """Return rank 0's `value` on every rank; a small plain object."""
+        """Return rank 0's `value`, a small plain object, on every rank."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -93,9 +93,9 @@ class Runtime:
 
 
 def prepare_process(config: Config, device: torch.device) -> None:
-    """Set this process's memory, threads, determinism and device as the config asks."""
+    """Set this process's memory, threads, determinism and device as configured."""
     keep_freed_memory()
-    # The gradient of a one-channel convolution has no one right stride; DDP copies it, and warns.
+    # The gradient of a one-channel convolution has ambiguous strides; DDP copies it and warns.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     torch.set_num_threads(config.cluster.cpus_per_worker)
     slow = config.train.precision == "bf16" and device.type == "cpu"
@@ -104,11 +104,11 @@ def prepare_process(config: Config, device: torch.device) -> None:
             "train.precision: this CPU has no bfloat16 arithmetic: bf16 is emulated, and far slower than fp32"
         )
     torch.use_deterministic_algorithms(config.run.deterministic, warn_only=True)
-    # With them torch writes NaN into all new memory, so that to read it before it is written shows. That is
-    # not needed to be deterministic, and costs 3 % of a step.
+    # In deterministic mode torch also fills new memory with NaN, to reveal reads before writes. Determinism
+    # does not need that, and it costs 3 % of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
     if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is not deterministic
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
         torch.cuda.set_device(device)
         torch.backends.cudnn.deterministic = config.run.deterministic
         torch.backends.cudnn.benchmark = not config.run.deterministic
@@ -116,9 +116,9 @@ def prepare_process(config: Config, device: torch.device) -> None:
 
 @contextmanager
 def first_signal(react: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Within it, the first SIGTERM or SIGINT calls `react`; a second one does what it always did.
+    """Call `react` on the first SIGTERM or SIGINT within; a second one has its usual effect.
 
-    Only for the main thread. `react` may interrupt anything there, a print among it.
+    Only for the main thread. `react` may interrupt anything there, even a print.
     """
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in numbers}
@@ -145,7 +145,7 @@ def started_by_torchrun() -> bool:
 
 
 def check_processes(config: Config) -> None:
-    """Raise `ConfigError` if this start has another number of processes than `cluster.workers`."""
+    """Raise `ConfigError` if the number of processes is not `cluster.workers`."""
     processes = int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
     if processes != config.cluster.workers:
         raise ConfigError(
@@ -158,7 +158,7 @@ def check_processes(config: Config) -> None:
 
 @contextmanager
 def process_runtime(config: Config) -> Iterator[Runtime]:
-    """Give the runtime of plain python (one worker) or of a process that torchrun started.
+    """Yield the runtime of plain Python (one worker) or of a process started by torchrun.
 
     Raises:
         ConfigError: as `check_processes`.

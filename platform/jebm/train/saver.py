@@ -1,4 +1,4 @@
-"""When and how a run's checkpoints are written, seen from training: snapshot now, save in the background."""
+"""A run's checkpoints as training sees them: snapshot now, save in the background."""
 
 import dataclasses
 import uuid
@@ -16,17 +16,17 @@ __all__ = ["Saver"]
 
 
 class Saver:
-    """Checkpoints in the background, under an attempt number of this start of the run.
+    """Saves checkpoints in the background, under this start's own attempt number.
 
-    Rank 0 writes them; with `checkpoint.sharded` each rank its share. On a rank that writes none of them
-    nothing is done.
+    Rank 0 writes them; with `checkpoint.sharded`, each rank writes its share. Ranks that write nothing do
+    nothing.
     """
 
     def __init__(self, start: Start, provenance: Mapping[str, str]) -> None:
         config, runtime, state, parent = start.config, start.runtime, start.state, start.parent
         self._state, self._is_main = state, runtime.is_main
         self._parent = () if parent is None else (parent,)
-        # A number above all earlier attempts, and a token that tells two of the same number apart.
+        # A number above all earlier attempts, and a token to distinguish two starts with the same number.
         with runtime.together():
             own = (start.checkpoints.next_attempt(), uuid.uuid4().hex[:8]) if runtime.is_main else None
         attempt, token = cast(tuple[int, str], runtime.from_main(own))
@@ -54,7 +54,7 @@ class Saver:
                 share=share,
             )
         self.failure: JebmError | None = None
-        """Why no more checkpoints can be written: too many failures in a row, or another writer's fence."""
+        """Why checkpoints can no longer be written: too many failures in a row, or another writer's fence."""
 
     def save(self, metrics: Mapping[str, float]) -> None:
         """Snapshot the state now and save it in the background."""
@@ -67,18 +67,18 @@ class Saver:
             self.failure = error
 
     def kept(self) -> Sequence[Manifest]:
-        """Return the checkpoint that the run was resumed from, then this attempt's newest; on rank 0 only."""
+        """Return the checkpoint that the run resumed from, then this attempt's newest; only on rank 0."""
         if self._writer is None or not self._is_main:
             return ()
         return [*self._parent, *self._writer.kept]
 
     def metrics(self) -> dict[str, float]:
-        """Return what saving has cost this rank since the start: seconds lost and spent, bytes, retries."""
+        """Return the cost of saving on this rank so far: seconds lost and spent, bytes, retries."""
         stats = {} if self._writer is None else dataclasses.asdict(self._writer.stats)
         return {f"checkpoint/{name}": float(value) for name, value in stats.items()}
 
     def close(self) -> None:
-        """Wait for what is on its way; raises the failure, also if only the last save failed."""
+        """Wait for pending saves; raises the failure, even if only the last save failed."""
         if self._writer is None:
             return
         self._writer.close()
@@ -95,6 +95,6 @@ class Saver:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # After an error, too: what was snapshot before it is worth keeping.
+        # After an error too: earlier snapshots are worth keeping.
         if self._writer is not None:
             self._writer.close()

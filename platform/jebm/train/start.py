@@ -1,4 +1,4 @@
-"""What a start of a run finds: its data, its state, and the checkpoint that it resumes from."""
+"""Start a run: load its data, its state, and the checkpoint that it resumes from."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ __all__ = ["Start", "begin", "check_images", "total_steps_of"]
 
 @dataclass(frozen=True)
 class Start:
-    """A run that is about to be trained, the same on every rank but for the rows of its loader."""
+    """A run ready to train, the same on every rank except for the rows of its loader."""
 
     config: Config
     runtime: Runtime
@@ -29,24 +29,24 @@ class Start:
     state: TrainState
     horizon: Horizon
     store: Store
-    """That of `run.storage`."""
+    """The store of `run.storage`."""
     checkpoints: Checkpoints
     parent: Manifest | None
-    """The checkpoint that it resumes from."""
+    """The checkpoint that the run resumes from."""
 
     @property
     def place(self) -> str:
-        """Where the run's files are."""
+        """The location of the run's files."""
         return self.store.child(self.config.run.name).uri
 
 
 def total_steps_of(config: Config, steps_per_epoch: int) -> int:
-    """Return the number of updates of the whole run, at least 1."""
+    """Return the number of updates in the whole run, at least 1."""
     return max(1, round(config.train.epochs * steps_per_epoch))
 
 
 def check_images(config: Config, manifest: DatasetManifest, key: str) -> None:
-    """Raise `ConfigError` if the images' shape is not the model's."""
+    """Raise `ConfigError` if the images do not have the model's shape."""
     have = (manifest.height, manifest.width, manifest.channels)
     want = (config.model.image_size, config.model.image_size, config.model.image_channels)
     if have != want:
@@ -58,10 +58,10 @@ def check_images(config: Config, manifest: DatasetManifest, key: str) -> None:
 
 
 def begin(config: Config, runtime: Runtime) -> Start:
-    """Read the data and the newest checkpoint of the run; every rank calls this.
+    """Read the data and the run's newest checkpoint; every rank calls this.
 
     Raises:
-        ConfigError, DataError, StoreError, CheckpointError: on all ranks, nothing written.
+        ConfigError, DataError, StoreError, CheckpointError: on all ranks, with nothing written.
     """
     with runtime.together():
         images = _load(config, "data.train", config.data.train)

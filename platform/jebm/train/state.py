@@ -28,9 +28,9 @@ class Horizon(NamedTuple):
 
 
 def learning_rate(config: Optimizer, step: int, horizon: Horizon) -> float:
-    """Return the learning rate of update `step` (from 0): a function of the position, so nothing to save."""
+    """Return the learning rate of update `step` (from 0), a pure function, so there is nothing to save."""
     rate = config.lr
-    if config.schedule == "exponential":  # once an epoch, as the paper's code
+    if config.schedule == "exponential":  # once per epoch, as in the paper's code
         rate *= config.decay_per_epoch ** (step // horizon.steps_per_epoch)
     elif config.schedule == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / horizon.total_steps)))
@@ -41,7 +41,7 @@ def learning_rate(config: Optimizer, step: int, horizon: Horizon) -> float:
 
 @dataclass(frozen=True)
 class Player:
-    """Parameters that one optimizer moves: generator with inference net, or the energy net."""
+    """The parameters of one optimizer: generator with inference net, or the energy net."""
 
     name: str
     config: Optimizer
@@ -50,7 +50,7 @@ class Player:
 
     @classmethod
     def build(cls, name: str, config: Optimizer, parameters: dict[str, nn.Parameter]) -> "Player":
-        """Return the player with Adam's moments made at once, so that a checkpoint can be read into them."""
+        """Return the player with Adam's moments allocated, so that a checkpoint can be read into them."""
         adam = torch.optim.Adam(
             parameters.values(),
             lr=config.lr,
@@ -67,12 +67,12 @@ class Player:
         return cls(name, config, parameters, adam)
 
     def gradient_norm(self) -> Tensor:
-        """Clip the gradient to `clip_norm` and return its Euclidean norm from before, ()."""
+        """Clip the gradient to `clip_norm` and return its Euclidean norm before clipping, ()."""
         limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
         return nn.utils.clip_grad_norm_(self.parameters.values(), limit)
 
     def update(self, rate: float) -> None:
-        """Move the parameters by one Adam step at the given learning rate."""
+        """Take one Adam step at this learning rate."""
         for group in self.adam.param_groups:
             group["lr"] = rate
         self.adam.step()
@@ -107,17 +107,17 @@ class TrainState:
             model.generator.requires_grad_(requires_grad=False)
             model.inference.requires_grad_(requires_grad=False)
         if runtime.world_size > 1 and not frozen:
-            # Buffers are the singular vectors of the spectral norm: a function of the weights' history,
-            # which is the same on every rank, so they need no broadcast.
+            # Buffers are the spectral norm's singular vectors: a function of the weights' history, which is
+            # the same on every rank, so they need no broadcast.
             with warnings.catch_warnings():
-                # Newer torch renames the argument, older knows only this name.
+                # Newer torch renames the argument; older torch knows only this name.
                 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
                 objective = DistributedDataParallel(
                     objective,
                     broadcast_buffers=False,
                     gradient_as_bucket_view=True,
-                    # The default of 25 MB is more than all gradients of most configs: a bucket that is full
-                    # only at the end of the backward pass has nothing left to be reduced beside.
+                    # The default of 25 MB exceeds all gradients of most configs: a bucket that fills only at
+                    # the end of the backward pass cannot overlap its reduction with it.
                     bucket_cap_mb=1,
                 )
         named = dict(model.named_parameters())
@@ -132,12 +132,12 @@ class TrainState:
 
     @property
     def picture_model(self) -> JointModel:
-        """The model to look at: the averaged weights if they are kept."""
+        """The model to draw pictures of: the averaged weights if they are kept."""
         return self.ema or self.model
 
     @contextmanager
     def gradients_stay_local(self, *, when: bool) -> Iterator[None]:
-        """Within it, backward does not reduce over ranks (`when`): all but the last piece of a batch."""
+        """Keep backward from reducing over ranks if `when`: for all but a batch's last piece."""
         if when and isinstance(self.objective, DistributedDataParallel):
             with self.objective.no_sync():
                 yield
@@ -146,16 +146,17 @@ class TrainState:
 
     @torch.no_grad()
     def average(self) -> None:
-        """Move the averaged weights towards the current ones."""
+        """Update the averaged weights from the current ones."""
         if self.ema is None:
             return
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - self.ema_decay)
         if self.ema.energy is not None:
-            # Of the averaged weights: with the live ones' singular vectors their slope would pass the bound.
+            # Recomputed for the averaged weights: with the live singular vectors their slope would exceed the
+            # bound.
             self.ema.energy.power_iteration()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor that a resume needs, by name; the live ones, to be saved or read into."""
+        """Return every tensor that a resume needs, by name: live ones, to save or to read into."""
         named = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.ema is not None:
             named |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}

@@ -1,4 +1,4 @@
-"""How a run stands, told by its storage alone: no cluster, no request to the job that trains it."""
+"""A run's status, read only from its storage: no cluster, no request to the job that trains it."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,12 +18,13 @@ __all__ = ["RunStatus", "State", "run_status", "statuses"]
 State = Literal["running", "finished", "dead", "stopped", "unknown"]
 
 _SILENCE = timedelta(seconds=60)
-"""After this time without a renewal a holder counts as dead; by two machines' clocks, hence far above 5 s."""
+"""A holder without a renewal for this long counts as dead. It compares two machines' clocks, so it is far
+above the 5 s between renewals."""
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What a run's storage tells of it; `checkpoint` is the newest whole one, `metrics` the newest row."""
+    """A run's status from its storage; `checkpoint` is the newest whole one, `metrics` the newest row."""
 
     name: str
     state: State
@@ -37,18 +38,18 @@ class RunStatus:
 
 
 def run_status(store: Store, name: str) -> RunStatus:
-    """Return how the run `name` under a storage stands; damaged records count as missing.
+    """Return the status of the run `name` in a storage; damaged records count as missing.
 
-    `unknown` is the state of a run that no job has held a lease on, such as a trial of a sweep.
+    The state is `unknown` if no job has ever held a lease on the run, as for a sweep's trials.
 
     Raises:
         StoreError: the store cannot be reached or read.
-        CheckpointError: the name is none of a run.
+        CheckpointError: no run can have this name.
     """
     run, checkpoints = store.child(name), Checkpoints(store, name)
     try:
         manifest = checkpoints.latest()
-    except CheckpointError:  # there are some, and none is whole
+    except CheckpointError:  # there are some, but none is whole
         manifest = None
     row, info = last_row(run) or {}, run.head(METRICS)
     step = max(row.get("step", 0), manifest.step if manifest else 0)
@@ -75,7 +76,7 @@ def run_status(store: Store, name: str) -> RunStatus:
 
 
 def statuses(store: Store) -> list[RunStatus]:
-    """Return how each run under a storage stands, by name; raises StoreError where it holds none."""
+    """Return the status of each run in a storage, sorted by name; raises StoreError if it holds none."""
     names = set()
     for info in store.list():
         above, _, last = info.key.rpartition("/")

@@ -1,4 +1,4 @@
-"""One update of all three nets, or of only the energy net: built once for a run, then called at each step.
+"""One update of all three nets, or of only the energy net: built once per run, called at each step.
 
 Shapes: N images of the set, B this rank's share of a batch, C channels, H height, W width, D latent width,
 L latent layers.
@@ -36,17 +36,17 @@ _REMEDY = "lower optimizer.energy.lr or energy.output_scale, or turn energy.spec
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an update did."""
+    """The result of an update."""
 
     metrics: Mapping[str, Tensor]
-    """Of this rank: () and (L,) tensors on the device."""
+    """This rank's: () and (L,) tensors on the device."""
     stop: bool
     """Whether any rank asked to stop."""
 
 
 @dataclass
 class _Update:
-    """What an update works with, and on."""
+    """What an update needs and modifies."""
 
     state: TrainState
     config: Config
@@ -61,7 +61,7 @@ class _Update:
 
 @dataclass
 class EnergyUpdate(_Update):
-    """Updates of only the energy net, `train.energy_updates` a step; the other nets are frozen."""
+    """Updates only the energy net, `train.energy_updates` times a step; the other nets are frozen."""
 
     def __post_init__(self) -> None:
         self.net = cast(EnergyNet, self.state.model.energy)
@@ -71,10 +71,10 @@ class EnergyUpdate(_Update):
         """What computes the chains."""
 
     def __call__(self, moments_2BD: Tensor, stop: bool = False) -> Outcome:
-        """Do step `state.step` on the moments of posteriors; the metrics are those of its last update.
+        """Do step `state.step` on the posteriors' moments; the metrics are its last update's.
 
         Raises:
-            DivergedError: the gradient is not finite. Raised on all ranks; updates before it have moved.
+            DivergedError: the gradient is not finite. Raised on all ranks; earlier updates were applied.
         """
         (all_go_on,) = self.runtime.agree(not stop)
         posterior = DiagGaussian(*moments_2BD)
@@ -92,7 +92,7 @@ class EnergyUpdate(_Update):
         f_posterior, f_prior = mean_f(self.net, posterior_z, prior_z)
         self._differentiate(f_prior - f_posterior)
         norm = player.gradient_norm()
-        if not math.isfinite(float(norm)):  # of the mean over ranks: the same on all of them
+        if not math.isfinite(float(norm)):  # of the mean over ranks, so the same on all
             raise DivergedError(f"the energy's gradient is not finite at step {step}; {_REMEDY}")
         self._move(player)
         player.adam.zero_grad()
@@ -109,8 +109,8 @@ class EnergyUpdate(_Update):
     def _differentiate(self, loss: Tensor) -> None:
         """Set the energy's gradient to the mean over ranks.
 
-        A few thousand numbers: reduced by one all-reduce here, and not by DDP, which has the same parameters
-        in its buckets.
+        A few thousand numbers: one all-reduce here, instead of DDP, which has the same parameters in its
+        buckets.
         """
         parameters = list(self._player.parameters.values())
         gradients = torch.autograd.grad(loss, parameters)
@@ -122,7 +122,7 @@ class EnergyUpdate(_Update):
 
 @dataclass
 class JointUpdate(_Update):
-    """Updates of all three nets from one loss, and further ones of the energy (`train.energy_updates`)."""
+    """Updates all three nets from one loss, then the energy again (`train.energy_updates`)."""
 
     def __post_init__(self) -> None:
         joins = self.config.energy_joins_at(self.horizon.total_steps)
@@ -142,18 +142,18 @@ class JointUpdate(_Update):
 
         Raises:
             DivergedError: loss or gradient is not finite on some rank. Raised on all ranks, before any
-                parameter moved; if it is that of a further update of the energy, the others have moved.
+                parameter moved; in a further energy update, earlier updates were applied.
         """
         state, step = self.state, self.state.step
         energy = self._energy if step >= self._joins_at else None
 
-        # Negative phase, on the bare energy net: nothing here belongs to DDP.
+        # Negative phase, on the bare energy net: nothing here concerns DDP.
         prior_z, chain = None, None
         if energy is not None:
             with self.clock("chain"):
                 prior_z, chain = energy.sample(len(x_BCHW), self.noise(step, "prior chain"))
 
-        # One loss, one forward and one backward of all nets; then all ranks agree that the step may be taken.
+        # One loss, one forward and one backward through all nets; then all ranks agree to take the step.
         terms = self._backward(x_BCHW, prior_z)
         means = {
             name.removesuffix("_L"): torch.stack([getattr(piece, name) for piece in terms]).mean(0).detach()
@@ -163,7 +163,7 @@ class JointUpdate(_Update):
         norms = {f"gradient_norm/{player.name}": player.gradient_norm().detach() for player in moving}
         stopped = self._agreed_to_stop(means["loss"] + sum(norms.values()), stop)
 
-        # The optimizers move, then what follows the weights; then further updates of the energy.
+        # Optimizers step first, then whatever depends on the weights, then further energy updates.
         for player in moving:
             self._move(player)
         for player in state.players:
@@ -178,7 +178,7 @@ class JointUpdate(_Update):
         return Outcome(means | norms | _chain_metrics(chain), stopped)
 
     def _backward(self, x_BCHW: Tensor, prior_z_BD: Tensor | None) -> list[Terms]:
-        """Add up the gradients of the batch's pieces, reduced over ranks; return their terms."""
+        """Accumulate the gradients of the batch's pieces, reduced over ranks; return their terms."""
         noise_BD = self.noise(self.state.step, "posterior")(len(x_BCHW), self.state.model.latent_dim)
         pieces = self.config.train.accumulate
         prior_pieces = [None] * pieces if prior_z_BD is None else prior_z_BD.chunk(pieces)
@@ -190,7 +190,7 @@ class JointUpdate(_Update):
         return terms
 
     def _agreed_to_stop(self, total: Tensor, stop: bool) -> bool:
-        """Return whether any rank asks to stop; raises `DivergedError` on all if a total is not finite."""
+        """Return whether any rank asks to stop; raises `DivergedError` on all if any total is not finite."""
         finite = math.isfinite(float(total))
         all_finite, all_go_on = self.runtime.agree(finite, not stop)
         if not all_finite:
@@ -202,18 +202,18 @@ class JointUpdate(_Update):
 
 
 def _chain_metrics(chain: ChainInfo | None) -> dict[str, Tensor]:
-    if chain is None:  # there was none: the prior is Gaussian
+    if chain is None:  # no chain: the prior is Gaussian
         return {}
     return {"chain/gradient_norm": chain.gradient_norm, "chain/displacement": chain.displacement}
 
 
 @torch.no_grad()
 def posteriors(model: JointModel, images_NHWC: npt.NDArray[np.uint8], runtime: Runtime) -> Tensor:
-    """Return mean and log-variance of q(z|x) of all images, (2, N, D), on every rank; each does a share."""
+    """Return mean and log-variance of q(z|x) for all images, (2, N, D), on every rank; each does a share."""
     moments = torch.zeros(2, len(images_NHWC), model.latent_dim, device=runtime.device)
     for position in range(runtime.rank, -(-len(images_NHWC) // _IMAGES_AT_ONCE), runtime.world_size):
         rows = slice(position * _IMAGES_AT_ONCE, (position + 1) * _IMAGES_AT_ONCE)
-        x_BCHW = to_float(images_NHWC[rows].copy(), runtime.device)  # torch warns of memory that is read-only
+        x_BCHW = to_float(images_NHWC[rows].copy(), runtime.device)  # torch warns about read-only memory
         moments[:, rows] = torch.stack(tuple(model.inference(x_BCHW)))
-    # The rows of the others are zero here, so that adding rounds nothing.
+    # Other ranks' rows are zero here, so the sum is exact.
     return runtime.total(moments)
