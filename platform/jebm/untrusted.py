@@ -50,7 +50,7 @@ def parsed_json(encoded: bytes, most_bytes: int) -> Any:  # noqa: ANN401  (JSON 
 
     Raises:
         ValueError: the only error, for anything odd: more than `most_bytes`, not UTF-8, not JSON, a repeated
-        key, non-finite or absurdly long numbers, lone surrogates, or more than `DEEPEST_JSON` levels.
+            key, non-finite or absurdly long numbers, lone surrogates, or more than `DEEPEST_JSON` levels.
     """
     if len(encoded) > most_bytes:
         raise ValueError(f"more than {most_bytes} bytes")

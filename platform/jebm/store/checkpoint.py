@@ -125,7 +125,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: there are checkpoints but none is whole. Returning None would restart the run
-            over them.
+                over them.
         """
         damaged: list[FoundCheckpoint] = []
         for name in self._sure_names():

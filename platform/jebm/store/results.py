@@ -74,7 +74,7 @@ def fetch_results(store: Store, folder: Path, begin: Callable[[int], Callable[[i
 
     Raises:
         StoreError: the store cannot be read or the folder written; there are no results, or results of
-        several runs (the message names them); the folder lies within the store.
+            several runs (the message names them); the folder lies within the store.
     """
     # Refuse before anything is created.
     folder = Path(os.path.realpath(folder))
