@@ -119,6 +119,7 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
             yield draw
         return
+    # Without a terminal: a line every few seconds.
     began = last_line = time.monotonic()
     so_far = 0
 

@@ -90,6 +90,7 @@ def main() -> None:
     keys = ("split", "labels", "partition", "size", "channels", "without_label", "limit")
     options = {key: wanted[key] for key in keys}
     source = open_source(wanted.source, wanted.format, **options)
+    # An existing data set is kept if it came from the same files and options.
     if exists and not wanted.overwrite:
         found = read_manifest(store)
         if (found.source, found.split) != (source.description, source.split):
@@ -99,6 +100,7 @@ def main() -> None:
         known = f"already there: {counted(found.images, 'image')}, {labels}, sha256 {found.sha256[:12]}"
         tell("; ".join([f"{known}  {store.uri}", *remarks(source)]))
         return
+    # Write it and report what was made.
     begun, tally = time.monotonic(), Tally()
     manifest = write(tally.of(source), store, overwrite=wanted.overwrite)
     shape = "x".join(str(length) for length in manifest.shape[1:])

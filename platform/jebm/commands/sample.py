@@ -99,6 +99,7 @@ def main() -> None:
             raise ConfigError(f"--{key} {arguments[key]}: must be 1 or more")
     output = output_of(arguments.output)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Restore the model and set up its sampler.
     found = restored(arguments.checkpoint, device=device)
     model, dims = found.model, found.config.model.latent_dims
     chain, layer = chain_of(arguments, model, found.config.langevin), layer_of(arguments.vary, len(dims))
@@ -112,6 +113,7 @@ def main() -> None:
                 bar.update(len(batch.z_ND))
 
     files = write(shown(), arguments.format, output, columns=arguments.columns, latent_dims=dims)
+    # samples.json is written last and records how the samples were made.
     facts = {
         "checkpoint": found.uri,
         "weights": found.weights,

@@ -71,6 +71,7 @@ def search() -> int:
     )
     config, arguments = parse_arguments(parser)
     config = resolve_paths(config)
+    # Check everything and print the plan before any trial starts.
     base = make_plan(config, read_images=runs_here(), deep=arguments.dry_run)
     check_quick_look(config, base.data, base.held_out, base.images)
     plan = plan_sweep(load_search(arguments.search, config, arguments.trials), base)
@@ -79,6 +80,7 @@ def search() -> int:
         Lease(open_store(config.run.storage).child(config.run.name)).check()
         check_room(config)
         return 0
+    # Run the trials, then print the outcome and how to train with the best config.
     ending = tune(plan, provenance())
     counts = ", ".join(f"{count} {status}" for status, count in sorted(ending.trials.items()))
     place = ending.place.removeprefix("file://")

@@ -74,6 +74,7 @@ def load_images(store: Store, cache_directory: Path | None = None) -> ImageSet:
     images_path = directory / f"{manifest.sha256}.images.u8"
     labels_path = directory / f"{manifest.labels_sha256}.labels.i32" if manifest.labels_sha256 else None
     need = math.prod(manifest.shape) + 4 * manifest.images
+    # Only a file of the right size counts; a partial one never gets this name.
     whole = _is_whole(images_path, math.prod(manifest.shape)) and (
         labels_path is None or _is_whole(labels_path, 4 * manifest.images)
     )

@@ -134,6 +134,7 @@ def files_below(root: Path) -> tuple[list[str], Counter[str]]:
     names, others = list[str](), Counter[str]()
     here = os.path.realpath(root)
     folders: list[tuple[str, tuple[str, ...]]] = [("", (here,))]
+    # Each pending folder carries the real folders that are read anyway above it.
     while folders:
         folder, read_anyway = folders.pop()
         with os.scandir(root / folder) as entries:

@@ -52,6 +52,7 @@ def pages_of(data: memoryview, column: pq.ColumnChunkMetaData) -> Iterator[Page]
         position = column.dictionary_page_offset
     header = _Header(data, position)
     missing: int = column.num_values
+    # Follow the headers from page to page, checking each before it is used.
     while missing > 0:
         fields = header.struct()
         kind = _number(fields, 1)
@@ -87,6 +88,7 @@ def largest_page(path: Path, parquet: pq.ParquetFile, columns: Collection[str]) 
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
         memoryview(mapped) as data,
     ):
+        # Reject a page that inflates far beyond its stored size.
         for chunk in chunks:
             if chunk.path_in_schema.split(".")[0] not in columns:
                 continue

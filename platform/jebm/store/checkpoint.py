@@ -85,10 +85,12 @@ class Checkpoints:
         folder = self._store.child(draft.name)
         began = time.monotonic()
         most_parts = max(MOST_PARTS // share.world_size, 1)  # so that one manifest holds all their CRC32s
+        # Every rank writes its share; all but rank 0 then leave a record of it.
         stored = upload_tensors(folder, _data_key(share.rank), share.of(tensors), most_parts)
         if share.rank > 0:
             put_once(folder, share.key, share.encode(draft.name, stored))
             return None
+        # Rank 0 collects the records, checks that the shares are the whole state, and commits.
         others = gathered(folder, draft.name, share, patience_seconds + time.monotonic() - began)
         objects = (stored, *others)
         fitting_headers(folder, objects, tensors)
@@ -135,6 +137,7 @@ class Checkpoints:
             if found.manifest is not None and found.status == "committed":
                 if found.manifest.version != VERSION:
                     _logger.info("%s/%s has a manifest of version 1, without a hash", self._store.uri, name)
+                # Nothing whole: distinguish damaged checkpoints from none at all.
                 if damaged:
                     _logger.warning("%s/%s is the newest that can be read", self._store.uri, name)
                 return found.manifest

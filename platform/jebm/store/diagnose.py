@@ -140,6 +140,7 @@ def _examine_account(connection: Connection, bucket: str) -> Iterator[Check]:
     session, endpoint = connection.session, connection.client.meta.endpoint_url
     yield Check("endpoint", "ok", f"{endpoint} ({_endpoint_source(session, own=connection.custom)})")
     yield _region(session, own=connection.custom)
+    # Credentials: any failure to find them ends the examination.
     try:
         credentials = connection.find_credentials(f"s3://{bucket}")
         frozen = credentials.get_frozen_credentials()
@@ -153,6 +154,7 @@ def _examine_account(connection: Connection, bucket: str) -> Iterator[Check]:
     except Exception as error:  # the service that holds them does not answer
         yield Check("credentials", "fail", one_line(error), "is the network there?", unreachable=True)
         return
+    # Found: show only the end of the key, then let the server judge it.
     token = ", with a session token" if frozen.token else ""
     yield Check(
         "credentials",

@@ -62,12 +62,14 @@ def read_manifest(checkpoints: Store, name: str, size: int | None = None) -> tup
     agree. Raises CheckpointError if it cannot be read, StoreError if the store cannot be reached.
     """
     key, seen = f"{name}/{MANIFEST}", b""
+    # Check the size before reading anything.
     if size is None:
         info = checkpoints.head(key)
         size = 0 if info is None else info.size  # the read reports that it is gone
     if size > MANIFEST_BYTES:
         raise CheckpointError(f"its manifest has {size} bytes, above {MANIFEST_BYTES}")
     problem = CheckpointError("its manifest was another one at each reading")
+    # A bit may flip in transit, so read again until the text is proven.
     for _ in range(READS):
         encoded = bytearray(size)  # read no more, even if the object has grown
         checkpoints.read_into(key, 0, [memoryview(encoded)])

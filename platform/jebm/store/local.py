@@ -169,6 +169,7 @@ class LocalStore:
     def _write(self, key: str, parts: Sequence[Sequence[memoryview]], *, if_absent: bool) -> Uploaded:
         with self._errors("write", key):
             path = self._path(key)
+            # Open a partial file; a concurrent delete may remove the empty folder in between.
             for attempt in range(_MOST_ATTEMPTS):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial_path = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
@@ -186,6 +187,7 @@ class LocalStore:
                     file.flush()
                     os.fsync(file.fileno())
                     info = _local_info(key, os.fstat(file.fileno()))
+                # The object appears now, complete and flushed.
                 if if_absent:
                     self._link(key, partial_path, path)
                 else:

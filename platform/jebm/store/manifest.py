@@ -176,6 +176,7 @@ def _decoded(encoded: bytes) -> Manifest:
     """Return the manifest; raises ValueError or CheckpointError naming the field."""
     content = parsed_object(encoded, MANIFEST_BYTES)
     version = content.get("version")
+    # Format, version and hash come first: they decide which fields to expect.
     if content.get("format") != _FORMAT:
         raise ValueError(f"its format is not {_FORMAT}")
     if version not in (1, VERSION) or type(version) is not int:
@@ -185,6 +186,7 @@ def _decoded(encoded: bytes) -> Manifest:
     names = {field.name for field in fields(Manifest)} | {"format", "config_sha256"}
     if content.keys() != names:
         raise ValueError(f"missing or unknown fields: {sorted(content.keys() ^ names)[:5]}")
+    # Then each field separately, and those that depend on one another.
     run, parent, objects = content["run"], content["parent"], content["objects"]
     if not isinstance(run, str) or not RUN_NAME.fullmatch(run):
         raise ValueError("run is no run's name")

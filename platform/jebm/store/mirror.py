@@ -43,12 +43,14 @@ def download(run: RunStore, manifest: Manifest, target: Path, progress: Progress
     if found != manifest:
         raise CheckpointError(f"{run.uri}: {manifest.name} has been replaced by another checkpoint since")
     source = run.folder(manifest.name)
+    # Refuse a folder that holds another checkpoint.
     store = open_store(str(target)).child(f"{run.name}/checkpoints/{manifest.name}")
     if store.head(MANIFEST) is not None and store.get(MANIFEST) != encoded:
         raise _taken(target, manifest)
     folder = target.expanduser().absolute() / run.name / "checkpoints" / manifest.name
     with os_errors(f"{folder}: cannot write"):
         _check_room(folder, manifest)
+    # Data first, the manifest last.
     count = counter(progress, size_of(manifest))
     fetched = 0
     for stored in manifest.objects:
@@ -90,6 +92,7 @@ def _fetch_object(source: Store, stored: StoredObject, path: Path, count: Callab
             parts.stream(number, partial(_write_at, descriptor), count)
             return size
 
+        # Fetch only the parts whose bytes on disk are missing or wrong.
         fetched = in_parallel(fetch, range(0, stored.size, stored.part_size))
         os.fsync(descriptor)
     finally:

@@ -19,12 +19,13 @@ def listed(
 ) -> list[JsonObject]:
     """Return a run's checkpoints, newest first, marking the latest, the best by `metric` and the pinned.
 
-    Raises CheckpointError where there are none.
+    Raises CheckpointError if there are none.
     """
     found = run.checkpoints.list(limit)
     if not found:
         raise CheckpointError(run.nothing())
     whole = {item.name: item.manifest for item in found if item.status == "committed" and item.manifest}
+    # Rank the whole checkpoints by the metric, leaving out values that are not finite.
     values = {name: manifest.metrics.get(metric, math.nan) for name, manifest in whole.items()}
     finite = {name: value if mode == "min" else -value for name, value in values.items()}
     finite = {name: value for name, value in finite.items() if math.isfinite(value)}

@@ -125,6 +125,7 @@ def planned(
 
     folders = {folded(folder) for info in infos for folder in _folders_of(info.key)}
     names: dict[str, str] = {}
+    # Refuse names that cannot be files here, then names that collide.
     for info in infos:
         name = folded(info.key)
         try:

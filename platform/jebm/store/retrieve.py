@@ -191,6 +191,7 @@ def export_weights(
     names = [name for name in table if name.startswith(f"{prefix}.")]
     if not names:
         raise CheckpointError(f"{manifest.name}: holds no tensors {prefix}.*")
+    # Create the folder first, to fail before reading anything.
     with os_errors(f"{output}: cannot write"):
         output.parent.mkdir(parents=True, exist_ok=True)
     tensors = read_tensors(run, manifest, names, progress)
@@ -200,6 +201,7 @@ def export_weights(
         "config_sha256": manifest.config_sha256,
     }
     header = header_of({name.removeprefix(f"{prefix}."): tensors[name] for name in names}, facts)
+    # Write under another name, so that the file appears whole.
     unfinished = output.with_name(f".partial-{uuid.uuid4().hex}")
     with os_errors(f"{output}: cannot write"):
         try:

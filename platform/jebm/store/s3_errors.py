@@ -183,6 +183,7 @@ def explain(error: Exception, what: str, place: str, bucket: str, connection: "C
     """Return the error to raise: one line with the location, the cause and the remedy."""
     if isinstance(error, ClientError):
         return _explain_answer(error, what, place, bucket, connection)
+    # No response of S3: explain what went wrong in the client or on the network.
     endpoint = connection.client.meta.endpoint_url
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return AccessDeniedError(
@@ -227,6 +228,7 @@ def _explain_answer(
     who = _explain_who(code, place, connection)
     if who is not None:
         return who
+    # Specific codes come first, general statuses after them.
     if code == "NoSuchBucket":
         return BucketMissingError(
             f"{place}: bucket {bucket} does not exist at {endpoint}; create it with your provider's console, "

@@ -246,6 +246,7 @@ def _explain_session(error: Exception, profile: str, place: str = "") -> StoreEr
         os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials",
     ]
     where, cause = " and ".join(files), one_line(error) or type(error).__name__
+    # Each kind of error has its own remedy.
     if isinstance(error, ProfileNotFound):
         unreadable = [file for file in files if _cannot_be_read(file)]
         remedy = f"{unreadable[0]} cannot be read" if unreadable else f"look at AWS_PROFILE and {where}"

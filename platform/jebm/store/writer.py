@@ -190,6 +190,7 @@ class AsyncWriter:
         )
         mine = self._mine(tensors)
         others = {name: tensor for name, tensor in tensors.items() if name not in mine}
+        # Wait for a free buffer.
         began = time.monotonic()
         with self._changed:
             if self._closed:
@@ -197,6 +198,7 @@ class AsyncWriter:
             self._changed.wait_for(lambda: self._free or self._fatal())
             self._raise_fatal()
             snapshot = self._free.pop()  # the last one used, so that a fast storage needs only one
+        # Copy into it without the lock; the saver works on the other buffer meanwhile.
         stalled = time.monotonic()
         try:
             snapshot.take(mine)
@@ -282,6 +284,7 @@ class AsyncWriter:
             outcome = self._save({**others, **snapshot.tensors()}, facts)
         except Exception as error:  # the training thread must learn of any error
             outcome = error
+        # Account for the outcome, and wake the threads that wait for a buffer or the end.
         with self._changed:
             stats = self._stats
             stats = replace(stats, upload_seconds=stats.upload_seconds + time.monotonic() - began)

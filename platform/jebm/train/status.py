@@ -54,6 +54,7 @@ def run_status(store: Store, name: str) -> RunStatus:
     row, info = last_row(run) or {}, run.head(METRICS)
     step = max(row.get("step", 0), manifest.step if manifest else 0)
     total, holder = planned_steps(run), last_holder(run)
+    # A live lease means running; otherwise the checkpoints tell whether the run is finished.
     state: State = "stopped" if holder else "unknown"
     silent = holder is not None and datetime.now(UTC) - holder.renewed > _SILENCE
     if holder is not None and not holder.released and not silent:

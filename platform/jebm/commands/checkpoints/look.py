@@ -62,6 +62,7 @@ def show(run: RunStore, arguments: Namespace) -> Answer:
         "config": manifest.config_sha256,
         "manifest": f"version {manifest.version}" + (", without a hash" if manifest.version == 1 else ""),
     }
+    # One table each for metrics, provenance, config and tensors.
     rows = [["tensor", "dtype", "shape", "bytes"]]
     for tensor in document["tensors"]:
         shape = " x ".join(map(str, tensor["shape"])) or "()"

@@ -69,6 +69,7 @@ def open_source(path: str | Path, file_format: str = "auto", **options: Unpack[O
         options.get("channels"),
     )
     _check_options(file_format, request, limit)
+    # Whatever a reader raises over the file's content becomes one DataError line.
     with damage_is_named(path):
         if not path.exists():
             raise DataError(f"{path}: no such file or folder; give the path of the original files")
@@ -115,6 +116,7 @@ def _detected(path: Path) -> str:
         return _detected_folder(path)
     with path.open("rb") as file:
         head = file.read(8)
+    # Magic numbers first, then names inside archives.
     if path.suffix == ".mat" or head.startswith((b"MATLAB", b"\x89HDF")):
         return "svhn"
     if head.startswith(b"PAR1"):

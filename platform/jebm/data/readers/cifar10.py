@@ -41,6 +41,7 @@ def open_cifar10(path: Path, request: Request) -> Source:
     split = request.split or "train"
     if canonical(split) not in _MEMBERS:
         raise ConfigError(f"split: CIFAR-10 has train and test, not {split!r}")
+    # Choose the split's batches, and check that they are binary and complete.
     sizes = _sizes(path)
     pattern = re.compile(rf"(.*/)?{_MEMBERS[canonical(split)]}\.bin")
     chosen = {name: size for name, size in sorted(sizes.items()) if pattern.fullmatch(name)}

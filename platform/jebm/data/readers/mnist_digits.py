@@ -29,6 +29,7 @@ def open_mnist_digits(path: Path, request: Request) -> Source:
         raise ConfigError(f"split: the digits have train, test and all, not {split!r}")
     files = [path / f"{digit}.json" for digit in range(10)]
     images, labels, turns = [], [], []
+    # Select each digit's images by their position.
     for digit, file in enumerate(files):
         if not file.is_file():
             raise DataError(f"{file}: no such file; scripts/fetch-mnist-digits brings all ten")
@@ -38,6 +39,7 @@ def open_mnist_digits(path: Path, request: Request) -> Source:
         images.append(images_NHW[kept_N])
         turns.append(turns_N[kept_N])
         labels.append(np.full(int(kept_N.sum()), digit, np.int32))
+    # Interleave the digits; a stable sort keeps 0 to 9 in order at each turn.
     order_N = np.argsort(np.concatenate(turns), kind="stable")
     if not len(order_N):
         raise DataError(f"{path}: no images in part {split}; fetch the original files again")

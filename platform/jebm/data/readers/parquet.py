@@ -59,6 +59,7 @@ def open_parquet(path: Path, request: Request) -> Source:
         remarks += (f"columns seen and not used: {', '.join(map(escaped, columns.unused))}",)
     transforms = fit_transforms(request.size, request.channels)
     numbers: dict[str, int] = {}
+    # Labels that are words become numbers, counted over all splits of the set.
     if columns.words and columns.label is not None:
         words = _words([*files, *others_of_set], columns.label)
         if words is None:
