@@ -135,8 +135,8 @@ def fitting_headers(
 def damages(store: Store, objects: Sequence[StoredObject], count: Count = ignore) -> list[str]:
     """Read all of a checkpoint's objects and return a line for each reason why `load` would refuse it.
 
-    Reasons are an object that is gone or has another size, and a part with another CRC32; failing these, a
-    malformed header, or tensors that hold NaN or infinity.
+    Reasons are an object that is gone or has another size, and a part with another CRC32; if there are none
+    of these, a malformed header, or tensors that hold NaN or infinity.
     """
     headers: Sequence[Mapping[str, TensorEntry]] = [{} for _ in objects]
     unfit: list[str] = []

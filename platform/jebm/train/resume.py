@@ -52,7 +52,7 @@ def resume(
             state.step = manifest.step
             return manifest
     if damage is not None:
-        raise damage  # the only one is damaged, and half loaded into the tensors
+        raise damage  # the checkpoint is damaged, and half loaded into the tensors
     # A new run: another run's tensors, or the initial ones.
     if config.run.init_from is not None:
         with runtime.together():
