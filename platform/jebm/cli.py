@@ -63,7 +63,7 @@ def tell(text: str) -> None:
 
 
 def tell_json(document: object) -> None:
-    """Print one JSON document on one line of stdout, in ASCII; numbers that are not finite become null."""
+    """Print one JSON document on one line of stdout, in ASCII; non-finite numbers become null."""
     _print(json.dumps(_plain(document), allow_nan=False).replace("\x7f", "\\u007f"))
 
 
@@ -87,7 +87,7 @@ def table(rows: Sequence[Sequence[str]], right: int = 0) -> str:
 
 
 def size_text(size: float) -> str:
-    """Return a number of bytes with a unit: 17.9 MB."""
+    """Return a size in bytes with a unit: 17.9 MB."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

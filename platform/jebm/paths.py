@@ -81,6 +81,6 @@ def _candidates() -> Iterator[Path]:
     if named.is_absolute():  # as the XDG specification requires
         yield named / "jebm"
     else:
-        with contextlib.suppress(RuntimeError):  # neither HOME nor a passwd entry
+        with contextlib.suppress(RuntimeError):  # no HOME and no passwd entry
             yield Path.home() / ".cache" / "jebm"
     yield Path(tempfile.gettempdir(), f"jebm-{os.getuid()}")

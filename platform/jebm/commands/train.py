@@ -29,7 +29,7 @@ __all__ = ["main"]
 
 
 def train_here(config: Config) -> Result:
-    """Train in this process, or as one of torchrun's.
+    """Train in this process, perhaps as one of torchrun's.
 
     The first SIGTERM or SIGINT stops after the current step; a second one has its usual effect.
     """

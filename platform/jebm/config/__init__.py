@@ -172,7 +172,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def differing_keys(config: Config, other: Mapping[str, Any]) -> list[str]:
-    """Return the dotted keys in which `config` and another config's dict differ and a resume may not."""
+    """Return the dotted keys that differ from another config's dict and may not change at a resume."""
     mine, theirs = dict(leaves(config_to_dict(config))), dict(leaves(other))
     differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
     return [key for key in differing if role_of(key) not in RESUME_MAY_CHANGE]

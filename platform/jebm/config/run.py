@@ -100,7 +100,7 @@ class Optimizer:
     clip_norm: float | None = None
 
     def check(self, key: str) -> None:
-        """Raise `ConfigError` under the name of the player (`key`) whose optimizer this is."""
+        """Raise `ConfigError` naming the player (`key`) that this optimizer belongs to."""
         require(0 < self.lr < math.inf, f"{key}.lr", "must be positive")
         require(0 <= self.beta1 < 1, f"{key}.beta1", "must lie in [0, 1)")
         require(0 <= self.beta2 < 1, f"{key}.beta2", "must lie in [0, 1)")

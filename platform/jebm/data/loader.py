@@ -42,7 +42,7 @@ class Loader:
             raise DataError(
                 f"{name}: {count} images are less than one batch; set train.batch_size to ≤ {count}"
             )
-        self.steps_per_epoch = count // batch_size  # the rest is left out until the next epoch's shuffle
+        self.steps_per_epoch = count // batch_size  # the rest is left out of this epoch
         self._images_NHWC = images.images_NHWC
         self._batch_size, self._rank, self._share = batch_size, rank, batch_size // world_size
         self._seed, self._device = seed, torch.device(device)

@@ -1,4 +1,4 @@
-"""A reader of numeric variables in MATLAB v5 files (SVHN's format), safe on files of any origin.
+"""A reader of numeric variables in MATLAB v5 files (SVHN's format), safe on untrusted files.
 
 It inflates piece by piece and never beyond what a variable's header declares, so a file cannot make it use
 more memory than its caller asks for. Everything but plain numeric arrays is skipped.

@@ -69,7 +69,7 @@ _LABEL_SUFFIXES = frozenset({"", ".csv", ".json", ".jsonl", ".mat", ".npy", ".np
 
 @dataclass(frozen=True)
 class Members:
-    """The images of a folder or an archive, and what else is in it."""
+    """The images in a folder or archive, and what else it contains."""
 
     names: list[str]  # relative, with slashes, in reading order
     read: Callable[[Collection[str]], Iterator[tuple[str, bytes]]]  # yields name and bytes of each

@@ -1,8 +1,8 @@
 """The inflated sizes of a Parquet column's pages, read from their headers before anything is inflated.
 
-The footer of a Parquet file says what a column holds, but a reader inflates what each page's own header says:
-up to 2 GiB a page, whatever the footer claims. A header is a Thrift struct in the compact protocol. It is
-parsed so strictly that no other reader can interpret the same bytes differently: repeated fields,
+A Parquet file's footer says what a column holds, but a reader inflates as much as each page's own header
+says: up to 2 GiB per page, whatever the footer claims. A header is a Thrift struct in the compact protocol.
+It is parsed so strictly that no other reader can interpret the same bytes differently: repeated fields,
 out-of-range numbers and unneeded kinds of pages are refused.
 """
 

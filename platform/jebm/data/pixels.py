@@ -41,7 +41,7 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Encoded:
-    """One image as its file bytes."""
+    """One image as encoded file bytes."""
 
     name: str
     data: bytes

@@ -265,7 +265,7 @@ def leaving_out(source: Source, label: int) -> Source:
 
 
 def counted(number: int, one: str, many: str = "") -> str:
-    """Return `1 image` or `2,000 images`."""
+    """Return a number with its noun: `1 image` or `2,000 images`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 

@@ -154,7 +154,7 @@ def converted(value: Any, kind: Any, key: str) -> Any:  # noqa: ANN401  (any pla
 
 
 def _plain(value: Any, kind: type) -> Any:  # noqa: ANN401  (None if it does not fit)
-    """Return the value as one of a plain type, or None if it does not fit."""
+    """Return the value as this plain type, or None if it does not fit."""
     if kind in (str, Path):
         return kind(value) if isinstance(value, str) else None
     if isinstance(value, str):

@@ -150,7 +150,7 @@ class _Reader:
         self._count = 0
 
     def read(self, node: yaml.Node | None, key: str = "") -> Any:  # noqa: ANN401
-        """Return the value of a node under a dotted key."""
+        """Return the value of the node at a dotted key."""
         if node is None:  # an empty text
             return None
         line = node.start_mark.line + 1

@@ -84,7 +84,7 @@ class Checkpoints:
         draft = self._draft(facts)
         folder = self._store.child(draft.name)
         began = time.monotonic()
-        most_parts = max(MOST_PARTS // share.world_size, 1)  # so that one manifest holds all their CRC32s
+        most_parts = max(MOST_PARTS // share.world_size, 1)  # so that one manifest can hold all CRC32s
         # Every rank writes its share; all but rank 0 then leave a record of it.
         stored = upload_tensors(folder, _data_key(share.rank), share.of(tensors), most_parts)
         if share.rank > 0:

@@ -23,7 +23,7 @@ _Place = tuple[StoredObject, TensorEntry]
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the tensors of a second checkpoint differ from those of a first, and the bytes compared for it."""
+    """How the second checkpoint's tensors differ from the first's, and how many bytes were compared."""
 
     changed: tuple[str, ...]
     added: tuple[str, ...]

@@ -43,7 +43,7 @@ __all__ = [
     "examine_store",
 ]
 
-_PATIENCE_SECONDS = 2.0  # a person is waiting
+_PATIENCE_SECONDS = 2.0  # a user is waiting
 _LIMIT_SECONDS = 20.0
 _SKEW_SECONDS = 300  # S3 refuses signatures 15 minutes off; a clock 5 minutes off is drifting there
 _PARTS = (5 << 20, 1 << 16)  # S3's minimum for a part that is not the last
@@ -77,7 +77,7 @@ class Check:
 def examine(uri: str) -> Iterator[Check]:
     """Yield findings as they come; stop after one that makes the rest pointless.
 
-    Raises StoreError for an invalid URI, or a profile that cannot be used.
+    Raises StoreError if the URI is invalid or the profile is unusable.
     """
     store = open_store(uri).patient(_PATIENCE_SECONDS)
     if isinstance(store, S3Store):
@@ -205,7 +205,7 @@ def _clock(client: "S3Client", bucket: str) -> Check:
 
 
 def clock_check(server: datetime, here: datetime) -> Check:
-    """Judge the distance of two clocks."""
+    """Return the check on how far two clocks differ."""
     seconds = (here - server).total_seconds() - 0.5  # a Date header drops the fraction: 0.5 s on average
     if abs(seconds) < 2:
         return Check("clock", "ok", "that of the server")

@@ -110,7 +110,7 @@ def _look(
 
 
 def _check(folder: Store, manifest: Manifest, objects: Mapping[str, ObjectInfo], deep: bool) -> None:
-    """Raise CheckpointError if the objects are not those of the manifest."""
+    """Raise CheckpointError if the objects do not match the manifest."""
     for stored in manifest.objects:
         found = objects.get(stored.key)
         if found is None:

@@ -31,7 +31,7 @@ HEADER_BYTES = 16 << 20
 """Limit on all headers read together, in bytes: about 100,000 tensors."""
 
 METADATA = "__metadata__"
-"""The one name in a header that is not a tensor's."""
+"""The only name in a header that is not a tensor's."""
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -60,7 +60,7 @@ _MOST_ELEMENTS = (1 << 63) - 1  # sizes and strides are int64
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object as a manifest describes it.
+    """An object as described by a manifest.
 
     Key, size and part size in bytes, the CRC32 of every part, and that of the header with its length;
     None in a manifest of version 1.

@@ -52,7 +52,7 @@ class LocalStore:
 
     @property
     def folder(self) -> Path:
-        """The folder itself, for what must be appended to in place."""
+        """The folder itself, for files that must be appended to in place."""
         return self._root
 
     def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> ObjectInfo:
@@ -144,18 +144,18 @@ class LocalStore:
                     try:
                         with self._errors("read", key):
                             info = _local_info(key, path.stat())
-                    except ObjectMissingError:  # deleted since
+                    except ObjectMissingError:  # deleted meanwhile
                         continue
                     yield info
 
     def _folders(self, start: Path) -> Iterator[tuple[str, Sequence[str]]]:
         """Yield each folder with the names of its files.
 
-        Raises StoreError for one that cannot be looked into: to pass over it would be to call it empty.
+        Raises StoreError for an unreadable one: skipping it would treat it as empty.
         """
 
         def refuse(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError | NotADirectoryError):  # deleted since, or a file
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):  # deleted meanwhile, or a file
                 raise error
 
         walk = os.walk(start, onerror=refuse)
@@ -176,7 +176,7 @@ class LocalStore:
                 try:
                     file = partial_path.open("xb")
                     break
-                except FileNotFoundError:  # the folder was empty, and a delete has just taken it away
+                except FileNotFoundError:  # the folder was empty, and a delete has just removed it
                     if attempt == _MOST_ATTEMPTS - 1:
                         raise
             try:
@@ -193,13 +193,13 @@ class LocalStore:
                 else:
                     partial_path.replace(path)
             finally:
-                with contextlib.suppress(OSError):  # what went wrong before is the news
+                with contextlib.suppress(OSError):  # the earlier error matters more
                     partial_path.unlink(missing_ok=True)
             _sync_folder(path.parent)
         return Uploaded(info, tuple(crc32_of(part) for part in parts))
 
     def _link(self, key: str, partial_path: Path, path: Path) -> None:
-        """Give a file its name, unless it is taken: unlike a rename, a link refuses to replace."""
+        """Give a file its name unless that is taken: unlike a rename, a link never replaces."""
         try:
             os.link(partial_path, path)
         except FileExistsError:
@@ -233,7 +233,7 @@ class LocalStore:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    """Return what the system says, with the file that it is about."""
+    """Return the system's message, with the file it concerns."""
     if not isinstance(error, OSError) or error.strerror is None:
         return one_line(error)
     if isinstance(error, FileExistsError):
@@ -250,7 +250,7 @@ def _local_info(key: str, found: os.stat_result) -> ObjectInfo:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the entries of a folder outlive a power cut."""
+    """Make a folder's entries survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

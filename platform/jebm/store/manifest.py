@@ -40,8 +40,8 @@ RUN_NAME = re.compile(r"\w[\w.=+-]*(/\w[\w.=+-]*)*", re.ASCII)
 _FORMAT = "jebm-checkpoint"
 _MOST_STEPS = 10**15 - 1
 _FOLDER_NAME = re.compile(r"step-(\d{8,15})-a(\d{4,9})", re.ASCII)
-_OBJECT_BYTES = 50 << 40  # the largest object of S3
-_PART_BYTES = 5 << 30  # its largest part
+_OBJECT_BYTES = 50 << 40  # S3's limit for an object
+_PART_BYTES = 5 << 30  # S3's limit for a part
 _DATA_KEY = re.compile(r"data/r\d{5}-[0-9a-f]{8}\.safetensors", re.ASCII)
 
 

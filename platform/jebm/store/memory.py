@@ -33,7 +33,7 @@ _memories: dict[str, _Memory] = {}
 
 
 class MemoryStore:
-    """Objects that live as long as this process: a fake for tests and for runs that keep nothing."""
+    """Objects that live as long as this process: for tests and for runs that keep nothing."""
 
     def __init__(self, name: str, prefix: str) -> None:
         self._name, self._prefix = name, prefix

@@ -72,7 +72,7 @@ def verified(
     found: Sequence[FoundCheckpoint],
     progress: Callable[[str], AbstractContextManager[Progress]] | None = None,
 ) -> list[JsonObject]:
-    """Return which checkpoints are ok, partial or damaged, and why.
+    """Return the state of each checkpoint (ok, partial or damaged) and why.
 
     Sizes and etags are compared; with `progress`, called once per checkpoint name, every byte is read.
     """

@@ -32,7 +32,7 @@ Count: TypeAlias = Callable[[int], None]
 """Called with the bytes done since the last call; negative if they will be read again."""
 
 _TRIES = 2  # of a part or header that does not match its CRC32
-_FIRST_READ_BYTES = 64 << 10  # holds the header of a usual model
+_FIRST_READ_BYTES = 64 << 10  # holds a typical model's header
 _SLICE_BYTES = 4 << 20  # per thread, while streaming a part
 _SHOWN = 3  # differences named in an error
 

@@ -190,7 +190,7 @@ def in_parallel(work: Callable[[int, _Item], _T], items: Sequence[_Item]) -> lis
 
 
 def checked_key(key: str) -> str:
-    """Return the key if it stays below its store and means the same everywhere; else raise StoreError."""
+    """Return the key if it stays within its store and is portable; else raise StoreError."""
     segments = key.split("/")
     if (
         any(segment in ("", ".", "..") or segment.startswith(PARTIAL) for segment in segments)

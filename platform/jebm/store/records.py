@@ -95,7 +95,7 @@ def set_aside(store: Store, key: str) -> str:
     taken = {info.key.partition(".part-")[0] for info in store.list(f"{key}.damaged-")}
     name = next(name for n in itertools.count(1) if (name := f"{key}.damaged-{n}") not in taken)
     _copy(store, key, name)
-    with contextlib.suppress(AccessDeniedError):  # the fresh record will replace it
+    with contextlib.suppress(AccessDeniedError):  # a fresh record will replace it
         store.delete([key])
     return name
 

@@ -165,7 +165,7 @@ def _results(store: Store) -> list[ObjectInfo]:
         if name in _MARKERS:
             places.add(tuple(above))
         results.append(info)
-    # Is it one run, or something that holds runs?
+    # Distinguish one run from a folder of several.
     if not places and not results:
         raise StoreError(f"{store.uri}: holds no results of a run; give run.storage/run.name")
     if places and () not in places:

@@ -290,7 +290,7 @@ def _explain_elsewhere(error: ClientError, place: str, endpoint: str) -> StoreEr
 
 
 def _creation(bucket: str, connection: "Connection") -> str:
-    """Return a command that creates a bucket; boto3 is installed wherever this runs."""
+    """Return a command that creates a bucket, using boto3, which is always installed."""
     region = connection.client.meta.region_name
     where = ""
     if not connection.custom and region not in ("us-east-1", "aws-global", None):

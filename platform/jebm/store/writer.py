@@ -175,7 +175,7 @@ class AsyncWriter:
             return self._stats
 
     def submit(self, tensors: Mapping[str, Tensor], facts: Facts) -> None:
-        """Copy everything as it is now and save it in the background, as `Checkpoints.save` would.
+        """Copy the present state and save it in the background, as `Checkpoints.save` would.
 
         Waits if two snapshots are already pending. Raises CheckpointError at once if JSON cannot hold the
         state; the last error of earlier saves if too many failed; FencedError if another writer has taken

@@ -161,7 +161,7 @@ def _initial_state(config: Config) -> TrainState:
     """Return the initial state of training, on the CPU.
 
     Raises:
-        ConfigError: its tensors are larger than this machine's memory, or than torch can count.
+        ConfigError: its tensors exceed this machine's memory, or the sizes that torch can represent.
     """
     try:
         return TrainState.build(config, Runtime(0, 1, torch.device("cpu")))

@@ -40,7 +40,7 @@ class Saver:
             state={"data_sha256": start.images.manifest.sha256, "init_from": config.run.init_from},
             parent=None if parent is None else parent.name,
         )
-        # Rank 0 writes, or each rank its share.
+        # Rank 0 writes everything, or each rank its share.
         share: Share | None = None
         if config.checkpoint.sharded and runtime.world_size > 1:
             share = Share(runtime.rank, runtime.world_size, token)

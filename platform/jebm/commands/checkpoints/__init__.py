@@ -5,7 +5,7 @@
   jebm checkpoints export s3://bucket/runs/fashion_mnist --ema --output weights.safetensors
   jebm checkpoints verify s3://bucket/runs/fashion_mnist --deep
 
-RUN is run.storage/run.name. Every command takes --json: one document on stdout, nothing else.
+RUN is run.storage/run.name. Every command takes --json: one document on stdout and nothing else.
 Exit code 0: fine; 1: damaged or not found; 2: usage error, or the storage cannot be reached.
 """
 

@@ -34,7 +34,7 @@ class Options(TypedDict, total=False):
     split: str | None
     """train, test, …: which part to take if the source has parts, and its name."""
     labels: str | None
-    """A label file (idx or .npy) for idx and npy; "folders" takes an image's class from its folder."""
+    """A label file (idx or .npy) for idx and npy; with "folders", an image's class is its folder."""
     partition: str | Path | None
     """CelebA's list_eval_partition.txt; by default searched for beside the archive."""
     size: int | None
