@@ -1,9 +1,9 @@
-"""Is the sampler valid? Langevin chains on p(z) proportional to exp(f(z)) N(z; 0, I), watched as they run.
+"""Is the sampler valid? Run Langevin chains on p(z) proportional to exp(f(z)) N(z; 0, I) and watch them.
 
-Two things can be wrong with z <- z + s^2/2 grad log p(z) + s noise without a Metropolis step. The law that it
-settles in is not p, and the larger s the farther from it: the acceptance that a Metropolis step would have
-had tells how far. And K steps from fresh noise may not have settled, the smaller s the less: then the length
-is a part of the model, and the same chains give other samples when they go on.
+Two things can be wrong with z <- z + s^2/2 grad log p(z) + s noise without a Metropolis step. Its stationary
+distribution is not p, and is farther from p the larger s is: the acceptance rate of a Metropolis step shows
+how far. And K steps from fresh noise may not have converged, the less the smaller s is: then the chain length
+is part of the model, and continuing the same chains gives other samples.
 
 Shapes: B chains, D latent width, T recorded times, C scalar functionals.
 """
@@ -39,26 +39,26 @@ _MOST_START_LEFT = 0.1
 _MOST_DRIFT_NATS = 0.5
 _MOST_NORM = 1.5
 _MOST_R_HAT = 1.1
-"""R-hat is about sqrt(1 + 1/n) where half a chain is worth n draws. The usual 1.01 asks for n = 50, which
-suits a few long chains; of hundreds, n = 5 each is enough to see that they forget where they were."""
+"""R-hat is about sqrt(1 + 1/n) if half a chain is worth n draws. The usual 1.01 asks for n = 50, which suits
+a few long chains; with hundreds, n = 5 each is enough to show that they forget their start."""
 _LEAST_EFFECTIVE_SAMPLES = 400
-"""What Vehtari et al. 2021 ask for before R-hat and the sample size itself can be trusted."""
+"""What Vehtari et al. 2021 require before R-hat and the sample size itself can be trusted."""
 
 
 class Tilt:
-    """e -> f(T(e)), the tilt of the prior of noise: p(e) is proportional to exp(f(T(e))) N(e; 0, I)."""
+    """e -> f(T(e)), the tilt of the prior on noise: p(e) is proportional to exp(f(T(e))) N(e; 0, I)."""
 
     def __init__(self, energy: EnergyNet, latents: Callable[[Tensor], Tensor]) -> None:
-        """Take the energy net, its weights as they are now, and the map T (`GeneratorNet.latents`)."""
+        """Take the energy net, with its current weights, and the map T (`GeneratorNet.latents`)."""
         self._energy = energy.resolved()
         self._latents = latents
 
     def __call__(self, noise_BD: Tensor) -> Tensor:
-        """Return the values, (B,), in nats; differentiable by the noise."""
+        """Return the values, (B,), in nats; differentiable in the noise."""
         return self._energy.f(self._latents(noise_BD))
 
     def value_and_gradient(self, noise_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the values (B,) and their gradient by the noise (B, D), detached."""
+        """Return the values (B,) and their gradient in the noise (B, D), detached."""
         z_BD = self._latents(noise_BD)
         if z_BD is not noise_BD:
             return _by_autograd(self, noise_BD)
@@ -70,7 +70,7 @@ class Tilt:
 
 
 def value_and_gradient(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Return z -> (f(z), grad f(z)), (B,) and (B, D), detached; by autograd where f is not a `Tilt`."""
+    """Return z -> (f(z), grad f(z)), (B,) and (B, D), detached; by autograd if f is not a `Tilt`."""
     return f.value_and_gradient if isinstance(f, Tilt) else lambda z_BD: _by_autograd(f, z_BD)
 
 
@@ -83,7 +83,7 @@ def _by_autograd(f: Callable[[Tensor], Tensor], z_BD: Tensor) -> tuple[Tensor, T
 
 
 class Trace(NamedTuple):
-    """Chains at every n-th step, the start included, in the precision of the chains and on their device."""
+    """Chains at every n-th step, including the start, in the chains' precision and on their device."""
 
     steps: list[int]
     """Steps done at each recorded time."""
@@ -109,8 +109,8 @@ def run_chains(
     """Run Langevin chains on exp(f(z)) N(z; 0, I) from `start_BD` and record them at every `every`-th step.
 
     Proposals are those of `jebm.core.langevin` (s = `step_size` is the noise's standard deviation). All are
-    taken, as in training, and the acceptance is what a Metropolis step would have given; with `corrected` it
-    is taken (MALA; Roberts and Tweedie 1996), and p itself is stationary for every s.
+    accepted, as in training, and the acceptance is what a Metropolis step would have given; with `corrected`
+    that step is applied (MALA; Roberts and Tweedie 1996), and p itself is stationary for every s.
     """
     evaluate = value_and_gradient(f)
     z_BD = start_BD.clone()
@@ -143,7 +143,7 @@ def run_chains(
 
 
 def log_uniform(normal: Normal, count: int) -> Tensor:
-    """Return the logarithms of independent uniform numbers in (0, 1), (B,): log Phi of normal ones."""
+    """Return the logarithms of independent uniform numbers in (0, 1), (B,): log Phi of normal draws."""
     log_uniform_B: Tensor = torch.special.log_ndtr(normal(count))
     return log_uniform_B
 
@@ -160,7 +160,7 @@ class TracePoint(NamedTuple):
 
 
 class ChainReport(NamedTuple):
-    """What the chains of a configuration do up to their K steps, and when they go on to N K."""
+    """What the chains of a configuration do in their K steps, and when continued to N K."""
 
     steps: int
     """K."""
@@ -169,16 +169,16 @@ class ChainReport(NamedTuple):
     step_size: float
     chains: int
     start_left: float
-    """(1 - s^2/2)^K: the share of the start that is left where f is flat."""
+    """(1 - s^2/2)^K: the share of the start that remains if f is flat."""
     stationary_variance: float
-    """1 / (1 - s^2/4): what the chain makes of a variance of 1 where f is flat."""
+    """1 / (1 - s^2/4): the variance that the chain gives instead of 1 if f is flat."""
     gaussian_norm: float
     """Mean of |z| under N(0, I), the Gaussian prior."""
     acceptance: float
-    """Of a Metropolis check of the proposals, mean over all N K steps."""
+    """Acceptance of a Metropolis check of the proposals, mean over all N K steps."""
     trace: list[TracePoint]
     f_drift: Estimate
-    """Mean f after N K steps less that after K, of the same chains, in nats."""
+    """Mean f after N K steps minus that after K, in the same chains, in nats."""
     norm_drift: Estimate
     """The same for |z|."""
     f_r_hat: float
@@ -197,10 +197,9 @@ def chain_report(
 ) -> ChainReport:
     """Return what Langevin chains on exp(f(z)) N(z; 0, I) do in `factor` times `config.steps` steps.
 
-    `start_BD`: fresh N(0, I) noise for the chains of training and sampling, or posterior samples; where both
-    end in the same f and |z|, neither start matters. Recorded at every n-th step, n the largest divisor of
-    `config.steps` up to 10. At least two chains. R-hat and sample sizes are NaN where that leaves them too
-    few draws.
+    `start_BD`: fresh N(0, I) noise for the chains of training and sampling, or posterior samples; if both end
+    in the same f and |z|, neither start matters. Recorded at every n-th step, n the largest divisor of
+    `config.steps` up to 10. At least two chains. R-hat and sample sizes are NaN if that leaves too few draws.
     """
     every = max(n for n in range(1, 11) if config.steps % n == 0)
     long_steps = factor * config.steps
@@ -237,7 +236,7 @@ def _drift(values_TB: Tensor, first: int) -> Estimate:
 
 
 def warnings_of(report: ChainReport) -> list[str]:
-    """Return a line for each way in which the sampler is not valid as it is configured; none if it is."""
+    """Return a line for each way in which the sampler, as configured, is not valid; none if it is."""
     s, k, n = report.step_size, report.steps, report.long_steps
     last = report.trace[-1]
     if not all(map(math.isfinite, last)):
@@ -259,7 +258,7 @@ def warnings_of(report: ChainReport) -> list[str]:
             f"{k} steps of langevin.step_size {s:g} leave {report.start_left:.2f} of the start (asked for: "
             f"at most {_MOST_START_LEFT:g}): the chains have not mixed; raise langevin.steps or the step size"
         )
-    # Where longer chains go.
+    # What longer chains do.
     if abs(report.f_drift.value) >= _MOST_DRIFT_NATS:
         lines.append(
             f"mean f goes from {last.f - report.f_drift.value:.2f} after {k} steps to {last.f:.2f} after {n} "
@@ -271,7 +270,7 @@ def warnings_of(report: ChainReport) -> list[str]:
             f"mean |z| is {last.norm:.2f} after {n} steps, and {report.gaussian_norm:.2f} under the Gaussian "
             f"prior (allowed: {_MOST_NORM:g} times that): f carries the chains away"
         )
-    # Whether the draws after K steps agree, and how much they tell.
+    # Whether the draws after K steps agree, and how many there effectively are.
     r_hat = max(report.f_r_hat, report.z_r_hat)
     if r_hat > _MOST_R_HAT:
         lines.append(

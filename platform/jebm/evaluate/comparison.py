@@ -1,9 +1,9 @@
-"""Arms against one another over seeds: which differences are there, and which claims they support.
+"""Compare arms over seeds: which differences there are, and which claims they support.
 
-Arms are paired: for a seed they begin with the same weights of generator and inference net, and see the same
-images and noise in the same order. So the differences within a seed are what is tested. The gates are
-conditions under which a difference means something at all: a prior whose chains run away, or whose log Z
-hangs on a few weights, can look better than it is.
+Arms are paired: for one seed they start from the same generator and inference weights, and see the same
+images and noise in the same order. So the tests use the differences within a seed. The gates are conditions
+under which a difference means something at all: a prior whose chains run away, or whose log Z depends on a
+few weights, can look better than it is.
 """
 
 import math
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 REFERENCE = "gaussian"
-"""The arm that the others are held against."""
+"""The arm that the others are compared with."""
 
 _CLAIMS = (
     ("frechet", "prior samples are nearer to held-out images"),
@@ -38,7 +38,7 @@ _CLAIMS = (
     ("auc_long", "the prior of long chains is harder to tell from the aggregate posterior"),
     ("elbo", "the normalised ELBO is higher"),
 )
-"""Measure, and what is claimed of an arm where it is better."""
+"""Measure, and the claim about an arm that is better in it."""
 _GAIN_CLAIM = ("elbo_gain_above", "the tilt adds to the ELBO, by the bound that does not flatter it")
 _JOINT_AGAINST_TOP = ("joint", "top")
 """The paper's claim against LEBM: an energy over all layers models more than one over the top layer."""
@@ -46,11 +46,11 @@ _JOINT_AGAINST_TOP = ("joint", "top")
 
 @dataclass(frozen=True)
 class Gate:
-    """A condition that a model has to meet before its figures are believed."""
+    """A condition that a model must meet before its figures are trusted."""
 
     title: str
     passes: Callable[[Row, Row], bool]
-    """Of the model's row and of the Gaussian prior's of the same seed; NaN passes nothing."""
+    """Takes the model's row and the Gaussian prior's of the same seed; NaN never passes."""
 
 
 GATES: tuple[Gate, ...] = (
@@ -73,11 +73,11 @@ GATES: tuple[Gate, ...] = (
 
 @dataclass(frozen=True)
 class Contrast:
-    """A measure of one arm against the same of another, over the seeds that have both."""
+    """A measure of one arm against that of another, over the seeds that have both."""
 
     test: PairedTest
     ratio: Ratio | None
-    """Where the ratio says more, and all values are positive."""
+    """Set if the ratio is more informative and all values are positive."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the rows of all arms and seeds come to."""
+    """The result over all arms and seeds."""
 
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -105,20 +105,20 @@ class Comparison:
     contrasts: Mapping[str, Mapping[str, Contrast]]
     """arm -> measure -> against the Gaussian prior."""
     gates: Mapping[str, Mapping[str, int]]
-    """arm -> gate -> seeds that pass, of all."""
+    """arm -> gate -> number of seeds that pass."""
     claims: tuple[Claim, ...]
 
 
 def compare(rows: Mapping[str, Mapping[int, Row]], layers: int) -> Comparison:
-    """Return the comparison of arm -> seed -> row; all arms have the same seeds, `REFERENCE` is one of them.
+    """Compare arm -> seed -> row; all arms have the same seeds, and `REFERENCE` is one of the arms.
 
-    The row of a run that diverged is empty: it passes no gate, is left out of means and pairs, and its arm's
-    claims do not hold.
+    The row of a run that diverged is empty: it passes no gate, is excluded from means and pairs, and its
+    arm's claims do not hold.
     """
     arms, seeds = tuple(rows), tuple(rows[REFERENCE])
     all_measures = measures(layers)
     others = [arm for arm in arms if arm != REFERENCE]
-    # Each arm by itself, then against the reference, pair by pair.
+    # Each arm separately, then against the reference, pair by pair.
     means: dict[str, dict[str, Interval]] = {}
     for arm in arms:
         values = {m.name: list(_values(rows[arm], m.name).values()) for m in all_measures}
@@ -150,7 +150,7 @@ def compare(rows: Mapping[str, Mapping[int, Row]], layers: int) -> Comparison:
 
 
 def _values(rows: Mapping[int, Row], name: str) -> dict[int, float]:
-    """Return a measure by seed, where it is a number."""
+    """Return a measure by seed, for seeds where it is a number."""
     return {seed: row[name] for seed, row in rows.items() if math.isfinite(row.get(name, math.nan))}
 
 
@@ -186,7 +186,7 @@ def _claim(
     *,
     failed: Sequence[str],
 ) -> Claim:
-    # What the seeds that both arms have say, and why it may not count.
+    # The evidence from the seeds that both arms have, and why it may not count.
     contrast = _contrast(rows[arm], rows[against], measure)
     lost = [name for name in (arm, against) if len(_values(rows[name], measure.name)) < len(rows[name])]
     verdict: Literal["holds", "open", "contradicted"] = "open"

@@ -12,7 +12,7 @@ __all__ = ["comparison_findings"]
 
 
 def comparison_findings(comparison: Comparison, facts: Mapping[str, str], config: Config) -> Findings:
-    """Return what a comparison of priors has found; `facts` say what the numbers were made with."""
+    """Return the findings of a comparison of priors; `facts` say how the numbers were produced."""
     arms = " | ".join(comparison.arms)
     return Findings(
         title=f"{config.run.name}: priors compared",

@@ -1,9 +1,9 @@
-"""Distances between real and generated images, taken between the features of both.
+"""Distances between real and generated images, computed on their features.
 
-`Distances` carries the numbers of images that they come from: the Fréchet distance is biased upwards, by
-about (F + 5)/4 tr(C) (1/N + 1/M) for Gaussian features of covariance C = c I, so that values of different N
-do not compare, and a value means little without that of real images against real ones (`real_floor`). The
-kernel distance has no bias.
+`Distances` records how many images it was computed from: the Fréchet distance is biased upwards, by about (F
++ 5)/4 tr(C) (1/N + 1/M) for Gaussian features of covariance C = c I, so values at different N are not
+comparable, and a value means little without that of real images against real ones (`real_floor`). The kernel
+distance is unbiased.
 
 Shapes: N real images, M generated images, B batch, F features, G = F + 1.
 """
@@ -36,9 +36,9 @@ __all__ = [
 _SUBSET_IMAGES = 1_000
 _FEWEST_SUBSETS = 10
 _BLOCK_IMAGES = 1_000
-"""Images whose features are in float64 at a time."""
+"""Images whose features are converted to float64 at a time."""
 _PAIRS = 1 << 20
-"""Distances that are held at a time: 4 MB in float32, which stay in the processor's cache."""
+"""Distances held at a time: 4 MB in float32, which fits in the processor's cache."""
 
 
 class PrecisionRecall(NamedTuple):
@@ -49,7 +49,7 @@ class PrecisionRecall(NamedTuple):
 
 
 class DensityCoverage(NamedTuple):
-    """Density >= 0, about 1 for equal laws; coverage in [0, 1]."""
+    """Density >= 0, about 1 for equal distributions; coverage in [0, 1]."""
 
     density: float
     coverage: float
@@ -77,7 +77,7 @@ class Moments:
 
     @property
     def images(self) -> int:
-        """How many images were added."""
+        """Number of images added."""
         return round(float(self.sums_GG[0, 0]))
 
     def mean(self) -> Tensor:
@@ -98,8 +98,8 @@ def frechet_distance(real: Moments, generated: Moments) -> float:
     """Return |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^½ C2 C1^½)^½), >= 0, of Gaussians with these moments.
 
     (Dowson and Landau 1982; on features, Heusel et al. 2017.) With any factors C = S S^T the last trace is
-    the sum of the singular values of S1^T S2, so that only rounding, cut off here, leads below zero. Raises
-    ConfigError for fewer than two images on a side, DivergedError for moments that are not finite.
+    the sum of the singular values of S1^T S2, so that only rounding, clipped here, can make it negative.
+    Raises ConfigError for fewer than two images on a side, DivergedError for moments that are not finite.
     """
     root1_FF, root2_FF = _root(real), _root(generated)
     cross = torch.linalg.svdvals(root1_FF.T @ root2_FF).sum()
@@ -113,7 +113,7 @@ def _root(moments: Moments) -> Tensor:
     covariance_FF = moments.covariance()
     _require_finite(covariance_FF)
     variance_F, direction_FF = torch.linalg.eigh(covariance_FF)
-    # What rounding leaves of a variance of zero would count with its square root, 1e-8.
+    # Rounding turns a variance of zero into about 1e-16, whose square root, 1e-8, would count.
     least = variance_F[-1] * len(variance_F) * torch.finfo(variance_F.dtype).eps
     root_FF: Tensor = direction_FF * torch.where(variance_F > least, variance_F, 0).sqrt()
     return root_FF
@@ -122,9 +122,9 @@ def _root(moments: Moments) -> Tensor:
 def kernel_distance(real_NF: Tensor, generated_MF: Tensor, *, seed: int = 0) -> Estimate:
     """Return the squared maximum mean discrepancy with the kernel (x·y / F + 1)^3, unbiased: it may be < 0.
 
-    (KID: Bińkowski, Sutherland, Arbel and Gretton 2018.) The mean over subsets of 1,000 images, fewer where
-    there are no ten of that size. They are drawn by the seed and disjoint, hence independent, and so their
-    spread is the standard error. Images beyond min(N, M) stay unused. Raises ConfigError for fewer than 20
+    (KID: Bińkowski, Sutherland, Arbel and Gretton 2018.) The mean over subsets of 1,000 images, or fewer if
+    there are not ten of that size. The seed draws them; they are disjoint, hence independent, so their spread
+    gives the standard error. Images beyond min(N, M) are not used. Raises ConfigError for fewer than 20
     images on a side, DivergedError for features that are not finite.
     """
     _require_finite(real_NF, generated_MF)
@@ -145,7 +145,7 @@ def kernel_distance(real_NF: Tensor, generated_MF: Tensor, *, seed: int = 0) -> 
 
 
 def _discrepancy(x_BF: Tensor, y_BF: Tensor) -> Tensor:
-    """Return the U-statistic of the squared discrepancy, (): no image is paired with itself."""
+    """Return the U-statistic of the squared discrepancy, (), in which no image is paired with itself."""
     count, features = x_BF.shape
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -179,10 +179,10 @@ def precision_recall(real_NF: Tensor, generated_MF: Tensor, *, neighbours: int =
 def density_coverage(real_NF: Tensor, generated_MF: Tensor, *, neighbours: int = 5) -> DensityCoverage:
     """Return density and coverage (Naeem, Oh, Uh, Choi and Yoo 2020).
 
-    With the balls of the real images as in `precision_recall`: density is how many of them hold a generated
-    image, on average, over k; coverage is the share of real images whose ball holds at least one. For equal
-    laws their expectations are 1 and 1 - prod_{i=1..k} (N - i) / (N + M - i): 0.969 for N = M, k = 5. Raises
-    as `precision_recall`.
+    With the real images' balls as in `precision_recall`: density is the mean number of balls that contain a
+    generated image, divided by k; coverage is the share of real images whose ball contains at least one. For
+    equal distributions their expectations are 1 and 1 - prod_{i=1..k} (N - i) / (N + M - i): 0.969 for N = M,
+    k = 5. Raises as `precision_recall`.
     """
     real_NF, generated_MF = _centred(real_NF, generated_MF)
     radius_N = _radii(real_NF, neighbours)
@@ -196,14 +196,14 @@ def density_coverage(real_NF: Tensor, generated_MF: Tensor, *, neighbours: int =
 
 
 def _centred(real_NF: Tensor, generated_MF: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both less the real mean, which loses no digits to cancellation in |x|^2 + |y|^2 - 2 x·y."""
+    """Return both minus the real mean, which avoids cancellation in |x|^2 + |y|^2 - 2 x·y."""
     _require_finite(real_NF, generated_MF)
     mean_F = real_NF.mean(0)
     return real_NF - mean_F, generated_MF - mean_F
 
 
 def _radii(x_NF: Tensor, neighbours: int) -> Tensor:
-    """Return the squared distance from each to its k-th nearest other, (N,)."""
+    """Return each row's squared distance to its k-th nearest other row, (N,)."""
     if len(x_NF) <= neighbours:
         raise ConfigError(f"the {neighbours} nearest of {len(x_NF)} images do not exist; take more samples")
     nearest = []
@@ -230,7 +230,7 @@ def _require_finite(*features: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Distances:
-    """All distances between generated and real images, and how many images they come from."""
+    """All distances between generated and real images, and the numbers of images behind them."""
 
     n: int
     n_real: int
@@ -262,10 +262,10 @@ def distances(real_NF: Tensor, generated_MF: Tensor, *, seed: int = 0) -> Distan
 
 
 def real_floor(real_NF: Tensor, *, seed: int = 0) -> Distances:
-    """Return the distances between two disjoint halves of real images: no generator can be asked for less.
+    """Return the distances between two disjoint halves of real images: no generator can do better.
 
-    The halves are drawn by the seed. They have N / 2 images each, and so a larger bias of the Fréchet
-    distance than samples that are compared with all N. Raises as the functions that compute the distances.
+    The seed draws the halves. They have N / 2 images each, so their Fréchet distance is more biased than that
+    of samples compared with all N. Raises as the functions that compute the distances.
     """
     stream = generator(seed, 0, 0, "real floor")
     order_N = torch.randperm(len(real_NF), generator=stream).to(real_NF.device)

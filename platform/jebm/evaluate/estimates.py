@@ -1,6 +1,6 @@
 """Numbers with their standard errors, and means of columns over images.
 
-Sums are in float64, and add over batches: within an object by `add`, over objects and ranks by adding `sums`.
+Sums are float64 and accumulate over batches with `add`; add `sums` to combine objects or ranks.
 
 Shapes: B batch, C columns.
 """

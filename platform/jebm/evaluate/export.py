@@ -1,7 +1,7 @@
 """Samples of the prior as files: single pictures, pages of many, or arrays with their latents.
 
-The noise of a batch belongs to its position, and batches have a fixed size: the first samples of a seed are
-the same however many follow and whatever they are written as, and memory does not grow with their number.
+A batch's noise depends on its position, and batches have a fixed size: the first samples of a seed are the
+same however many follow and in whatever format, and memory does not grow with their number.
 
 Shapes: N samples of a batch, C channels, H height, W width, D latent width of all
 layers.
@@ -57,8 +57,7 @@ def draw(
     """Yield `samples` samples of the prior in batches of whole rows, about `BATCH` samples each.
 
     With `vary`, a layer (0 = bottom), the samples of a row share all layers but that one, which is drawn from
-    its prior given the others (paper, hierarchical sampling). Raises ConfigError where samples are not
-    finite.
+    its prior given the others (paper, hierarchical sampling). Raises ConfigError if samples are not finite.
     """
     size = max(1, BATCH // columns) * columns
     for position, first in enumerate(range(0, samples, size)):
@@ -81,13 +80,13 @@ def draw(
 def write(
     drawn: Iterable[Drawn], form: Format, output: Store, *, columns: int, latent_dims: Sequence[int]
 ) -> int:
-    """Write the samples as they come, and return the number of files.
+    """Write the samples as they arrive, and return the number of files.
 
         grid   page-00000.png …: a batch each, in rows of `columns`
         png    00000000.png …: one sample each
         npz    samples-00000.npz …: 20 batches each: images (N, H, W, C), uint8, and z1 … zL, float32
 
-    Raises StoreError where the output cannot be written.
+    Raises StoreError if the output cannot be written.
     """
     files = 0
     for images_NHWC, z_ND in drawn if form != "npz" else _together(drawn):

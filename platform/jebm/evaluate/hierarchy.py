@@ -1,17 +1,17 @@
-"""What each latent layer does: pictures with one layer varied, the class in each layer.
+"""What each latent layer does: pictures with one layer varied, and how well each layer predicts the class.
 
 Layers are counted from 0, the bottom, as in `model.latent_dims`. The joint prior couples them, so there are
-two ways to draw a layer anew while the others stay:
+two ways to redraw a layer while the others stay fixed:
 
     conditional  from p(z_l | the other layers), by Langevin with the others clamped;
-    marginal     from p(z_l): the layer of another prior sample, whatever the others are.
+    marginal     from p(z_l): that layer of another prior sample, whatever the others are.
 
-Measures of images take one batch and the noise that belongs to it; what they return adds over batches
-(`jebm.evaluate.estimates.Means`). T (`GeneratorNet.latents`) is taken to be the identity, as it is for this
+Measures of images take one batch and its noise; their results accumulate over batches
+(`jebm.evaluate.estimates.Means`). T (`GeneratorNet.latents`) is assumed to be the identity, as it is for this
 ladder.
 
 Shapes: B batch, C channels, H height, W width, D latent width of all layers together, bottom layer first, F
-latent columns that are drawn anew, L layers, R rows, K columns of a picture.
+latent columns that are redrawn, L layers, R rows, K columns of a picture.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 Source = Literal["conditional", "marginal"]
-"""Where a layer that is drawn anew comes from."""
+"""The distribution that a layer is redrawn from."""
 
 
 # ------------------------------------------------------------------------------------- a layer drawn anew
@@ -72,10 +72,11 @@ def resample(
     normal: Normal,
     config: Langevin,
 ) -> Tensor:
-    """Return z (B, D) with `columns` drawn from their conditional prior given the other columns, which stay.
+    """Return z (B, D) with `columns` drawn from their conditional prior given the other columns.
 
-    By `config.steps` Langevin steps from fresh N(0, I) on p(z_F | rest), proportional to exp(f(z)) N(z_F; 0,
-    I): the same short-run chain as for samples of the whole. Without f (the Gaussian prior) they are exact.
+    Runs `config.steps` Langevin steps from fresh N(0, I) on p(z_F | rest), proportional to exp(f(z)) N(z_F;
+    0, I): the same short-run chain as for samples of all layers. Without f (the Gaussian prior) the draws are
+    exact.
     """
     z_BD = z_BD.clone()
     free_F = torch.tensor(columns, dtype=torch.long, device=z_BD.device)
@@ -95,7 +96,7 @@ def resample(
 def resample_layer(
     model: JointModel, z_BD: Tensor, layer: int, config: Langevin, normal: Normal, *, source: Source
 ) -> Tensor:
-    """Return z (B, D) with one layer drawn anew from the prior and the others as they were."""
+    """Return z (B, D) with one layer redrawn from the prior and the others unchanged."""
     columns = layer_columns(model.latent_dims, [layer])
     if source == "conditional":
         return resample(tilt_of(model), z_BD, columns, normal, config)
@@ -110,7 +111,7 @@ def resample_layer(
 
 @torch.no_grad()
 def pictured(model: JointModel, z_RKD: Tensor) -> Tensor:
-    """Return the decoder's means of a table of codes, (R, K, C, H, W), in (-1, 1)."""
+    """Return the decoder's means for a table of codes, (R, K, C, H, W), in (-1, 1)."""
     x: Tensor = model.generator(z_RKD.flatten(0, 1))
     return x.view(*z_RKD.shape[:2], *x.shape[1:])
 
@@ -126,9 +127,9 @@ def hierarchical_samples(
     columns: int,
     source: Source,
 ) -> Tensor:
-    """Return images (R, K, C, H, W): in each row one prior sample of which `layer` alone is drawn anew.
+    """Return images (R, K, C, H, W): each row shows one prior sample with only `layer` redrawn.
 
-    The paper's hierarchical sampling. The other layers are the same all along a row.
+    This is the paper's hierarchical sampling. The other layers are the same along a row.
     """
     z_RD, _ = sample_prior(model, config, rows, normal)
     z_BD = z_RD.repeat_interleave(columns, 0)
@@ -137,9 +138,9 @@ def hierarchical_samples(
 
 
 def traverse(z_RD: Tensor, column: int, values_K: Tensor) -> Tensor:
-    """Return codes (R, K, D): along a row one column of z takes the values, the rest is that row's code.
+    """Return codes (R, K, D): along a row, one column of z takes the values and the rest is that row's code.
 
-    `layer_columns` tells which columns a layer has.
+    `layer_columns` returns a layer's columns.
     """
     z_RKD = z_RD[:, None].repeat(1, len(values_K), 1)
     z_RKD[:, :, column] = values_K
@@ -155,7 +156,7 @@ def traverse_plane(z_D: Tensor, columns: tuple[int, int], values_K: Tensor) -> T
 
 
 def interpolate(start_RD: Tensor, end_RD: Tensor, columns: int) -> Tensor:
-    """Return codes (R, K, D) straight from `start_RD` to `end_RD`, both included, in equal steps."""
+    """Return codes (R, K, D) on the line from `start_RD` to `end_RD`, both included, in equal steps."""
     t_K1 = torch.linspace(0, 1, columns, dtype=start_RD.dtype, device=start_RD.device)[:, None]
     return (1 - t_K1) * start_RD[:, None] + t_K1 * end_RD[:, None]
 
@@ -187,17 +188,17 @@ def train_latent_classifiers(
     updates: int = 5000,
     seed: int = 0,
 ) -> LatentClassifiers:
-    """Return classifiers trained on the posterior means of labelled images, each layer's by itself.
+    """Return classifiers trained on the posterior means of labelled images, one per layer.
 
-    `batch(step)` gives images (B, C, H, W) and labels (B,), int64; -1 is no label, and is left out. Adam,
-    rate 1e-3 falling linearly to 0 over the `updates`. Holds one batch at a time. Initial weights depend on
-    `seed` alone. The code is the mean of q(z|x) as it is, without noise or scaling.
+    `batch(step)` gives images (B, C, H, W) and labels (B,), int64; -1 means no label and is skipped. Uses
+    Adam, with a rate of 1e-3 that falls linearly to 0 over the `updates`. Holds one batch at a time. Initial
+    weights depend only on `seed`. The code is the mean of q(z|x) as it is, without noise or scaling.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, 0, 0, "latent classifiers").initial_seed())
         classifiers = LatentClassifiers(model.latent_dims, classes)
     classifiers.to(next(model.parameters()).device)
-    # Adam moves each weight by its own gradients, so that one sum of losses trains each layer's net alone.
+    # Adam moves each weight by its own gradients, so one sum of losses trains each layer's net separately.
     optimizer = torch.optim.Adam(classifiers.parameters(), lr=1e-3)
     for step in range(updates):
         optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / updates)
@@ -219,8 +220,8 @@ def correct_by_layer(
 ) -> Tensor:
     """Return which labelled images each layer's classifier gets right, (labelled, L), bool.
 
-    For `Means`: the accuracy of each layer, bottom to top, and its standard error over the test images, the
-    trained classifier being given.
+    For `Means`: the accuracy of each layer, bottom to top, and its standard error over the test images, for
+    the trained classifier.
     """
     labelled_B = labels_B >= 0
     logits_LBK = classifiers(model.inference(x_BCHW[labelled_B]).mean_BD)
@@ -238,10 +239,11 @@ def changed_classes(
     *,
     source: Source,
 ) -> Tensor:
-    """Return which images change their class when one layer is drawn from the prior, (B, L), bool.
+    """Return which images change class when one layer is redrawn from the prior, (B, L), bool.
 
-    The code is the posterior's mean; `predict` maps images (B, C, H, W) to classes (B,), and is asked for the
-    decoder's mean before and after. For `Means`: the share of images for each layer, and its standard error.
+    The code is the posterior's mean; `predict` maps images (B, C, H, W) to classes (B,), and is applied to
+    the decoder's mean before and after. For `Means`: the share of images for each layer, and its standard
+    error.
     """
     z_BD = model.inference(x_BCHW).mean_BD
     before_B = predict(model.generator(z_BD))

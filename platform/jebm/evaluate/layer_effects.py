@@ -1,4 +1,4 @@
-"""The layers' part in f: how much of f's variance each latent layer tells, and how much it changes f.
+"""The layers' part in f: how much of f's variance each latent layer explains, and how much it changes f.
 
 Shapes: B batch, D latent width of all layers together, bottom layer first, L layers, N draws.
 """
@@ -19,7 +19,7 @@ __all__ = ["EnergyDraws", "LayerEffect", "energy_draws", "layer_effects"]
 
 
 class EnergyDraws(NamedTuple):
-    """Values of f at draws z and at two twins of z for each layer, in nats. Batches add by concatenation."""
+    """Values of f at draws z and at two twins of z for each layer, in nats. Concatenate to add batches."""
 
     f_N: Tensor
     f_kept_NL: Tensor
@@ -38,8 +38,8 @@ def energy_draws(
 ) -> EnergyDraws:
     """Return f at `z_BD` and at its twins.
 
-    With `config`, z is a sample of the prior and its twins are drawn from conditional priors: the effects are
-    those of dependent layers. With None, z and its twins are draws of N(0, I), where layers are independent.
+    With `config`, z is a sample of the prior and its twins are drawn from conditional priors: the layers are
+    dependent. With None, z and its twins are draws of N(0, I), whose layers are independent.
     """
     layers = range(len(latent_dims))
     tilt = None if config is None else f
@@ -54,23 +54,23 @@ def energy_draws(
 
 
 class LayerEffect(NamedTuple):
-    """What one layer is to f. Shares are NaN where f is constant."""
+    """The effect of one layer on f. Shares are NaN if f is constant."""
 
     first_order: Estimate
-    """Var(E[f | z_l]) / Var(f): the share of f's variance that the layer tells by itself."""
+    """Var(E[f | z_l]) / Var(f): the share of f's variance that the layer explains on its own."""
     total: Estimate
-    """E[Var(f | the other layers)] / Var(f): the share that the others leave open; at least the first-order
-    one where layers are independent."""
+    """E[Var(f | the other layers)] / Var(f): the share that the others leave unexplained; at least the
+    first-order one if layers are independent."""
     change: Estimate
-    """Mean |f(z) - f(z')| when the layer alone is drawn anew, in nats."""
+    """Mean |f(z) - f(z')| when only this layer is redrawn, in nats."""
 
 
 def layer_effects(draws: EnergyDraws) -> list[LayerEffect]:
     """Return the effect of each layer on f, bottom first: Sobol's indices, by pick-freeze.
 
-    z and its twin are independent given what they share, so that Cov(f, f') = Var(E[f | what they share]),
-    also where layers depend on each other. The estimator is the symmetric one of Monod et al. (2006), with a
-    standard error by the delta method (Janon et al. 2014); the total index is 1 less that of all other layers
+    z and its twin are independent given what they share, so Cov(f, f') = Var(E[f | what they share]), even if
+    layers depend on each other. The estimator is the symmetric one of Monod et al. (2006), with a standard
+    error by the delta method (Janon et al. 2014); the total index is 1 minus that of all other layers
     together (Homma and Saltelli 1996).
     """
     effects = []

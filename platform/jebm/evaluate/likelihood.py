@@ -1,12 +1,12 @@
-"""How likely a model finds images: log Z of its prior, the ELBO with it, and importance-weighted bounds.
+"""How likely images are under a model: log Z of its prior, the normalised ELBO, importance-weighted bounds.
 
-The prior is p(z) = exp(f(z)) N(z; 0, I) / Z. Training needs no Z; every number in nats for one image does:
+The prior is p(z) = exp(f(z)) N(z; 0, I) / Z. Training needs no Z; every figure in nats per image does:
 
     ELBO(x) = E_q[log p(x|z)] - KL(q(z|x) || N(0, I)) + E_q[f(z)] - log Z.
 
-E_q[f] - log Z is what the tilt adds (the *gain*): a log Z that is too low makes a model look too good.
+E_q[f] - log Z is what the tilt adds (the *gain*): too low a log Z makes a model look too good.
 
-How log Z is found, and which way it errs, is in `jebm.evaluate.partition`.
+`jebm.evaluate.partition` estimates log Z, and says which way each estimate errs.
 
 Shapes: B batch, C channels, H height, W width, D latent width of all layers together, bottom layer first,
 K importance samples.
@@ -42,9 +42,9 @@ def importance_weighted_bound(
 ) -> Tensor:
     """Return log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x), z_k ~ q, of each image, (B,), float64, in nats.
 
-    A lower bound of log p(x) in expectation that grows with K = `samples` towards it; K = 1 is the ELBO
-    (Burda, Grosse and Salakhutdinov 2016, eq. 8). Here p(z) is the normalised prior. A thousand images or so
-    are decoded at once.
+    A lower bound of log p(x) in expectation, which approaches it as K = `samples` grows; K = 1 is the ELBO
+    (Burda, Grosse and Salakhutdinov 2016, eq. 8). Here p(z) is the normalised prior. Decodes about a thousand
+    images at a time.
     """
     posterior = model.inference(x_BCHW)
     total_B = torch.full((len(x_BCHW),), -math.inf, dtype=torch.float64, device=x_BCHW.device)
@@ -75,11 +75,11 @@ def _constant(model: JointModel, x_BCHW: Tensor) -> float:
 
 
 class Likelihood(NamedTuple):
-    """Means over images with standard errors, in nats for one image unless another unit is named.
+    """Means over images with standard errors, in nats per image unless another unit is named.
 
-    elbo = -distortion - rate + gain, gain = f_posterior - log_z. The standard errors of what contains log Z
-    count its error as well as the spread over images, which for a comparison of two models on the same
-    images is not the error of their difference.
+    elbo = -distortion - rate + gain, gain = f_posterior - log_z. Figures that contain log Z count its error
+    as well as the spread over images; for two models on the same images, that is not the error of their
+    difference.
     """
 
     images: int
@@ -87,35 +87,35 @@ class Likelihood(NamedTuple):
     bits_per_dim: Estimate
     """-elbo / (C H W log 2) + log2(127.5): for 8-bit data, in the usual unit of 256 levels a channel.
 
-    It is a density of continuous pixels taken at the levels, without dequantisation noise, so not a bound on
-    the log-probability of discrete images; for sigma well above 1/127.5 the two hardly differ.
+    This is a density of continuous pixels evaluated at the levels, without dequantisation noise, so not a
+    bound on the log-probability of discrete images; for sigma well above 1/127.5 the two hardly differ.
     """
     distortion: Estimate
-    """-E_q[log p(x|z)], with the constant; training reports it without."""
+    """-E_q[log p(x|z)], including the constant, which training leaves out."""
     constant: float
-    """C H W log(2 pi sigma^2) / 2, the part of the distortion that no net changes."""
+    """C H W log(2 pi sigma^2) / 2, the part of the distortion that does not depend on the nets."""
     rate: Estimate
     """KL(q(z|x) || N(0, I)) of all layers."""
     rate_L: list[Estimate]
-    """The same of each layer, bottom first."""
+    """The same for each layer, bottom first."""
     f_posterior: Estimate
     """E_q[f(z)]; zero for the Gaussian prior."""
     log_z: Estimate
     gain: Estimate
-    """E_q[f] - log Z: what the tilt adds to the ELBO, too large where log Z is a lower bound."""
+    """E_q[f] - log Z: what the tilt adds to the ELBO, too large if log Z is a lower bound."""
     active_units: list[int]
     """Latents of each layer whose posterior mean varies over images: Var_x E[z|x] > 0.01 (Burda et al.)."""
     importance_weighted: Estimate | None
-    """The importance-weighted bound, where it was asked for."""
+    """The importance-weighted bound, if requested."""
 
 
 class LikelihoodSums:
-    """The sums over images of what `Likelihood` tells; log Z enters in `result` alone."""
+    """The sums over images behind `Likelihood`; log Z enters only in `result`."""
 
     def __init__(self, model: JointModel, *, importance_samples: int = 0) -> None:
         """Take the model and K of the importance-weighted bound, 0 for none.
 
-        `means.sums` is all there is to add over ranks.
+        Only `means.sums` must be added over ranks.
         """
         self.model = model
         self.importance_samples = importance_samples
@@ -151,7 +151,7 @@ class LikelihoodSums:
         self.means.add(torch.cat([torch.stack(figures, 1), rate_BL, posterior.mean_BD.double()], 1))
 
     def result(self, log_z: Estimate) -> Likelihood:
-        """Return the figures, given log Z (of the Gaussian prior: `Estimate(0.0, 0.0)`)."""
+        """Return the figures, given log Z (`Estimate(0.0, 0.0)` for the Gaussian prior)."""
         estimates = self.means.result()
         pixels, constant, unnormalised, distortion_, rate, f_posterior, weighted = estimates[:_FIGURES]
         layers = len(self.model.latent_dims)

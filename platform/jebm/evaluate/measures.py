@@ -1,4 +1,4 @@
-"""What is measured of a model in a row of numbers: by the quick look while it trains, and by a comparison.
+"""The measures of a model as one row of numbers, for the quick look while it trains and for a comparison.
 
 Both take the measures of the catalogue (`jebm.report.catalogue`) from the same estimators as a report,
 each with its own sizes and noise (`jebm.evaluate.subject.Sizes`).
@@ -31,10 +31,10 @@ from jebm.report.measure import Measure
 __all__ = ["LONG_STEPS", "Row", "common_measures", "long_factor", "measure_model", "measures"]
 
 LONG_STEPS = 2_000
-"""Steps that long chains have at least, by the gates of a comparison."""
+"""The least number of steps of long chains in a comparison."""
 
 Row = dict[str, float]
-"""The measures of one model by name; NaN if one does not exist. Empty for a run that diverged."""
+"""The measures of one model by name; NaN if undefined. Empty for a run that diverged."""
 
 _CHAINS = 1_000
 _BEFORE_RATES = ("distortion", "mse")
@@ -47,7 +47,7 @@ _AFTER_RATES = (
 
 
 def measures(layers: int) -> tuple[Measure, ...]:
-    """Return the measures of a comparison's rows, for so many latent layers, in the order of its table."""
+    """Return the measures in a comparison's rows for this many latent layers, in the order of its table."""
     rates = (
         replace(measure("rate_layer", layer=f"z{layer}"), name=f"rate_{layer}")
         for layer in range(1, layers + 1)
@@ -56,16 +56,16 @@ def measures(layers: int) -> tuple[Measure, ...]:
 
 
 def long_factor(config: Config) -> int:
-    """Return the length of the long chains in multiples of `langevin.steps`: the first to `LONG_STEPS`.
+    """Return the length of the long chains in multiples of `langevin.steps`: the first to reach `LONG_STEPS`.
 
-    At least 2; `evaluation.chain_factor` has no say, so that comparisons agree on what is long.
+    At least 2. `evaluation.chain_factor` is ignored, so that all comparisons use the same length.
     """
     return max(2, -(-LONG_STEPS // config.langevin.steps))
 
 
 @torch.no_grad()
 def common_measures(subject: Subject, found: Likelihood, *, factor: int) -> Row:
-    """Return what the quick look and a comparison both measure: of samples, and `found` of the likelihood.
+    """Return what the quick look and a comparison both measure: of samples, and of the likelihood `found`.
 
     Long chains are `factor` times as long as short ones. Raises ConfigError for too few images.
     """
@@ -81,8 +81,8 @@ def common_measures(subject: Subject, found: Likelihood, *, factor: int) -> Row:
 def measure_model(model: JointModel, config: Config, held_out: ImageSet, net: FeatureNet) -> Row:
     """Return all `measures` of a model on held-out images, by name.
 
-    Distances are taken with the first `evaluation.samples` images. Noise depends on `run.seed` alone, so that
-    the models of one seed see the same.
+    Distances use the first `evaluation.samples` images. Noise depends only on `run.seed`, so that all models
+    of one seed see the same noise.
 
     Raises:
         ConfigError: too few held-out images for a distance.
@@ -107,7 +107,7 @@ def measure_model(model: JointModel, config: Config, held_out: ImageSet, net: Fe
 
 
 def _squared_error(subject: Subject) -> float:
-    """Return the squared error of all pixels of all images, decoded from the mean of q(z|x)."""
+    """Return the total squared error of all pixels of all images, decoded from the mean of q(z|x)."""
     images_NHWC = subject.images.images_NHWC
 
     def squares(_position: int, rows: slice) -> Tensor:
@@ -118,7 +118,7 @@ def _squared_error(subject: Subject) -> float:
 
 
 def _sampler(subject: Subject) -> Row:
-    """Return what there is to say of the prior's chains: nothing goes wrong with the Gaussian prior's."""
+    """Return the measures of the prior's chains; for the Gaussian prior, the values of a perfect sampler."""
     if subject.tilt is None:
         return {"acceptance": 1.0, "f_drift": 0.0, "norm_ratio": 1.0}
     langevin = subject.config.langevin
@@ -139,7 +139,7 @@ def _sampler(subject: Subject) -> Row:
 
 
 def _two_samples(subject: Subject) -> Row:
-    """Return how well a classifier tells latents of the prior from as many of posteriors."""
+    """Return how well a classifier tells prior latents from the same number of posterior latents."""
     model, config, count = subject.model, subject.config, len(subject.images_NHWC)
     images_NHWC = subject.images.images_NHWC
     parts: list[Tensor] = []
@@ -156,5 +156,5 @@ def _two_samples(subject: Subject) -> Row:
         return two_sample_auc(prior_ND, posterior_ND, seed=config.run.seed)
 
     short = auc(1)
-    # Samples of the Gaussian prior are exact, and need no chain.
+    # Samples of the Gaussian prior are exact and need no chain.
     return {"auc": short, "auc_long": short if model.energy is None else auc(long_factor(config))}

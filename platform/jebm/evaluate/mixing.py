@@ -1,4 +1,4 @@
-"""Have chains mixed? R-hat and effective sample size of what was recorded of them.
+"""Have chains mixed? R-hat and effective sample size of their recorded draws.
 
 Shapes: T recorded times, B chains, C scalar functionals.
 """
@@ -12,11 +12,11 @@ __all__ = ["bulk_effective_sample_size", "rank_normalised_split_r_hat"]
 
 
 def rank_normalised_split_r_hat(draws_TBC: Tensor) -> Tensor:
-    """Return R-hat of each functional, (C,), float64: 1 if chains agree, with one another and over time.
+    """Return R-hat of each functional, (C,), float64: 1 if chains agree with one another and over time.
 
     The larger of the two of Vehtari, Gelman, Simpson, Carpenter and Burkner (2021): of the rank-normalised
-    halves of the chains (location), and of their distances from the median (scale). They ask for < 1.01. It
-    is 1 for a constant, NaN for fewer than four draws and where a draw is NaN.
+    halves of the chains (location), and of their distances from the median (scale). They recommend < 1.01. It
+    is 1 for a constant, and NaN for fewer than four draws or if a draw is NaN.
     """
     if len(draws_TBC) < 4:
         return torch.full_like(draws_TBC[0, 0], math.nan, dtype=torch.float64)
@@ -26,11 +26,11 @@ def rank_normalised_split_r_hat(draws_TBC: Tensor) -> Tensor:
 
 
 def bulk_effective_sample_size(draws_TBC: Tensor) -> Tensor:
-    """Return the independent draws that tell as much of each functional's centre as all T x B, (C,), float64.
+    """Return how many independent draws fix each functional's centre as well as all T x B, (C,), float64.
 
-    Of the rank-normalised halves of the chains, with Geyer's initial monotone sequence (Vehtari et al. 2021,
-    eq. 10-13): autocorrelations of all chains together are summed in pairs for as long as the pairs are
-    positive. It is T x B for a constant, NaN for fewer than eight draws and where a draw is NaN.
+    Uses the rank-normalised halves of the chains and Geyer's initial monotone sequence (Vehtari et al. 2021,
+    eq. 10-13): autocorrelations of all chains together are summed in pairs as long as the pairs are positive.
+    It is T x B for a constant, and NaN for fewer than eight draws or if a draw is NaN.
     """
     if len(draws_TBC) < 8:
         return torch.full_like(draws_TBC[0, 0], math.nan, dtype=torch.float64)
@@ -40,10 +40,10 @@ def bulk_effective_sample_size(draws_TBC: Tensor) -> Tensor:
     spectrum = torch.fft.rfft(z_TBC - z_TBC.mean(0), n=2 * draws, dim=0).abs().square().mean(1)
     autocovariance_TC = torch.fft.irfft(spectrum, n=2 * draws, dim=0)[:draws] / draws
     within_C = autocovariance_TC[0] * draws / (draws - 1)
-    variance_C = autocovariance_TC[0] + z_TBC.mean(0).var(0)  # between the halves there are always two
+    variance_C = autocovariance_TC[0] + z_TBC.mean(0).var(0)  # splitting makes at least two chains
     correlation_TC = 1 - (within_C - autocovariance_TC) / variance_C
     correlation_TC[0] = 1
-    # Pairs of lags (0, 1), (2, 3), …; where none is negative the last one ends the sum.
+    # Pairs of lags (0, 1), (2, 3), …; if none is negative, the last one ends the sum.
     pairs = (draws - 1) // 2
     even_PC, odd_PC = correlation_TC[: 2 * pairs : 2], correlation_TC[1 : 2 * pairs : 2]
     sums_PC = even_PC + odd_PC
@@ -57,19 +57,19 @@ def bulk_effective_sample_size(draws_TBC: Tensor) -> Tensor:
 
 
 def _halves(draws_TBC: Tensor) -> Tensor:
-    """Return the first and the last T // 2 draws of each chain as chains of their own, float64."""
+    """Return the first and last T // 2 draws of each chain as separate chains, float64."""
     half = len(draws_TBC) // 2
     return torch.cat([draws_TBC[:half], draws_TBC[len(draws_TBC) - half :]], 1).double()
 
 
 def _median(values_TBC: Tensor) -> Tensor:
-    """Return the median over draws and chains, (C,): of an even count, the mean of the two in the middle."""
+    """Return the median over draws and chains, (C,): for an even count, the mean of the middle two."""
     ordered = values_TBC.flatten(0, 1).sort(0).values
     return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 def _rank_normalised(values_TBC: Tensor) -> Tensor:
-    """Return standard normal scores of the ranks among all draws (Blom), ties sharing their mean rank."""
+    """Return standard normal scores of the ranks among all draws (Blom); ties share their mean rank."""
     columns = []
     for values in values_TBC.flatten(0, 1).T:
         _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)

@@ -1,8 +1,8 @@
 """Which images are out of distribution: scores of images, and how well a score separates two sets.
 
 One convention: a higher score means more in-distribution, and anomalies are the positive class of every
-measure, found where the score is low. The sign of each score is fixed by what it is; none is turned by what
-it turned out to separate.
+measure, detected by a low score. The definition of a score fixes its sign; no sign is flipped because of the
+result.
 
 Shapes: B batch, C channels, H height, W width, D latent width of all layers together, bottom layer first, L
 layers, N and M images, V distinct scores.
@@ -50,11 +50,11 @@ def scores(
     samples: int = 1,
     marginal_samples: int = 64,
 ) -> dict[str, Tensor]:
-    """Return name -> score (B,), float64, in nats: the higher, the more in-distribution.
+    """Return name -> score (B,), float64, in nats: higher is more in-distribution.
 
     With z ~ q(z|x), and `samples` S draws of it:
       "log p(x, z)"  log p(x|z) + f(z) + log p0(z), unnormalised: the paper's score; mean over the draws
-      "log p(x|z)"   how well it is reconstructed: minus distortion; mean
+      "log p(x|z)"   quality of the reconstruction: minus distortion; mean
       "f"            f(z); mean
       "log prior"    f(z) + log p0(z) - log Z; mean
       "ELBO"         log p(x, z) - log Z - log q(z|x); log of the mean of exp: with S > 1 the
@@ -62,9 +62,9 @@ def scores(
       "L>k"          k = 1 … L-1: the same with the k lowest layers from the prior, log p(x|z)
                      + log p(z_{>k}) - log q(z_{>k}|x), z_{>k} ~ q, z_{<=k} ~ p(z_{<=k} | z_{>k}) by Langevin
       "-LLR>k"       L>k - ELBO, of the same z_{>k}: LLR>k = ELBO - L>k is high for anomalies
-    The last two are those of Havtorn et al. (2021) for the EBM prior; their code takes the mode of the
-    conditional prior for z_{<=k}, we take samples, as their text does. log p(z_{>k}) is estimated from
-    `marginal_samples` draws (see `log_marginal_tilt`). `log_z` is 0 for the Gaussian prior.
+    The last two adapt Havtorn et al. (2021) to the EBM prior; their code takes the mode of the conditional
+    prior for z_{<=k}, we draw samples, as their text does. log p(z_{>k}) is estimated from `marginal_samples`
+    draws (see `log_marginal_tilt`). `log_z` is 0 for the Gaussian prior.
     """
     f, layers = tilt_of(model), len(model.latent_dims)
     posterior = model.inference(x_BCHW)
@@ -75,7 +75,7 @@ def scores(
         drawn = _joint_scores(model, f, x_BCHW, z_BD, log_z)
         drawn["ELBO"] = drawn["log p(x|z)"] + drawn["log prior"] - log_q_BD.sum(1)
         for k in range(1, layers):
-            # The k lowest layers come from the prior given those above.
+            # Draw the k lowest layers from the prior given those above.
             below = layer_columns(model.latent_dims, range(k))
             new_z_BD = resample(f, z_BD, below, normal, config)
             log_p_B = standard_log_density(z_BD[:, len(below) :]).double() - log_z
@@ -92,7 +92,7 @@ def scores(
 def _joint_scores(
     model: JointModel, f: Tilt | None, x_BCHW: Tensor, z_BD: Tensor, log_z: float
 ) -> dict[str, Tensor]:
-    """Return the scores that one draw of z decides by itself."""
+    """Return the scores that depend only on one draw of z."""
     log_likelihood_B = _log_likelihood(model, x_BCHW, z_BD)
     f_B = torch.zeros_like(log_likelihood_B) if f is None else f(z_BD).double()
     log_prior_B = f_B + standard_log_density(z_BD).double() - log_z
@@ -105,7 +105,7 @@ def _joint_scores(
 
 
 def _over_draws(name: str, values_SB: Tensor) -> Tensor:
-    """Return a score over S draws of z: the log of a mean for what bounds log p(x), else the mean."""
+    """Return a score over S draws of z: the log of a mean of exp if it bounds log p(x), else the mean."""
     if name.startswith(("ELBO", "L>")):
         return values_SB.logsumexp(0) - math.log(len(values_SB))
     return values_SB.mean(0)
@@ -123,23 +123,23 @@ class MarginalTilt(NamedTuple):
     log_mean_B: Tensor
     """log E[exp f], float64, in nats."""
     effective_share_B: Tensor
-    """Effective sample size over sample size of the weights, in (0, 1]: near 1 / samples one draw decides."""
+    """Effective over actual sample size of the weights, in (0, 1]: near 1 / samples, one draw dominates."""
 
 
 @torch.no_grad()
 def log_marginal_tilt(
     f: Callable[[Tensor], Tensor], z_BD: Tensor, columns: Sequence[int], normal: Normal, samples: int
 ) -> MarginalTilt:
-    """Return log E[exp f(z)] over z_F ~ N(0, I) in `columns`, the rest of z as it is, from `samples` draws.
+    """Return log E[exp f(z)] over z_F ~ N(0, I) in `columns`, the rest of z fixed, from `samples` draws.
 
     With z_U for the rest, p(z_U) = int exp(f(z)) p0(z) dz_F / Z, so that
 
         log p(z_U) = log E_p0(z_F)[exp f(z)] + log p0(z_U) - log Z.
 
-    Draws of p0 alone miss where a steep f puts its weight. So a third of the draws comes from p0, and a third
-    each from N(m, I) with m climbed to on f + log p0, from 0 and from z's own columns; they are weighted by
-    the mixture of the three (the balance heuristic of Veach and Guibas 1995). For a linear f, N(m, I) is
-    exact. The mean is unbiased, its logarithm low by about (1 / share - 1) / (2 samples).
+    Draws of p0 only would miss the region where a steep f puts its weight. So a third of the draws comes from
+    p0, and a third each from N(m, I), with m found by ascent on f + log p0 from 0 and from z's own columns;
+    weights use the mixture of the three (the balance heuristic of Veach and Guibas 1995). For a linear f,
+    N(m, I) is exact. The mean is unbiased; its logarithm is too low by about (1 / share - 1) / (2 samples).
     """
     free_F = torch.tensor(columns, dtype=torch.long, device=z_BD.device)
     starts = torch.cat([z_BD.index_fill(1, free_F, 0), z_BD])
@@ -160,7 +160,7 @@ def log_marginal_tilt(
 
 
 def _climbed(f: Callable[[Tensor], Tensor], z_BD: Tensor, free_F: Tensor) -> Tensor:
-    """Return z_F, (B, F), where 32 steps up f(z) + log N(z_F; 0, I) lead to."""
+    """Return z_F, (B, F), after 32 ascent steps on f(z) + log N(z_F; 0, I)."""
     evaluate = value_and_gradient(f)
     z_BD = z_BD.clone()
     for _ in range(32):
@@ -175,7 +175,7 @@ def _climbed(f: Callable[[Tensor], Tensor], z_BD: Tensor, free_F: Tensor) -> Ten
 def auroc(positive_N: Tensor, negative_M: Tensor) -> float:
     """Return P(positive > negative) + P(equal) / 2, in [0, 1]: the area under the ROC curve.
 
-    Here and below: exact, ties included, in O(n log n); NaN where a side is empty or a score is NaN.
+    Here and below: exact, ties included, in O(n log n); NaN if a side is empty or a score is NaN.
     """
     if _undefined(positive_N, negative_M):
         return math.nan
@@ -188,7 +188,7 @@ def auroc(positive_N: Tensor, negative_M: Tensor) -> float:
 def average_precision(positive_N: Tensor, negative_M: Tensor) -> float:
     """Return the sum over thresholds of precision times the gain in recall, in (0, 1]: AUPRC, in steps.
 
-    A random score has about N / (N + M), which two sets of other sizes do not share.
+    A random score has about N / (N + M), so values depend on the sizes of the two sets.
     """
     if _undefined(positive_N, negative_M):
         return math.nan
@@ -198,7 +198,7 @@ def average_precision(positive_N: Tensor, negative_M: Tensor) -> float:
 
 
 def fpr_at_tpr(positive_N: Tensor, negative_M: Tensor, tpr: float) -> float:
-    """Return the share of negatives at or above the highest threshold that finds `tpr` of the positives."""
+    """Return the share of negatives at or above the highest threshold that detects `tpr` of the positives."""
     if _undefined(positive_N, negative_M):
         return math.nan
     true_V, false_V = _counts(positive_N, negative_M)
@@ -235,7 +235,7 @@ class Detection(NamedTuple):
     auprc: float
     """Average precision; about the share of anomalies for a random score."""
     fpr80: float
-    """Share of normal images taken for anomalies where 80 % of the anomalies are found."""
+    """Share of normal images taken for anomalies at the threshold that detects 80 % of the anomalies."""
     fpr95: float
 
 
@@ -257,7 +257,7 @@ def detections_by_label(
 ) -> dict[str, Detection]:
     """Return score -> measures, with one class of a data set as the anomaly (paper, table 3).
 
-    The model has been trained without that class; images without a label (-1) are left out.
+    The model must be trained without that class; images without a label (-1) are left out.
     """
     is_anomaly_N, is_normal_N = labels_N == anomalous, (labels_N >= 0) & (labels_N != anomalous)
     normal, anomalies = (

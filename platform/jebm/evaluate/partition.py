@@ -1,10 +1,10 @@
 """log Z of a tilted prior p(z) = exp(f(z)) N(z; 0, I) / Z, in nats: from below and from above.
 
 The estimators of Z are unbiased for Z, not for log Z: since log is concave, log of an average of weights is
-below log Z in expectation, by about var / 2N if it is good and by nats if a few weights decide. So importance
-sampling and annealed importance sampling bound log Z from below, stochastically; the effective share says how
-much to trust them. `log_partition_reverse` bounds log Z from above (bidirectional Monte Carlo: Grosse,
-Ghahramani and Adams 2015): log Z lies between the two.
+below log Z in expectation, by about var / 2N if the estimate is good and by nats if a few weights dominate.
+So importance sampling and annealed importance sampling bound log Z from below, stochastically; the effective
+share tells how far to trust them. `log_partition_reverse` bounds log Z from above (bidirectional Monte Carlo:
+Grosse, Ghahramani and Adams 2015): log Z lies between the two.
 
 Shapes: B batch or chains, D latent width of all layers together, bottom layer first.
 """
@@ -34,7 +34,7 @@ _SAMPLES_AT_ONCE = 10_000
 
 _LEAPFROGS = 2
 _LARGEST_ANGLE = math.pi / (2 * _LEAPFROGS)
-"""Without f a transition by this angle ends at the fresh momentum: nothing is left of the start."""
+"""Without f, a transition by this angle ends at the fresh momentum, and nothing of the start remains."""
 _PILOT_CHAINS = 100
 _TARGET_ACCEPTANCE = 0.8
 
@@ -48,10 +48,10 @@ class LogPartition(NamedTuple):
 
 
 def log_mean_weight(log_weight_B: Tensor, *, reverse: bool = False) -> LogPartition:
-    """Return log E[w] of weights given by their logarithms, whatever their size; -log E[w] with `reverse`.
+    """Return log E[w] for weights given as logarithms of any size; -log E[w] with `reverse`.
 
-    The standard error is by the delta method: itself an estimate, too small where the effective share is; NaN
-    for one weight.
+    The standard error comes from the delta method: itself an estimate, too small if the effective share is
+    small; NaN for one weight.
     """
     log_weight_B = log_weight_B.double()
     peak, count = log_weight_B.max(), len(log_weight_B)
@@ -69,7 +69,7 @@ def log_partition_importance(
 ) -> LogPartition:
     """Return log Z = log E_p0[exp f] from `samples` draws of p0 = N(0, I) in `dim` dimensions.
 
-    A stochastic lower bound. Good for a flat f or few dimensions; see the effective share.
+    A stochastic lower bound. Good for a flat f or few dimensions; check the effective share.
     """
     counts = [min(_SAMPLES_AT_ONCE, samples - first) for first in range(0, samples, _SAMPLES_AT_ONCE)]
     return log_mean_weight(torch.cat([f(normal(count, dim)) for count in counts]))
@@ -80,14 +80,14 @@ class AnnealedLogPartition(NamedTuple):
 
     log_z: Estimate
     effective_share: float
-    """As in `LogPartition`, of the chains' weights."""
+    """As in `LogPartition`, for the chains' weights."""
     acceptance: float
     """Of the Hamiltonian proposals, mean over chains and temperatures."""
     lowest_acceptance: float
-    """The mean over chains at the temperature where it is lowest."""
+    """The mean over chains at the temperature with the lowest mean."""
     end_BD: Tensor
-    """Where the chains ended. After forward annealing resampled by their weights, so approximately samples of
-    the prior, some of them more than once: the less so the larger the effective share."""
+    """The chains' final states. Forward annealing resamples them by their weights, so they are approximate
+    samples of the prior, with repeats: the fewer the larger the effective share."""
 
 
 @torch.no_grad()
@@ -97,8 +97,8 @@ def log_partition_annealed(
     """Return log Z by annealed importance sampling up from p0: a stochastic lower bound (Neal 2001).
 
     Along p_b proportional to exp(b f(z)) p0(z), b from 0 to 1 in `temperatures` equal steps, each followed by
-    one Hamiltonian transition with a Metropolis step, which leaves p_b exactly as it is. So the mean weight
-    is Z in expectation for any number of chains and temperatures, and its log below log Z in expectation.
+    one Hamiltonian transition with a Metropolis step, which leaves p_b exactly invariant. So the mean weight
+    is Z in expectation for any number of chains and temperatures, and its log is below log Z in expectation.
     """
     evaluate = value_and_gradient(f)
     inverses = _inverse_temperatures(temperatures)
@@ -110,7 +110,7 @@ def log_partition_annealed(
         log_weight_B += (inverse - before) * state.f_B.double()
         state, acceptance = _transition(evaluate, state, normal, inverse, angle)
         accepted.append(acceptance)
-    # Systematic resampling: chain i is taken N w_i / sum w times on average, rounded up or down.
+    # Systematic resampling: chain i is drawn N w_i / sum w times, rounded up or down.
     edges_B = log_weight_B.softmax(0).cumsum(0)
     uniform = log_uniform(normal, 1).double().exp()
     places_B = (torch.arange(chains, device=edges_B.device) + uniform) / chains
@@ -124,11 +124,11 @@ def log_partition_reverse(
 ) -> AnnealedLogPartition:
     """Return log Z by annealing from the prior down to p0: a stochastic upper bound.
 
-    The weights' mean is 1/Z in expectation if `start_BD` are exact samples of the prior. Rejection from p0
-    gives such, at an acceptance of Z / exp(max f). Approximately that, and then an approximate bound, are
-    `end_BD` of `log_partition_annealed` with a large effective share, or the end of long chains that have
-    the prior as their stationary law (`run_chains(..., corrected=True)`). Starts that miss a mode of the
-    prior bound nothing: an upper bound that is clearly below the lower one says so.
+    The weights' mean is 1/Z in expectation if `start_BD` are exact samples of the prior. Rejection sampling
+    from p0 gives these, with an acceptance of Z / exp(max f). Approximate samples give an approximate bound:
+    `end_BD` of `log_partition_annealed` with a large effective share, or the end of long chains whose
+    stationary distribution is the prior (`run_chains(..., corrected=True)`). Starts that miss a mode of the
+    prior give no bound: an upper bound clearly below the lower one shows this.
     """
     evaluate = value_and_gradient(f)
     inverses = _inverse_temperatures(temperatures)
@@ -170,12 +170,12 @@ def _transition(
     inverse: float,
     angle: float,
 ) -> tuple[_State, Tensor]:
-    """Return chains after a transition that leaves exp(inverse * f) N(0, I) as it is, and their acceptance.
+    """Return chains after a transition that leaves exp(inverse * f) N(0, I) invariant, and their acceptance.
 
     Hamiltonian Monte Carlo, split so that the Gaussian part is solved exactly, as a rotation by `angle` of
     position and momentum between half kicks from f (Shahbaba, Lan, Johnson and Neal 2014): only the curvature
-    of f costs acceptance, whatever the dimension. Each chain takes its own angle, half to one and a half of
-    `angle`: with the same ones throughout, orbits of a quadratic f would return to where they began.
+    of f costs acceptance, in any dimension. Each chain draws its own angle, half to one and a half times
+    `angle`: with a fixed angle, orbits of a quadratic f would return to their start.
     """
     momentum_BD = normal(*state.z_BD.shape)
     angle_B1 = angle * (0.5 + log_uniform(normal, len(momentum_BD)).exp()[:, None])
@@ -202,9 +202,9 @@ def _transition(
 def _tuned_angles(
     evaluate: Callable[[Tensor], tuple[Tensor, Tensor]], dim: int, normal: Normal, inverses: list[float]
 ) -> list[float]:
-    """Return an angle for each temperature but the first, from a pilot of chains that are then thrown away.
+    """Return an angle for each temperature but the first, from pilot chains that are then discarded.
 
-    Angles that followed the weighted chains themselves would depend on their past, and bias the weights.
+    Angles adapted to the weighted chains themselves would depend on their past and bias the weights.
     """
     state = _State.at(evaluate, normal(_PILOT_CHAINS, dim))
     angle, angles = _LARGEST_ANGLE, []

@@ -1,9 +1,9 @@
-"""A quick look at a model while it trains: seconds for 2,000 samples, for TensorBoard, sweeps and `--best`.
+"""A quick look at a model while it trains, for TensorBoard, sweeps and `--best`: seconds for 2,000 samples.
 
-The loss says nothing of this: it falls when f runs away. Neither do short-run samples alone: a chain that has
-not mixed can look as good as one that has, while the prior that it claims to sample is another one
-(docs/sweeps.md has the figures). So the same distance is taken after long chains as well, and the ELBO counts
-the normalised prior.
+The loss does not show sample quality: it falls when f runs away. Short-run samples are not enough either: a
+chain that has not mixed can look as good as one that has, while the prior it claims to sample is a different
+one (docs/sweeps.md has the figures). So the same distance is also measured after long chains, and the ELBO
+uses the normalised prior.
 """
 
 from collections.abc import Callable
@@ -25,29 +25,29 @@ NAMES = (
     *("frechet", "frechet_long", "frechet_reconstructions", "frechet_posterior_long", "frechet_floor"),
     *("kid_long", "precision_long", "recall_long", "elbo", "elbo_gain", "log_z_share"),
 )
-"""The measures of the catalogue that it takes."""
+"""The measures of the catalogue that a quick look takes."""
 
 _FEWEST_IMAGES = 40
-"""Half of them against the other half, for the floor: a kernel distance needs 20 on each side."""
+"""The floor compares two halves, and a kernel distance needs 20 images on each side."""
 
 
 class QuickLook:
     """The measures of a model on the first `evaluation.samples` held-out images, always with the same noise.
 
-    The feature net and the real images' features are made at the first call, so that a run that ends before
-    it does not wait for them.
+    The feature net and the real images' features are built at the first call, so that a run that ends before
+    it need not wait for them.
     """
 
     def __init__(self, config: Config) -> None:
-        """Take the config of the run; reads nothing yet."""
+        """Take the config of the run; nothing is read yet."""
         self._config = config
         self._subject: Subject | None = None
 
     def __call__(self, model: JointModel, step: int) -> dict[str, float]:
-        """Return `NAMES` -> values; NaN where samples are not finite.
+        """Return `NAMES` -> values; NaN if samples are not finite.
 
         Raises:
-            ConfigError: the data do not fit the feature net, or it is not there.
+            ConfigError: the data do not fit the feature net, or the net is missing.
         """
         config = self._config
         if self._subject is None:
@@ -63,14 +63,14 @@ class QuickLook:
 
 
 def quick_look(config: Config) -> Callable[[JointModel, int], dict[str, float]] | None:
-    """Return what `fit` calls as `measure`: a `QuickLook`, or None where `evaluation.every_steps` is 0."""
+    """Return what `fit` calls as `measure`: a `QuickLook`, or None if `evaluation.every_steps` is 0."""
     return QuickLook(config) if config.evaluation.every_steps else None
 
 
 def check_quick_look(
     config: Config, train: DatasetManifest, held_out: DatasetManifest, images: ImageSet | None
 ) -> None:
-    """Check that what `quick_look` returns can measure; `images` are the training images, if they are read.
+    """Check that a quick look can measure; `images` are the training images, if already read.
 
     Raises:
         ConfigError: as `check_distances`.
@@ -85,7 +85,7 @@ def check_distances(
     """Check that distances between samples and held-out images can be taken.
 
     Raises:
-        ConfigError: there are too few held-out images, no labels for a classifier, or no such feature net.
+        ConfigError: too few held-out images, no labels for a classifier, or no such feature net.
     """
     if held_out.images < _FEWEST_IMAGES:
         key = "data.held_out" if config.data.held_out else "data.train"

@@ -1,4 +1,4 @@
-"""A model brought back from a checkpoint, to be looked at."""
+"""Restore a model from a checkpoint, for evaluation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +19,7 @@ _KEYS = {
     "generator": "generator.channels, generator.width, generator.join, model.latent_dims or model.image_size",
     "energy": "prior.kind, energy.width, energy.depth, energy.spectral_norm or model.latent_dims",
 }
-"""Of each net, the keys on which the shapes of its tensors depend."""
+"""For each net, the keys that determine the shapes of its tensors."""
 
 
 @dataclass(frozen=True)
@@ -27,24 +27,24 @@ class Restored:
     """A trained model and where it comes from."""
 
     model: JointModel
-    """In evaluation mode; no parameter asks for a gradient."""
+    """In evaluation mode; no parameter requires a gradient."""
     config: Config
     manifest: Manifest
     run: str
     """URI of the run."""
     weights: Literal["ema", "model"]
-    """The averaged weights, or the last ones where no averages were kept."""
+    """The averaged weights, or the last ones if no averages were kept."""
 
     @property
     def uri(self) -> str:
-        """Where the checkpoint lies."""
+        """URI of the checkpoint."""
         return f"{self.run}/checkpoints/{self.manifest.name}"
 
 
 def stored_config(manifest: Manifest, place: str) -> Config:
     """Return the config that a checkpoint was made with.
 
-    Raises CheckpointError, naming the `place` and the key, where this version has no such config.
+    Raises CheckpointError, naming the `place` and the key, if the config is not valid in this version.
     """
     try:
         return config_from_dict(manifest.config)
@@ -58,12 +58,12 @@ def stored_config(manifest: Manifest, place: str) -> Config:
 def restored(uri: str, *, device: torch.device | str = "cpu") -> Restored:
     """Return the model of a checkpoint, …/checkpoints/<name>, or of a run's newest, on the device.
 
-    Only the nets' tensors are read, not the optimizers'.
+    Reads only the nets' tensors, not the optimizers'.
 
     Raises:
         StoreError: the URI names no run, or its storage cannot be read.
-        CheckpointError: there is no such whole checkpoint, its config is of another version, or its tensors
-            are not those of its config.
+        CheckpointError: there is no such complete checkpoint, its config is of another version, or its
+            tensors do not fit its config.
     """
     run, manifest = open_checkpoint(uri)
     place = f"{run.uri}/checkpoints/{manifest.name}"

@@ -1,16 +1,16 @@
-"""How good a model's samples are: its prior's images against real ones, in the features of a net.
+"""How good a model's samples are: images of its prior against real ones, in the features of a net.
 
-`sample_quality` knows these sets of images:
+`sample_quality` compares these sets of images:
 
     real_floor         one half of the real images against the other
-    reconstructions    of the real images, at the mean of q(z|x)
-    posterior_samples  of one z ~ q(z|x) of each real image
-    samples            of the prior, chains of `langevin.steps` (0 for the Gaussian prior)
-    samples_long       the same chains, some times as long: do they stay where they were?
+    reconstructions    the real images, decoded from the mean of q(z|x)
+    posterior_samples  decoded from one z ~ q(z|x) for each real image
+    samples            from the prior, with chains of `langevin.steps` (0 for the Gaussian prior)
+    samples_long       the same chains, several times as long: do they stay where they were?
     samples_gaussian   N(0, I) through the same generator, without the tilt
 
-The work is cut into batches, which workers share. The noise of a batch belongs to its position, and features
-are gathered in the order of the images, so that the result does not depend on the number of workers.
+Workers share the work, in batches. A batch's noise depends on its position, and features are gathered in the
+order of the images, so that the result does not depend on the number of workers.
 
 Shapes: N real images, M samples, B batch, C channels, H rows, W columns, F features.
 """
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 _KINDS = {"samples": "", "samples_long": "_long", "samples_gaussian": "_gaussian"}
-"""Sets of samples, and what the names of their measures end in."""
+"""Sets of samples -> suffix of the names of their measures."""
 
 
 @torch.no_grad()
@@ -53,8 +53,8 @@ def prior_samples(
 ) -> Iterator[Tensor]:
     """Yield this worker's batches (B, C, H, W) of `count` images decoded from prior samples, in (-1, 1).
 
-    `config.steps` is the length of the chains: a longer chain goes on where a shorter one with the same noise
-    ends. `noise` is that of rank 0 on every worker.
+    `config.steps` is the length of the chains: a longer chain continues a shorter one with the same noise.
+    All workers pass the `noise` of rank 0.
     """
     for position, rows in share.batches(count):
         normal = noise(position, "evaluated prior samples")
@@ -66,7 +66,7 @@ def prior_samples(
 def gaussian_samples(
     model: JointModel, count: int, noise: Noise, *, share: Share = ALONE
 ) -> Iterator[Tensor]:
-    """Yield images decoded from N(0, I), as `prior_samples`: from where their chains begin, without f."""
+    """Yield images decoded from N(0, I), as `prior_samples`: from the start of their chains, without f."""
     for position, rows in share.batches(count):
         noise_BD = noise(position, "evaluated prior samples")(rows.stop - rows.start, model.latent_dim)
         yield model.generator(model.generator.latents(noise_BD))
@@ -76,7 +76,7 @@ def gaussian_samples(
 def posterior_samples(
     model: JointModel, images_NHWC: npt.NDArray[np.uint8], noise: Noise, *, share: Share = ALONE
 ) -> Iterator[Tensor]:
-    """Yield this worker's batches of images decoded from one z ~ q(z|x) of each real image."""
+    """Yield this worker's batches of images decoded from one z ~ q(z|x) for each real image."""
     device = next(model.parameters()).device
     for position, rows in share.batches(len(images_NHWC)):
         posterior = model.inference(to_float(images_NHWC[rows].copy(), device))
@@ -85,14 +85,14 @@ def posterior_samples(
 
 
 def sample_quality(subject: Subject, *, factor: int, gaussian: bool = False) -> dict[str, dict[str, Any]]:
-    """Return how far images of the model are from real ones, by set and then by measure, in plain values.
+    """Return how far images of the model are from real ones, by set and measure, as plain values.
 
     `features` has name, dimension and sha256 of the net. Each set of the module's list has the fields of
-    `Distances`, and `not_finite`, how many images were not: where there is one, the distances are None. Long
-    chains are `factor` times as long as short ones; `gaussian` asks for samples_gaussian. Each set SET of
-    samples is also held against posterior_samples, both through the same decoder, so that its blur is no part
-    of the distance: SET_to_posterior has frechet, kid, kid_standard_error, n, n_posterior; 0 but for chance
-    where prior and aggregate posterior agree.
+    `Distances`, and `not_finite`, how many images were not finite: if any, the distances are None. Long
+    chains are `factor` times as long as short ones; `gaussian` adds samples_gaussian. Each set SET of samples
+    is also compared with posterior_samples, both through the same decoder, so that its blur does not count:
+    SET_to_posterior has frechet, kid, kid_standard_error, n, n_posterior; 0 up to chance if prior and
+    aggregate posterior agree.
 
     Raises:
         ConfigError: a distance needs more images, or nodes have trained different classifiers.
@@ -112,7 +112,7 @@ def sample_quality(subject: Subject, *, factor: int, gaussian: bool = False) -> 
         samples_MF = features_of(parts, subject.samples, net, share)
         result[name] = {"steps": steps, **_compared(real.features_NF, samples_MF)}
         result[f"{name}_to_posterior"] = _to_posterior(posterior_NF, samples_MF)
-    # Samples of the Gaussian prior are exact: longer chains and N(0, I) are the same set again.
+    # Samples of the Gaussian prior are exact: longer chains and N(0, I) give the same set.
     for name in ("samples_long", *(["samples_gaussian"] if gaussian else [])):
         result.setdefault(name, result["samples"])
         result.setdefault(f"{name}_to_posterior", result["samples_to_posterior"])
@@ -122,7 +122,7 @@ def sample_quality(subject: Subject, *, factor: int, gaussian: bool = False) -> 
 def _sample_sets(
     subject: Subject, factor: int, *, gaussian: bool
 ) -> Iterator[tuple[str, int, Iterable[Tensor]]]:
-    """Yield name, steps of the chains, and batches of images of each set of samples."""
+    """Yield the name, chain steps and batches of images of each set of samples."""
     model, count, noise, share = subject.model, subject.samples, subject.noise, subject.share
     langevin = subject.config.langevin
     exact = model.energy is None
@@ -134,7 +134,7 @@ def _sample_sets(
 
 
 def sample_measures(quality: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    """Return what `sample_quality` has found under the names of the catalogue."""
+    """Return the results of `sample_quality` under the names of the catalogue."""
     values = {
         "frechet_reconstructions": quality["reconstructions"]["frechet"],
         "frechet_floor": quality["real_floor"]["frechet"],
@@ -148,7 +148,7 @@ def sample_measures(quality: Mapping[str, Mapping[str, Any]]) -> dict[str, float
 
 
 def _to_posterior(posterior_NF: Tensor, samples_MF: Tensor) -> dict[str, Any]:
-    """Return the distances between two sets of generated images; None where an image is not finite."""
+    """Return the distances between two sets of generated images; None if an image is not finite."""
     frechet = kid = error = None
     if bool(posterior_NF.isfinite().all()) and bool(samples_MF.isfinite().all()):
         frechet = frechet_distance(Moments.of(posterior_NF), Moments.of(samples_MF))

@@ -26,7 +26,7 @@ _PICTURED_CHAINS = 8
 
 @torch.no_grad()
 def chains_section(subject: Subject, *, full: bool = False) -> Section:
-    """Return whether the sampler is valid; in full, a long chain in pictures and 2,000 steps more."""
+    """Return whether the sampler is valid; in full, also picture a long chain and run 2,000 more steps."""
     config = subject.config.langevin
     if subject.tilt is None:
         exact = "The prior is Gaussian: its samples are exact, and need no chain."
@@ -34,7 +34,7 @@ def chains_section(subject: Subject, *, full: bool = False) -> Section:
     factor = subject.config.evaluation.chain_factor
     if full:
         factor = max(factor, 1 + math.ceil(_DRIFT_STEPS / config.steps))
-    # From where chains begin, and from where they would end if the prior were the aggregate posterior.
+    # Start from N(0, I), and from where chains would end if the prior were the aggregate posterior.
     normal = subject.noise(0, "chains from the prior")
     start_BD = normal(_CHAINS, subject.model.latent_dim)
     from_prior = chain_report(subject.tilt, start_BD, normal, config, factor=factor)
@@ -88,7 +88,7 @@ def _curves(from_prior: ChainReport, from_posterior: ChainReport) -> Iterator[Cu
 
 
 def _long_chain(subject: Subject, tilt: Tilt) -> tuple[Curve, Picture]:
-    """Return the paper's long chain: its f, and a picture each 100 steps."""
+    """Return the paper's long chain: its f, and a picture every 100 steps."""
     normal = subject.noise(0, "long chains")
     start_BD = normal(_PICTURED_CHAINS, subject.model.latent_dim)
     size = subject.config.langevin.step_size

@@ -76,7 +76,7 @@ def hierarchy_section(subject: Subject, *, full: bool = False) -> Section:
 def _classes(
     subject: Subject, accuracy: Sequence[Estimate], changed: Mapping[Source, Sequence[Estimate]]
 ) -> Table:
-    """Return what each layer tells of the class, and how many of its latents are active."""
+    """Return how well each layer predicts the class, and how many of its latents are active."""
     variances = _split(subject, _posterior_means(subject).variances())
     active = [int((part > _ACTIVE_VARIANCE).sum()) for part in variances]
     return Table(
@@ -149,7 +149,7 @@ def _walks(subject: Subject) -> list[Picture]:
     pictures = []
     for layer, columns in enumerate(subject.layer_columns):
         name = subject.layers[layer]
-        # The latents that vary most over images, most first.
+        # The latents that vary most over images, in descending order.
         chosen = [columns[i] for i in variances[layer].argsort(descending=True)[:_GRID].tolist()]
         z_RKD = torch.cat([traverse(z_BD[:1], column, values_K) for column in chosen])
         pictures.append(
@@ -188,7 +188,7 @@ def _latent_accuracy(subject: Subject) -> list[Estimate]:
         x_BCHW = to_float(subject.train.images_NHWC[chosen_B.numpy()], subject.device)
         return x_BCHW, labels_N[chosen_B].to(subject.device)
 
-    # Trained on the training images, measured on held-out ones.
+    # Train on the training images, measure on held-out ones.
     with torch.enable_grad():
         classifiers = train_latent_classifiers(
             subject.model,
@@ -197,7 +197,7 @@ def _latent_accuracy(subject: Subject) -> list[Estimate]:
             updates=_CLASSIFIER_UPDATES,
             seed=subject.seed,
         )
-    # Images without a label count for nothing.
+    # Images without a label do not count.
     layers = len(subject.layers)
 
     def correct(_position: int, rows: slice) -> Tensor:
@@ -240,7 +240,7 @@ def _effects(subject: Subject) -> list[Table]:
         step_size=langevin.step_size,
         every=langevin.steps,
     )
-    # Both distributions of z: where chains begin, and where they end.
+    # Both distributions of z: the start and the end of the chains.
     starts = {
         "N(0, I)": energy_draws(subject.tilt, dims, start_BD, normal, None),
         "the prior": energy_draws(subject.tilt, dims, trace.z_TBD[-1], normal, langevin),

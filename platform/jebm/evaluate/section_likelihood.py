@@ -1,4 +1,4 @@
-"""The section on likelihood: log Z of the tilt from both sides, the ELBO with it, rates by layer.
+"""The section on likelihood: log Z of the tilt from both sides, the normalised ELBO, rates by layer.
 
 Shapes: D latent width of all layers together, L layers.
 """
@@ -24,7 +24,7 @@ _IMPORTANCE_SAMPLES = 100_000
 
 @torch.no_grad()
 def likelihood_section(subject: Subject, *, full: bool = False) -> Section:
-    """Return log Z from both sides, the ELBO with it, rates by layer; in full, a tighter bound."""
+    """Return log Z from both sides, the normalised ELBO, rates by layer; in full, also a tighter bound."""
     found = subject.likelihood(subject.images_NHWC)
     figures = [
         figure("elbo", found.elbo),
@@ -49,14 +49,14 @@ def likelihood_section(subject: Subject, *, full: bool = False) -> Section:
 
 
 def _sampled_mse(subject: Subject, found: Likelihood) -> Estimate:
-    """Return the squared error of a pixel, which the distortion is made of."""
+    """Return the squared error per pixel, computed from the distortion."""
     scale = 2 * subject.model.likelihood_std**2 / subject.images_NHWC[0].size
     distortion = found.distortion
     return Estimate(scale * (distortion.value - found.constant), scale * distortion.standard_error)
 
 
 def _log_z_figures(subject: Subject, found: Likelihood) -> list[Figure]:
-    """Return log Z from both sides and by importance; nothing for the Gaussian prior, whose log Z is 0."""
+    """Return log Z from both sides and by importance sampling; nothing for the Gaussian prior (log Z = 0)."""
     if subject.tilt is None or subject.annealed is None:
         return []
     below, above = subject.annealed, subject.log_z_above
@@ -77,7 +77,7 @@ def _log_z_figures(subject: Subject, found: Likelihood) -> list[Figure]:
 
 
 def _warnings(subject: Subject) -> list[str]:
-    """Return why log Z must not be trusted."""
+    """Return reasons not to trust log Z."""
     if subject.annealed is None:
         return []
     warnings, below, above = [], subject.annealed, subject.log_z_above

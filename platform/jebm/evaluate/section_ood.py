@@ -1,4 +1,4 @@
-"""The section on images out of distribution: how well scores tell other data sets, or one class of the data.
+"""The section on out-of-distribution images: how well scores detect other data sets or one class of the data.
 
 Shapes: N images, B batch, C scores (channels in x_BCHW), H height, W width.
 """
@@ -20,7 +20,7 @@ __all__ = ["ood_section"]
 
 @torch.no_grad()
 def ood_section(subject: Subject, *, full: bool = True) -> Section:
-    """Return how well each score tells other data sets, or one class of the data, from the data."""
+    """Return how well each score separates other data sets, or one class of the data, from the data."""
     normal = _scores(subject, subject.images_NHWC, "scores")
     figures, tables = [], []
     paper, conditional = "log p(x, z)", f"L>{len(subject.layers) - 1}"

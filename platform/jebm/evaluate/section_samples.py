@@ -30,7 +30,7 @@ Quality = Mapping[str, Mapping[str, Any]]
 
 @torch.no_grad()
 def samples_section(subject: Subject, *, full: bool = False) -> Section:
-    """Return distances of prior samples to real images and to the posterior's; the same in full."""
+    """Return distances of prior samples to real images and to the posterior's; `full` changes nothing."""
     quality = sample_quality(subject, factor=subject.config.evaluation.chain_factor, gaussian=True)
     names = _names(quality)
     lost = [
@@ -52,7 +52,7 @@ def samples_section(subject: Subject, *, full: bool = False) -> Section:
 
 
 def _names(quality: Quality) -> dict[str, str]:
-    """Return set of images -> how the tables call it."""
+    """Return set of images -> its name in the tables."""
     return {
         "real_floor": "real against real (halves)",
         "reconstructions": "reconstructions",
@@ -146,6 +146,6 @@ def _sample_pictures(subject: Subject, long_steps: int) -> tuple[Picture, ...]:
 
 
 def _table_of(x_BCHW: Tensor, columns: int) -> Tensor:
-    """Return a batch of images as a table (R, K, C, H, W); what does not fill a row is left out."""
+    """Return a batch of images as a table (R, K, C, H, W); an incomplete last row is dropped."""
     rows = len(x_BCHW) // columns
     return x_BCHW[: rows * columns].view(rows, columns, *x_BCHW.shape[1:])

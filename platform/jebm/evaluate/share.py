@@ -1,7 +1,7 @@
-"""How work on images is cut into batches, and the batches among workers.
+"""Split work on images into batches, and the batches among workers.
 
-The noise of a batch belongs to its position, and results are put together in the order of the batches, so
-that they do not depend on the number of workers.
+A batch's noise depends on its position, and results are combined in the order of the batches, so that they do
+not depend on the number of workers.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ["ALONE", "BATCH", "Share", "group_share"]
 
 BATCH = 250
-"""Images of a batch; fixed, since the noise of an image depends on it."""
+"""Images per batch; fixed, since an image's noise depends on it."""
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -22,9 +22,10 @@ def _same(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Share:
-    """What of the work is this worker's: the batches rank, rank + world_size and so on.
+    """This worker's share of the work: the batches rank, rank + world_size and so on.
 
-    `total` returns the sum of a floating-point tensor on the CPU over all workers; all call it equally often.
+    `total` returns the sum of a floating-point tensor on the CPU over all workers; all must call it equally
+    often.
     """
 
     rank: int = 0
@@ -32,17 +33,17 @@ class Share:
     total: Callable[[Tensor], Tensor] = _same
 
     def batches(self, images: int) -> Iterator[tuple[int, slice]]:
-        """Yield position and range of each batch of this worker, of so many images."""
+        """Yield position and range of each of this worker's batches of `images` images."""
         for position in range(self.rank, -(-images // BATCH), self.world_size):
             yield position, slice(position * BATCH, min(images, (position + 1) * BATCH))
 
 
 ALONE = Share()
-"""One worker that does it all."""
+"""One worker that does all the work."""
 
 
 def group_share() -> Share:
-    """Return this process's share of the work of torch.distributed's group (gloo); all of it without one."""
+    """Return this process's share of the work in torch.distributed's group (gloo); all of it without one."""
     if not dist.is_initialized():
         return ALONE
 

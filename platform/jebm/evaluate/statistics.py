@@ -1,4 +1,4 @@
-"""What a handful of seeds can tell: means with intervals, and paired tests of one arm against another."""
+"""Statistics of a few seeds: means with intervals, and paired tests of one arm against another."""
 
 import math
 import statistics
@@ -19,9 +19,9 @@ class PairedTest(NamedTuple):
     """Whether two arms differ, judged by the differences within pairs."""
 
     difference: Interval
-    """Mean of first less second, with the half width of its 95 % t-interval."""
+    """Mean of first minus second, with the half width of its 95 % t-interval."""
     p_value: float
-    """Two-sided, of the paired t-test; NaN for one pair, and where no pair differs."""
+    """Of the two-sided paired t-test; NaN for one pair, and if no pair differs."""
     pairs: int
 
     @property
@@ -44,7 +44,7 @@ class Ratio(NamedTuple):
 
 
 def t_interval(values: Sequence[float]) -> Interval:
-    """Return the mean of independent values with its 95 % interval by Student's t: of one value, infinite."""
+    """Return the mean of independent values with its 95 % interval by Student's t; infinite for one value."""
     if len(values) < 2:
         return Interval(values[0], math.inf)
     quantile = _t_quantile(0.975, len(values) - 1)
@@ -52,9 +52,9 @@ def t_interval(values: Sequence[float]) -> Interval:
 
 
 def paired_t_test(first: Sequence[float], second: Sequence[float]) -> PairedTest:
-    """Return the paired t-test of `first` against `second`, whose i-th values belong to one another.
+    """Return the paired t-test of `first` against `second`, whose i-th values form a pair.
 
-    At least one pair; ValueError where the lengths differ.
+    Needs at least one pair; raises ValueError if the lengths differ.
     """
     differences = [one - other for one, other in zip(first, second, strict=True)]
     count = len(differences)
@@ -70,7 +70,7 @@ def paired_t_test(first: Sequence[float], second: Sequence[float]) -> PairedTest
 def paired_ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:
     """Return the geometric mean of first / second over pairs of positive values, with its 95 % interval.
 
-    The interval is that of the mean logarithm by Student's t: of one pair, from 0 to infinity.
+    The interval is that of the mean logarithm by Student's t; for one pair, from 0 to infinity.
     """
     mean, half_width = t_interval(
         [math.log(one) - math.log(other) for one, other in zip(first, second, strict=True)]

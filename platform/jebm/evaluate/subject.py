@@ -1,8 +1,8 @@
-"""What all measures of a model work on: the model, data and noise, and how they write pictures.
+"""What all measures share: the model, data, noise and this worker's batches; how to write pictures.
 
-Work on images is cut into batches of `share.BATCH`, which workers share; the noise of a batch belongs to its
-position, and statistics are added in the order of the batches, so that the findings do not depend on the
-number of workers. Images are read a batch at a time; of an image no more stays than its features and scores.
+Workers share work on images in batches of `share.BATCH`; a batch's noise depends on its position, and
+statistics are added in the order of the batches, so that the findings do not depend on the number of workers.
+Images are read a batch at a time; only their features and scores are kept.
 
 Shapes: N images, B batch, C columns of a statistic (channels in x_BCHW), H height, W width, P batches, R rows
 and K columns of a picture.
@@ -42,16 +42,16 @@ from jebm.store.storage import open_store
 __all__ = ["COMPARED", "QUICK", "REPORT", "Sizes", "Subject", "finite", "labels", "picture"]
 
 _SMALL_PIXELS = 65
-"""Images up to this size are shown twice as large."""
+"""Images up to this size are enlarged twice."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much work log Z takes, and the purposes of its noise."""
+    """How much work goes into log Z, and the purposes of its noise."""
 
     chains: int = 1000
     temperatures: int = 300
-    """Of annealing, from below and from above alike."""
+    """For annealing from below and from above."""
     below: str = "log Z from below"
     above: str = "log Z from above"
 
@@ -63,9 +63,9 @@ COMPARED = Sizes(below="log Z", above="log Z, reverse")
 
 @dataclass(eq=False)
 class Subject:
-    """What all measures work on: the model, data, noise, and this worker's share. The same on all workers.
+    """What all measures work on: model, data, noise and this worker's share.
 
-    What several measures need is made at the first use.
+    All but the share is the same on all workers. What several measures need is computed at first use.
     """
 
     model: JointModel
@@ -73,20 +73,20 @@ class Subject:
     images: ImageSet
     """Images that the model has not seen."""
     out: Mapping[str, ImageSet] = field(default_factory=dict)
-    """Images of another kind than the model knows, by name."""
+    """Images of a kind that the model does not know, by name."""
     samples: int = 10_000
-    """So many samples of the prior are drawn, and at most as many images of each set count."""
+    """Number of prior samples, and the most images of each set that are used."""
     seed: int = 0
     share: Share = ALONE
     sizes: Sizes = REPORT
     known: RealImages | None = None
-    """The images of `real` with their features, if they are known already."""
+    """The images of `real` with their features, if already computed."""
 
     images_NHWC: npt.NDArray[np.uint8] = field(init=False)
     """The first `samples` of the images."""
 
     def __post_init__(self) -> None:
-        """Cut the images."""
+        """Keep only the first `samples` images."""
         self.images_NHWC = self.images.images_NHWC[: self.samples]
 
     @cached_property
@@ -121,7 +121,7 @@ class Subject:
 
     @cached_property
     def net(self) -> FeatureNet:
-        """Where distances between images are taken."""
+        """The net in whose features distances between images are computed."""
         if self.known is not None:
             return self.known.net
         if self.config.evaluation.features == "classifier":
@@ -135,12 +135,12 @@ class Subject:
 
     @cached_property
     def real(self) -> RealImages:
-        """The first `samples` images, which samples of the prior are held against."""
+        """The first `samples` images, which prior samples are compared with."""
         return self.known or real_images(self.images_NHWC, self.net, share=self.share)
 
     @cached_property
     def annealed(self) -> AnnealedLogPartition | None:
-        """What bounds log Z from below; None for the Gaussian prior."""
+        """The lower bound of log Z; None for the Gaussian prior."""
         if self.tilt is None:
             return None
         normal, sizes = self.noise(0, self.sizes.below), self.sizes
@@ -155,7 +155,7 @@ class Subject:
 
     @cached_property
     def log_z_above(self) -> Estimate:
-        """Log Z from above, annealed down from where the chains from below have ended."""
+        """Log Z from above, annealed down from the final states of the chains from below."""
         if self.tilt is None or self.annealed is None:
             return Estimate(0.0, 0.0)
         start_BD, normal = self.annealed.end_BD, self.noise(0, self.sizes.above)
@@ -197,7 +197,7 @@ class Subject:
         return found
 
     def added(self, count: int, shape: tuple[int, ...], part: Callable[[int, slice], Tensor]) -> Tensor:
-        """Return the sum over batches of `part(position, rows)`, float64, in their order on any workers."""
+        """Return the sum over batches of `part(position, rows)`, float64, in batch order on any workers."""
         batches = -(-count // BATCH)
         parts_P = torch.zeros(batches, *shape, dtype=torch.float64)
         for position, rows in self.share.batches(count):
@@ -213,12 +213,12 @@ class Subject:
 
 
 def finite(value: float | None) -> float | None:
-    """Return a plain number; None where it is not finite, as JSON has no such number."""
+    """Return a plain number; None if it is not finite, which JSON cannot hold."""
     return None if value is None or not math.isfinite(value) else float(value)
 
 
 def picture(title: str, file: str, x_RKCHW: Tensor, meaning: str, *, cover: bool = False) -> Picture:
-    """Return a table of images in [-1, 1] as a PNG, a white line between them; small ones twice as large."""
+    """Return a table of images in [-1, 1] as a PNG, separated by white lines; small ones enlarged twice."""
     x_RKHWC = to_uint8(x_RKCHW.nan_to_num()).permute(0, 1, 3, 4, 2).cpu().numpy()
     x_RKHWC = np.pad(x_RKHWC, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), constant_values=255)
     rows, columns, height, width, channels = x_RKHWC.shape
@@ -232,7 +232,7 @@ def picture(title: str, file: str, x_RKCHW: Tensor, meaning: str, *, cover: bool
 
 
 def labels(images: ImageSet, count: int) -> Tensor:
-    """Return the labels of the first images, (N,), int64; ConfigError where there are none."""
+    """Return the labels of the first images, (N,), int64; ConfigError if there are none."""
     if images.labels_N is None or not bool((images.labels_N[:count] >= 0).any()):
         name = f"{images.manifest.name} ({images.manifest.split})"
         raise ConfigError(f"suite: {name} has no labels, which the measure needs; name other measures")

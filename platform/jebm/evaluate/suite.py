@@ -1,8 +1,8 @@
-"""A suite of measures of one checkpoint: each a section of findings, all from the same data and noise.
+"""A suite of measures of one checkpoint: one section of findings each, all from the same data and noise.
 
-What is asked is checked before anything is read; the sections are made one after another, each by a room of
-its own (`section_likelihood`, …), from one `jebm.evaluate.subject.Subject`. What needs no images (log Z,
-chains, pictures) takes seconds: each worker does it alike.
+The request is checked before any tensor or image is read. The sections are computed one after another, each
+by its own module (`section_likelihood`, …), from one `jebm.evaluate.subject.Subject`. Work without images
+(log Z, chains, pictures) takes seconds: every worker repeats it.
 
 Shapes: N images, H height, W width, C channels.
 """
@@ -48,47 +48,47 @@ _SECTIONS: Mapping[str, Callable[..., Section]] = {
     "chains": chains_section,
 }
 MEASURES = tuple(_SECTIONS)
-"""Sections of a report, in their order."""
+"""Sections of a report, in order."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be evaluated, in plain values that travel to other processes."""
+    """What to evaluate, as plain values that can be sent to other processes."""
 
     checkpoint: str
     """URI of a run, for its newest checkpoint, or of …/checkpoints/<name>."""
     suite: tuple[str, ...] = ("quick",)
     """quick, paper, or names of `MEASURES`."""
     data: str | None = None
-    """Images that the model has not seen; the run's data.held_out where it is None."""
+    """Images that the model has not seen; the run's data.held_out by default."""
     train: str | None = None
-    """Images that it was trained on, with their labels; the run's data.train where it is None."""
+    """Images that it was trained on, with their labels; the run's data.train by default."""
     out_of_distribution: Mapping[str, str] = field(default_factory=dict)
     """Name -> URI of data sets of another kind."""
     features: Features | None = None
-    """The run's evaluation.features where it is None."""
+    """The run's evaluation.features by default."""
     inception_weights: str | None = None
-    """File with the weights of inceptionv3; the run's evaluation.inception_weights where it is None."""
+    """File with the weights of inceptionv3; the run's evaluation.inception_weights by default."""
     samples: int = 10_000
-    """Samples of the prior, and at most as many images of each data set."""
+    """Number of prior samples, and the most images of each data set that are used."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a request comes to."""
+    """A checked request: what it resolves to."""
 
     run: str
     """URI of the run."""
     manifest: Manifest
     config: Config
-    """Of the run, with `data` and the net of `evaluation` as the request has them."""
+    """The run's, with the request's `data` and feature net."""
     measures: Mapping[str, bool]
-    """Measures in the order of the report, and whether in full."""
+    """Measure -> whether in full, in the order of the report."""
 
 
 def measures_of(suite: Sequence[str]) -> dict[str, bool]:
-    """Return measure -> whether in full, for names of suites and measures; ConfigError for another name."""
+    """Return measure -> whether in full, for names of suites and measures; ConfigError for any other name."""
     asked: dict[str, bool] = {}
     for name in suite:
         known = {"quick": _QUICK, "paper": MEASURES} | {measure: (measure,) for measure in MEASURES}
@@ -104,12 +104,12 @@ def measures_of(suite: Sequence[str]) -> dict[str, bool]:
 
 
 def check(request: Request) -> Checked:
-    """Return what a request comes to, from manifests alone: no tensor and no image is read.
+    """Return what a request resolves to, from manifests only: no tensor and no image is read.
 
     Raises:
-        ConfigError: an unknown name, too few samples, images of another shape than the model's, or labels
-            that a measure needs and that are not there.
-        CheckpointError, DataError, StoreError: the checkpoint or a data set is not there or cannot be read.
+        ConfigError: an unknown name, too few samples, images of another shape than the model's, or missing
+            labels that a measure needs.
+        CheckpointError, DataError, StoreError: the checkpoint or a data set is missing or cannot be read.
     """
     measures = measures_of(request.suite)
     if request.samples < _FEWEST_SAMPLES:
@@ -120,7 +120,7 @@ def check(request: Request) -> Checked:
         raise ConfigError(
             f"inception_weights: not for features {config.evaluation.features}; give --features inceptionv3"
         )
-    # All data sets have the model's shape.
+    # All data sets must have the model's shape.
     held_out = read_manifest(open_store(config.data.held_out or ""))
     _check_shape(config, "data", held_out)
     for name, uri in request.out_of_distribution.items():
@@ -132,7 +132,7 @@ def check(request: Request) -> Checked:
 
 
 def _asked(config: Config, request: Request) -> Config:
-    """Return a run's config with data and feature net as they are asked for."""
+    """Return a run's config with the requested data and feature net."""
     data, evaluation = config.data, config.evaluation
     return replace(
         config,
@@ -150,7 +150,7 @@ def _asked(config: Config, request: Request) -> Config:
 
 
 def _check_labels(config: Config, measures: Mapping[str, bool], held_out: DatasetManifest) -> None:
-    """Check that there are the labels that classifiers are trained on, and measured with."""
+    """Check that the labels that classifiers are trained and tested on exist."""
     hierarchy = measures.get("hierarchy", False)
     if hierarchy or ("samples" in measures and config.evaluation.features == "classifier"):
         train = read_manifest(open_store(config.data.train))
@@ -187,7 +187,7 @@ def evaluate_request(
     share: Share = ALONE,
     provenance: Mapping[str, str] | None = None,
 ) -> Findings:
-    """Restore, load, measure: what each worker does, and gets the same findings.
+    """Restore the model, load the data and measure: every worker does this and gets the same findings.
 
     Raises as `check`, `restored` and `feature_net`.
     """
@@ -204,7 +204,7 @@ def evaluate_request(
         share=share,
     )
     if "samples" in checked.measures:
-        _ = subject.net  # before anything is measured: it may not be there
+        _ = subject.net  # fail before anything is measured if it is missing
     return evaluate(subject, origin, checked.measures, provenance or {})
 
 
@@ -212,11 +212,11 @@ def evaluate_request(
 def evaluate(
     subject: Subject, origin: Restored, measures: Mapping[str, bool], provenance: Mapping[str, str]
 ) -> Findings:
-    """Return the sections of `measures` (name -> in full), with where all of it comes from.
+    """Return the sections of `measures` (name -> in full), with their provenance.
 
     `origin` is what the subject's model was restored from; `provenance` that of the evaluating process:
-    versions, revision. Raises ConfigError where the data are too few, have no labels where a measure needs
-    them, or the feature net is not there.
+    versions, revision. Raises ConfigError if the data are too few or lack labels that a measure needs, or the
+    feature net is missing.
     """
     began = datetime.now(UTC)
     sections = []
@@ -275,6 +275,6 @@ def _origin(subject: Subject, origin: Restored, began: datetime) -> dict[str, st
     for name, images in subject.out.items():
         facts[f"out_of_distribution {name}"] = f"{images.manifest.name} ({images.manifest.split})"
         facts[f"out_of_distribution {name} sha256"] = images.manifest.sha256
-    if "net" in vars(subject):  # a measure has asked for it
+    if "net" in vars(subject):  # a measure has used it
         facts |= {"features": subject.net.name, "features_sha256": subject.net.sha256}
     return facts

@@ -1,9 +1,9 @@
-"""Can a classifier tell samples of two laws apart? Where it cannot, the laws agree as far as it can see.
+"""Can a classifier tell samples of two distributions apart? If not, they agree as far as it can see.
 
-Of latents: samples of the prior against those of the aggregate posterior, the mean of q(z|x) over images. A
-prior that is good is the law of the posteriors; what a classifier finds is what the prior is wrong in.
+Applied to latents: samples of the prior against the aggregate posterior, the mean of q(z|x) over images. A
+good prior equals the aggregate posterior; what a classifier finds is where the prior is wrong.
 
-Shapes: N and M samples, B of both together, D latent width.
+Shapes: N and M samples, B both together, D latent width.
 """
 
 import copy
@@ -28,11 +28,11 @@ _CHECK_EVERY = 10
 def two_sample_auc(one_ND: Tensor, other_MD: Tensor, *, seed: int = 0) -> float:
     """Return the area under the ROC curve of a classifier that tells `one` from `other`: 0.5 if it cannot.
 
-    A net of one hidden layer, trained on half of the samples and judged on the other half, and the same with
-    the halves exchanged; the mean of both (Lopez-Paz and Oquab 2017, with the AUC in place of the accuracy).
-    Chance may take it a little below 0.5. It is a lower bound of what the best classifier reaches, the
-    lower the fewer the samples: compare only values with the same numbers of them. NaN where a sample is not
-    finite, or a side has fewer than eight.
+    A net with one hidden layer is trained on half of the samples and tested on the other half, then with the
+    halves swapped; the mean of both (Lopez-Paz and Oquab 2017, with the AUC in place of the accuracy). Chance
+    may take it a little below 0.5. It is a lower bound of the best classifier's, and lower for fewer samples:
+    compare only values with the same numbers of samples. NaN if a sample is not finite or a side has fewer
+    than eight.
     """
     if min(len(one_ND), len(other_MD)) < 8 or not (one_ND.isfinite().all() and other_MD.isfinite().all()):
         return float("nan")
@@ -47,7 +47,7 @@ def two_sample_auc(one_ND: Tensor, other_MD: Tensor, *, seed: int = 0) -> float:
 class _Classifier(nn.Module):
     """One logit of standardised samples and their squares: linear, plus one hidden layer that begins at zero.
 
-    The linear part alone tells laws apart that differ in mean or spread, with little to overfit.
+    The linear part by itself separates distributions that differ in mean or spread, with little to overfit.
     """
 
     def __init__(self, train_BD: Tensor) -> None:
@@ -69,7 +69,7 @@ class _Classifier(nn.Module):
 
 
 def _trained(one_ND: Tensor, other_MD: Tensor, seed: int) -> _Classifier:
-    """Return the net after the updates that are best on every fourth sample, which it does not see."""
+    """Return the net at its best loss on every fourth sample, which is kept out of training."""
     kept = [torch.arange(len(side)) % 4 != 3 for side in (one_ND, other_MD)]
     sides = ((one_ND[kept[0]], other_MD[kept[1]]), (one_ND[~kept[0]], other_MD[~kept[1]]))
     train_BD, check_BD = (torch.cat(pair) for pair in sides)
@@ -92,7 +92,7 @@ def _trained(one_ND: Tensor, other_MD: Tensor, seed: int) -> _Classifier:
 
 
 def _targets(one_ND: Tensor, other_MD: Tensor) -> tuple[Tensor, Tensor]:
-    """Return classes and weights, (B,): both sides weigh the same, however many samples they have."""
+    """Return classes and weights, (B,): both sides weigh the same, whatever their numbers of samples."""
     target_B = torch.cat([torch.ones(len(one_ND)), torch.zeros(len(other_MD))])
     weight_B = torch.where(target_B == 1, 0.5 / max(1, len(one_ND)), 0.5 / max(1, len(other_MD)))
     return target_B, weight_B

@@ -1,1 +1,1 @@
-"""Findings and how they are shown: the one page, the one Markdown writer, the one plotting library."""
+"""Findings and their presentation: one page, one Markdown writer, one plotting library."""

@@ -1,10 +1,10 @@
-"""The catalogue: what each measure of a model is called, in which unit, which way is better, what it means.
+"""The catalogue: each measure's name, unit, direction and meaning.
 
-Each stands here once. The quick look, the sections of a report and a comparison take a measure from here by
-its name; docs/evaluation.md's tables are made from it (scripts/write-docs). It is in this room because every
-room that shows a number may import it.
+Each measure is defined here once. The quick look, the sections of a report and a comparison look it up by
+name; scripts/write-docs generates docs/evaluation.md's tables from it. It is in this package because every
+package that shows a number may import it.
 
-Titles and meanings have fields, such as {short}, where they tell of one evaluation; `Measure.filled` sets
+Titles and meanings have fields, such as {short}, for the values of one evaluation; `Measure.filled` sets
 them.
 """
 
@@ -281,14 +281,14 @@ GROUPS = {
     "Out of distribution": _OUT_OF_DISTRIBUTION,
     "Chains": _CHAINS,
 }
-"""All measures, by the section of a report that they belong to."""
+"""All measures, by section of a report."""
 
 MEASURES = {each.name: each for group in GROUPS.values() for each in group}
 """All measures, by name."""
 
 
 def measure(name: str, **fields: object) -> Measure:
-    """Return a measure of the catalogue; what is not among `fields` shows its symbol.
+    """Return a measure of the catalogue; fields that are not set show their symbols.
 
     Raises:
         KeyError: there is no such measure.
@@ -297,7 +297,7 @@ def measure(name: str, **fields: object) -> Measure:
 
 
 def of_metric(metric: str) -> Measure | None:
-    """Return the measure behind a metric of training, evaluation/NAME; None for one of another kind."""
+    """Return the measure behind a training metric, evaluation/NAME; None for any other metric."""
     _, evaluated, name = metric.rpartition("evaluation/")
     return measure(name) if evaluated and name in MEASURES else None
 
@@ -305,5 +305,5 @@ def of_metric(metric: str) -> Measure | None:
 def figure(
     name: str, value: float | tuple[float, float] | None, *, error: float | None = None, **fields: object
 ) -> Figure:
-    """Return a measure's figure, as `Measure.figure`; raises KeyError as `measure`."""
+    """Return a measure's figure, like `Measure.figure`; raises KeyError like `measure`."""
     return measure(name, **fields).figure(value, error)

@@ -1,8 +1,7 @@
-"""What has been found, ready to be shown: figures with what they mean, tables, curves, pictures.
+"""Findings, ready to show: figures with their meanings, tables, curves, pictures.
 
-Whatever tells results (an evaluation, a sweep, a comparison) makes these, and one page shows them. Everything
-is plain values, so that findings travel between workers and stand in a report as JSON; only pictures and
-drawings are bytes beside them.
+An evaluation, a sweep or a comparison produces them, and one page shows them. All are plain values, so that
+findings can be sent between workers and stored in a report as JSON; only pictures and drawings are bytes.
 """
 
 import math
@@ -31,12 +30,12 @@ __all__ = [
     "yaml_text",
 ]
 
-NONE = "–"  # noqa: RUF001  (what is shown for a value that does not exist)
+NONE = "–"  # noqa: RUF001 (shown for a missing value)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A value with its error, for a cell of a table: shown as value ± error, with matching digits."""
+    """A value with its error, for a table cell: shown as value ± error, with matching digits."""
 
     value: float | None
     error: float | None
@@ -51,15 +50,15 @@ class Figure:
 
     name: str
     value: float | None
-    """None if it does not exist, e.g. the distance of samples that are not finite."""
+    """None if undefined, e.g. the distance of samples that are not finite."""
     error: float | None
-    """Standard error, if it is known."""
+    """Standard error, if known."""
     unit: str
     """nats, bits/dim, share, images …; empty for a number without one."""
     better: Literal["lower", "higher"] | None
-    """None if neither is."""
+    """None if neither is better."""
     meaning: str
-    """One line for a reader who has not met it."""
+    """One line for a reader who does not know it."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A plot that is drawn already, as SVG; its numbers stand in tables."""
+    """A finished plot, as SVG; its numbers are in tables."""
 
     title: str
     svg: bytes
@@ -108,7 +107,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Listing:
-    """Text to be shown as it is: a command to type, a config."""
+    """Text to show verbatim: a command to type, a config."""
 
     title: str
     text: str
@@ -116,32 +115,32 @@ class Listing:
 
 @dataclass(frozen=True)
 class Section:
-    """What one measure, or one question, has come to."""
+    """The results of one measure or one question."""
 
     name: str
     """A short name, unique among the sections: likelihood, samples, cost …"""
     title: str
     meaning: str
     seconds: float | None = None
-    """What it took to measure, if that is known."""
+    """How long it took to measure, if known."""
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
     curves: tuple[Curve, ...] = ()
     drawings: tuple[Drawing, ...] = ()
     pictures: tuple[Picture, ...] = ()
     notes: tuple[str, ...] = ()
-    """Sentences that say what the numbers come to."""
+    """Sentences that interpret the numbers."""
     listings: tuple[Listing, ...] = ()
     warnings: tuple[str, ...] = ()
-    """Why a figure must not be trusted."""
+    """Reasons not to trust a figure."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that one report tells."""
+    """The content of one report."""
 
     title: str
-    """Names the run and what was done with it."""
+    """The run and what was done with it."""
     lead: tuple[str, ...]
     """Lines below the title: data, model, how long it took."""
     provenance: Mapping[str, str]
@@ -152,7 +151,7 @@ class Findings:
 
 
 def number(value: float) -> str:
-    """Return a number with four digits, or those before the point and one more: 1.2e-05, 31.27, 1,498.7."""
+    """Return a number with four digits, or all before the point and one after: 1.2e-05, 31.27, 1,498.7."""
     if isinstance(value, int):
         return f"{value:,}"
     if abs(value) < 1000 or abs(value) >= 1e12 or not math.isfinite(value):
@@ -170,7 +169,7 @@ def shown(cell: Cell | Figure) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a person says it: 4.2 s, 12 s, 3.5 min, 1.6 h."""
+    """Return a time in readable form: 4.2 s, 12 s, 3.5 min, 1.6 h."""
     if seconds >= 5400:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.{0 if seconds >= 10 else 1}f} s"
@@ -182,7 +181,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def yaml_text(values: Mapping[str, object]) -> str:
-    """Return nested plain values as YAML, as they are shown to a person."""
+    """Return nested plain values as YAML for a reader."""
     text: str = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None)
     return text
 

@@ -1,4 +1,4 @@
-"""Findings as Markdown: for a terminal, a mail, a pull request."""
+"""Findings as Markdown: for a terminal, an email, a pull request."""
 
 import html
 import re
@@ -47,7 +47,7 @@ def _section(section: Section) -> Iterator[str]:
 
 
 def _thinned(curve: Curve) -> Table:
-    """Return a curve as a table of a few rows, the first and the last among them."""
+    """Return a curve as a table of a few rows, including the first and the last."""
     count = min(_MOST_ROWS, len(curve.x))
     kept = sorted({round(index * (len(curve.x) - 1) / max(1, count - 1)) for index in range(count)})
     rows = tuple((curve.x[i], *(line[i] for line in curve.lines.values())) for i in kept)
@@ -60,7 +60,7 @@ def _listing(listing: Listing) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text in which Markdown finds no markup."""
+    """Return text escaped so that Markdown finds no markup in it."""
     return re.sub(r"([\\`*_{}\[\]#|~!$])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 

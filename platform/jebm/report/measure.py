@@ -1,4 +1,4 @@
-"""What there is to say of a measure before it is taken; `jebm.report.catalogue` has them all."""
+"""A measure's description; `jebm.report.catalogue` has them all."""
 
 import math
 from dataclasses import dataclass, replace
@@ -22,28 +22,28 @@ SYMBOLS = {
     "share": "shown",
     "short": "K",
 }
-"""What a field shows that no evaluation has set: N images, M samples, chains of K steps or, if long, L."""
+"""What an unset field shows: N images, M samples, chains of K steps or, if long, L."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that can be taken of a model."""
+    """A number that can be measured of a model."""
 
     name: str
-    """In rows, and in metrics as evaluation/NAME."""
+    """Name in rows; in metrics, evaluation/NAME."""
     title: str
     meaning: str
-    """One line for a reader who has not met it."""
+    """One line for a reader who does not know it."""
     unit: str = ""
     """nats (for one image), bits/dim, share, samples; empty for a number without one."""
     better: Literal["lower", "higher"] | None = None
     digits: int = 2
-    """Shown after the point in a comparison."""
+    """Digits after the point in a comparison."""
     ratio: bool = False
-    """Whether the ratio of two models says more than their difference."""
+    """Whether the ratio of two models is more informative than their difference."""
 
     def filled(self, **values: object) -> "Measure":
-        """Return the measure with the fields of title and meaning set, integers with commas."""
+        """Return the measure with the fields of title and meaning filled in, integers with commas."""
         known = {name: f"{v:,}" if isinstance(v, int) else str(v) for name, v in values.items()}
         fields = SYMBOLS | known
         return replace(self, title=self.title.format(**fields), meaning=self.meaning.format(**fields))
@@ -51,7 +51,7 @@ class Measure:
     def figure(self, value: float | tuple[float, float] | None, error: float | None = None) -> Figure:
         """Return a figure for a report; `value` may be a pair with its standard error.
 
-        What is not finite is None.
+        Values that are not finite become None.
         """
         if isinstance(value, tuple):
             value, error = value

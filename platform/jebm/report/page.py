@@ -1,7 +1,7 @@
 """Findings as one HTML page that opens offline.
 
 The page loads nothing and runs no script: style, plots and pictures are in it, and its content security
-policy forbids the rest. The template escapes every text of the findings, since it may come from a bucket.
+policy forbids anything else. The template escapes all text of the findings, since it may come from a bucket.
 """
 
 import base64
@@ -22,10 +22,10 @@ from jebm.report.plots import curve_svg
 __all__ = ["KEY_FIGURES", "page"]
 
 KEY_FIGURES = 2
-"""How many figures of each section the summary shows: the first ones."""
+"""How many of each section's first figures the summary shows."""
 
 _PICTURE_WIDTH = 640
-"""The widest that a small picture is enlarged to."""
+"""The largest width to which a small picture is enlarged."""
 
 
 def page(findings: Findings) -> str:
@@ -68,7 +68,7 @@ def _plot_source(plot: Curve | Drawing) -> str | None:
 
 
 def _size(picture: Picture) -> tuple[int, int]:
-    """Return width and height to show it with: whole pixels, so that all are about as wide as each other."""
+    """Return the width and height to show it at: a whole multiple of its size, so that widths are similar."""
     with Image.open(io.BytesIO(picture.png), formats=["PNG"]) as image:
         width, height = image.size
     scale = max(1, min(3, _PICTURE_WIDTH // max(1, width)))
@@ -76,7 +76,7 @@ def _size(picture: Picture) -> tuple[int, int]:
 
 
 def _is_numeric(table: Table, column: int) -> bool:
-    """Return whether a column is set flush right: no cell of it is a text."""
+    """Return whether a column is right-aligned: no cell in it is text."""
     return not any(isinstance(row[column], str) for row in table.rows if column < len(row))
 
 

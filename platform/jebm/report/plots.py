@@ -1,6 +1,6 @@
-"""Plots as SVG, by matplotlib: without pyplot and its global state, and the same bytes for the same values.
+"""Plots as SVG by matplotlib, without pyplot's global state; the same values give the same bytes.
 
-They are pictures for an `<img>`: no script, nothing loaded, text as text.
+They are images for an `<img>`: no script, nothing loaded, text as text.
 """
 
 import io
@@ -20,7 +20,7 @@ from jebm.untrusted import escaped
 __all__ = ["COLOURS", "curve_svg", "svg_of", "text_of"]
 
 COLOURS = ("#0072b2", "#d1440c", "#00876a", "#a83f86", "#b07300", "#5a6470")
-"""Of lines, told apart by people who see few colours; from the seventh line on they are dashed."""
+"""Line colours, distinct for colour-blind readers; from the seventh line on, lines are dashed."""
 
 _STYLE: Any = {
     "axes.edgecolor": "#9aa5b1",
@@ -33,7 +33,7 @@ _STYLE: Any = {
     "font.size": 10,
     "grid.color": "#e3e7ec",
     "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text: small, sharp, found by a search
+    "svg.fonttype": "none",  # text stays text: small, sharp, searchable
     "svg.hashsalt": "jebm",  # else identifiers are random
     "text.parse_math": False,  # a dollar sign in a name is no formula
     "xtick.color": "#5a6470",
@@ -41,16 +41,16 @@ _STYLE: Any = {
 }
 _LARGEST = 1e300
 _MOST_MARKED = 40
-"""Points of a line that are marked one by one."""
+"""The most points of a line that get markers."""
 
 
 def text_of(value: object) -> str:
-    """Return text that a plot can show, whatever it holds."""
+    """Return text that a plot can show, whatever the value contains."""
     return escaped(str(value))
 
 
 def svg_of(draw: Callable[[Canvas], object], *, width: float = 7.6, height: float = 3.4) -> bytes:
-    """Return what `draw` puts on an empty canvas of so many inches, as an SVG file."""
+    """Return what `draw` puts on an empty canvas, sized in inches, as an SVG file."""
     with _style():
         canvas = Canvas(figsize=(width, height))
         draw(canvas)
@@ -60,7 +60,7 @@ def svg_of(draw: Callable[[Canvas], object], *, width: float = 7.6, height: floa
 
 
 def curve_svg(curve: Curve, *, logarithmic: bool = False) -> bytes | None:
-    """Return a curve as SVG, values that are not finite as gaps; None if there is nothing that can be drawn.
+    """Return a curve as SVG, with gaps at values that are not finite; None if nothing can be drawn.
 
     Raises:
         ValueError: a value has no place on a logarithmic axis.
@@ -68,7 +68,7 @@ def curve_svg(curve: Curve, *, logarithmic: bool = False) -> bytes | None:
     values = [*curve.x, *(y for line in curve.lines.values() for y in line)]
     if logarithmic and not all(0 < value < _LARGEST for value in values):
         raise ValueError(f"{curve.title}: a value that is not positive has no place on a logarithmic axis")
-    # What is not finite is a gap; a line of nothing else is left out.
+    # Values that are not finite become gaps; a line with no other values is left out.
     drawable = {name: [_drawable(y) for y in line] for name, line in curve.lines.items()}
     lines = {name: line for name, line in drawable.items() if not all(map(math.isnan, line))}
     if not lines:

