@@ -22,7 +22,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Share:
-    """This worker's share of the work: the batches rank, rank + world_size and so on.
+    """One worker's share of the work: the batches rank, rank + world_size and so on.
 
     `total` returns the sum of a floating-point tensor on the CPU over all workers; all must call it equally
     often.
