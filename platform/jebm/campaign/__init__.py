@@ -1,1 +1,1 @@
-"""Many runs for one question: arms with seeds, trained, measured, and resumed where they were stopped."""
+"""Many runs for one question: arms and seeds, trained, measured, and resumed after a stop."""

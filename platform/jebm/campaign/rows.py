@@ -1,4 +1,4 @@
-"""What was measured of each run, kept beside what it depends on, so that nothing is measured twice."""
+"""The measures of each run, stored with what they depend on, so that nothing is measured twice."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from jebm.untrusted import JsonObject, typed
 __all__ = ["Instrument", "PriorMeasures", "Row", "Rows"]
 
 Row = dict[str, Any]
-"""What was measured of one run; empty if its training diverged."""
+"""The measures of one run; empty if its training diverged."""
 
 T = TypeVar("T", bound=Trial)
 T_contra = TypeVar("T_contra", bound=Trial, contravariant=True)
@@ -30,22 +30,22 @@ class Instrument(Protocol[T_contra]):
     """What a campaign measures of a finished run."""
 
     def identity(self, trial: T_contra) -> JsonObject:
-        """Return what a run's row depends on beside the run's newest checkpoint, as JSON values."""
+        """Return what a run's row depends on besides the run's newest checkpoint, as JSON values."""
 
     def measure(self, trial: T_contra) -> Row:
-        """Return the row of a finished run: numbers by name, or such mappings by name."""
+        """Return the row of a finished run: numbers by name, or nested mappings of them."""
 
 
 class Rows(Generic[T]):
-    """Measured rows, kept in a store as rows/KEY.json beside what they depend on."""
+    """Measured rows, stored as rows/KEY.json with what they depend on."""
 
     def __init__(self, store: Store, instrument: Instrument[T]) -> None:
         self._store, self._instrument = store, instrument
 
     def kept(self, trial: T) -> Row | None:
-        """Return the row of a run if it was measured as it would be now; an empty one if it diverged.
+        """Return a run's row if it is still valid; an empty one if the run diverged.
 
-        A damaged one is set aside with a line.
+        A damaged row is set aside with a message.
         """
         key = f"rows/{trial.key}.json"
         try:
@@ -60,7 +60,7 @@ class Rows(Generic[T]):
         return row if identity == self._identity(trial) else None
 
     def keep(self, trial: T, row: Row) -> None:
-        """Write the row of a run; an empty one says that training diverged."""
+        """Write the row of a run; an empty one means that training diverged."""
         content = {"identity": self._identity(trial), "row": finite(row)}
         self._store.put(f"rows/{trial.key}.json", json.dumps(content, indent=1).encode())
 
@@ -85,7 +85,7 @@ class Rows(Generic[T]):
 
 
 def _numbers(content: JsonObject) -> Row:
-    """Return a row from its JSON, where NaN is null; raises ValueError."""
+    """Return a row from its JSON, in which NaN is null; raises ValueError."""
     row: Row = {}
     for name, value in content.items():
         if isinstance(value, dict):
@@ -100,10 +100,10 @@ def _numbers(content: JsonObject) -> Row:
 
 
 class PriorMeasures:
-    """The measures by which priors are compared, of `jebm.evaluate.measures`: an `Instrument`."""
+    """An `Instrument` of the measures in `jebm.evaluate.measures` by which priors are compared."""
 
     def __init__(self, config: Config) -> None:
-        """Read the images of the config that all arms share, and make the feature net."""
+        """Read the images of the config that all arms share, and build the feature net."""
         self._device = "cuda" if config.cluster.gpu else "cpu"
         train = load_images(open_store(config.data.train))
         self.held_out = load_images(open_store(config.data.held_out)) if config.data.held_out else train

@@ -1,4 +1,4 @@
-"""All trials trained and measured, one after another or side by side; what is done is not done again."""
+"""Train and measure all trials, in turn or in parallel; finished work is not repeated."""
 
 import os
 import signal
@@ -34,13 +34,13 @@ Trainer: TypeAlias = Callable[[Trial, threading.Event], Result]
 def rows_of(
     trials: Sequence[T], rows: Rows[T], *, parallel: int = 1, train: Trainer | None = None
 ) -> dict[str, Row] | None:
-    """Return key -> row of all trials, in their order; None if SIGTERM or SIGINT stopped them.
+    """Return key -> row of all trials, in order; None if SIGTERM or SIGINT stopped them.
 
-    `train` trains one trial, `train_here` without it; with `parallel` above 1, so many processes of this
-    machine train first. A trial that others begin with comes before them. For the main thread.
+    `train` trains one trial, by default `train_here`; with `parallel` above 1, that many processes on this
+    machine train first. A trial that others start from comes before them. Call from the main thread.
 
     Raises:
-        JebmError: what a training ended with, unless it diverged: that is a result, an empty row.
+        JebmError: a training failed, unless it diverged: that is a result, an empty row.
     """
     asked, processes = threading.Event(), _Processes()
 
@@ -77,7 +77,7 @@ def train_here(trial: Trial, asked: threading.Event) -> Result:
 def _new_row(
     trial: T, rows: Rows[T], found: dict[str, Row], asked: threading.Event, train: Trainer
 ) -> Row | None:
-    """Return the row of a run, trained where need be and measured; None if a stop was asked for."""
+    """Return the row of a run, trained if needed and measured; None if a stop was requested."""
     if not trial.finished():
         if trial.origin and not found[trial.origin]:
             tell(f"{trial.name} has nothing to begin with: the {REFERENCE} run diverged")
@@ -94,14 +94,14 @@ def _new_row(
 
 
 def _diverged(trial: T, rows: Rows[T], error: DivergedError) -> Row:
-    """Keep that a run diverged: it is a result, and would be the same another time."""
+    """Record that a run diverged: this is a result, and would be the same next time."""
     tell(f"{trial.name} diverged: {error}")
     rows.keep(trial, {})
     return {}
 
 
 def _train_side_by_side(trials: Sequence[T], rows: Rows[T], processes: "_Processes", count: int) -> None:
-    """Train what is not finished, `count` at a time; runs come before those that begin with them."""
+    """Train unfinished runs, `count` at a time; runs come before those that start from them."""
     waiting = [trial for trial in trials if rows.kept(trial) is None and not trial.finished()]
     for wave in ([t for t in waiting if not t.origin], [t for t in waiting if t.origin]):
         with ThreadPoolExecutor(count) as pool:
@@ -120,7 +120,7 @@ def _train_side_by_side(trials: Sequence[T], rows: Rows[T], processes: "_Process
 
 
 class _Processes:
-    """Runs of `jebm train`, each a process with one thread; a stop reaches all of them once."""
+    """Runs of `jebm train`, one process each; a stop request reaches each of them once."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[str]] = set()
@@ -128,7 +128,7 @@ class _Processes:
         self._stopping = False
 
     def train(self, trial: Trial) -> None:
-        """Train one run in a process of its own; raises what it ended with."""
+        """Train one run in a separate process; raises its error."""
         package = str(Path(jebm.__file__).parents[1])
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         threads = str(trial.config.cluster.cpus_per_worker)
@@ -138,7 +138,7 @@ class _Processes:
             with self._lock:
                 if self._stopping:
                     return
-                # In a session of its own, so that Ctrl-C reaches it once, by `stop`.
+                # In its own session, so that Ctrl-C reaches it only once, through `stop`.
                 process = subprocess.Popen(  # noqa: S603
                     [sys.executable, "-m", "jebm", "train", "--config", str(path)],
                     stdout=subprocess.PIPE,
@@ -160,7 +160,7 @@ class _Processes:
         raise CheckpointError(f"run {trial.name}: {message or line}")
 
     def stop(self) -> None:
-        """Ask all to stop after their step, and start no more."""
+        """Ask all runs to stop after their current step, and start no more."""
         self._stopping = True
         for process in list(self._running):
             process.send_signal(signal.SIGTERM)

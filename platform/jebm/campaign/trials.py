@@ -25,7 +25,7 @@ ARMS: Mapping[str, Mapping[str, object]] = {
     "top": {"prior.kind": "top", "train.regime": "joint"},
     "two_stage": {"prior.kind": "joint", "train.regime": "two_stage", "train.gaussian_share": 0.0},
 }
-"""What is set in the config of each arm; two_stage also gets run.init_from."""
+"""The config keys that each arm sets; two_stage also gets run.init_from."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,17 @@ class Trial:
 
     @property
     def uri(self) -> str:
-        """Where the run lies."""
+        """URI of the run."""
         return f"{self.config.run.storage.rstrip('/')}/{self.name}"
 
     @property
     def key(self) -> str:
-        """What its row is kept under: unique in a campaign."""
+        """Key of its row, unique in a campaign."""
         return self.name
 
     @property
     def origin(self) -> str:
-        """Name of the run of this campaign that has to be finished first; empty without one."""
+        """Name of the run of this campaign that must finish first; empty if there is none."""
         two_stage = self.config.train.regime == "two_stage"
         return str(self.config.run.init_from).rpartition("/")[2] if two_stage else ""
 
@@ -76,12 +76,13 @@ class Trial:
 
 
 def trials_of(config: Config, arms: Sequence[str], seeds: Sequence[int]) -> list[Trial]:
-    """Return the runs RUN.NAME-ARM-SEED, seed by seed, with the Gaussian arm, where others begin, first.
+    """Return the runs RUN.NAME-ARM-SEED, seed by seed, the Gaussian arm first, since others start from it.
 
     An arm is one of `ARMS`, or NAME=KEY:VALUE,… for joint with some keys changed.
 
     Raises:
-        ConfigError: an arm or seed is unknown or named twice, or the Gaussian arm or another one is missing.
+        ConfigError: an arm is unknown, an arm or seed is repeated, or the Gaussian arm or any other arm is
+        missing.
     """
     changes = [_changes_of(arm) for arm in arms]
     names = [name for name, _ in changes]
@@ -124,15 +125,15 @@ def _changes_of(arm: str) -> tuple[str, Mapping[str, object]]:
 
 
 def check_trials(trials: Sequence[Trial], *, deep: bool) -> None:
-    """Check what training and measuring the runs will need; with `deep` also the room, and who trains them.
+    """Check what training and measuring need; with `deep` also checkpoints' bytes and leases of the runs.
 
     Raises:
-        JebmError: what the start would end with.
+        JebmError: the error that a start would raise.
     """
     for trial in trials:
         config = trial.config
         if trial.origin and Checkpoints(open_store(config.run.storage), trial.origin).latest() is None:
-            continue  # that run is trained before
+            continue  # that run is trained first
         plan = make_plan(config, read_images=True, deep=deep)
         check_distances(config, plan.data, plan.held_out, plan.images)
     if trials[0].config.cluster.engine == "process":
@@ -143,7 +144,7 @@ def check_trials(trials: Sequence[Trial], *, deep: bool) -> None:
 
 
 def describe(trials: Sequence[Trial]) -> str:
-    """Return a line for each run: what there is of it."""
+    """Return a line with the state of each run."""
     width = max(len(trial.name) for trial in trials)
     lines = []
     for trial in trials:

@@ -1,1 +1,1 @@
-"""Searching for better configs: spaces of dotted keys, and Optuna's study of them in a store."""
+"""Search for better configs: spaces of dotted keys, and an Optuna study of them in a store."""

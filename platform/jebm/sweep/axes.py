@@ -1,4 +1,4 @@
-"""Where the values of a sweep lie on the axes of its plots."""
+"""The axes of a sweep's plots, and where values lie on them."""
 
 import math
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ __all__ = ["KeyAxis", "ResultAxis", "ValueAxis"]
 class ValueAxis:
     """An axis for values of an objective.
 
-    It ends where the bad values thin out, so that one trial near divergence does not flatten the others:
-    three times as far from the best as three quarters of the values are. Logarithmic if the largest is more
-    than `log_over` times the smallest.
+    It ends where the bad values thin out, so that one trial near divergence does not flatten the others: at
+    three times the distance from the best to the 75 % quantile. Logarithmic if the largest value is more than
+    `log_over` times the smallest.
     """
 
     name: str
@@ -33,7 +33,7 @@ class ValueAxis:
     high: float
     log: bool
     beyond: int
-    """Values that lie beyond the axis."""
+    """Number of values beyond the axis."""
 
     @classmethod
     def of(cls, objective: Objective, values: Sequence[float], *, log_over: float = 20) -> "ValueAxis":
@@ -56,19 +56,19 @@ class ValueAxis:
 
     @property
     def note(self) -> str:
-        """A sentence on what lies beyond the axis; empty if nothing does."""
+        """A sentence on values beyond the axis; empty if there are none."""
         lie = "value lies" if self.beyond == 1 else "values lie"
         return f" {self.beyond} {lie} beyond the axis." if self.beyond else ""
 
     def scaled(self, value: float) -> float:
-        """Return where a value lies between the ends, 0 to 1; what is beyond them at the end."""
+        """Return where a value lies between the ends, 0 to 1, clipped to them."""
         low, high, at = self.low, self.high, min(max(value, self.low), self.high)
         if self.log:
             low, high, at = math.log10(low), math.log10(high), math.log10(at)
         return (at - low) / (high - low)
 
     def at(self, share: float) -> float:
-        """Return the value that lies at a share of the axis: the inverse of `scaled`."""
+        """Return the value at a share of the axis: the inverse of `scaled`."""
         if self.log:
             return float(self.low * (self.high / self.low) ** share)
         return self.low + share * (self.high - self.low)
@@ -85,9 +85,9 @@ class ValueAxis:
 
 @dataclass(frozen=True)
 class ResultAxis:
-    """The axis of the first objective with a row along its bad end, for trials that were stopped.
+    """The first objective's axis, with a row along its bad end for stopped trials.
 
-    Those have no result that compares with the others'.
+    They have no result comparable with the others'.
     """
 
     values: ValueAxis
@@ -96,7 +96,7 @@ class ResultAxis:
 
     @classmethod
     def of(cls, sweep: Sweep) -> "ResultAxis":
-        """Return the axis for the trials of a sweep that have ended."""
+        """Return the axis for a sweep's trials that have ended."""
         objective = sweep.objectives[0]
         axis = ValueAxis.of(objective, [trial.values[0] for trial in sweep.having("finished")])
         falling = objective.sign > 0
@@ -116,19 +116,19 @@ class ResultAxis:
 
 @dataclass(frozen=True)
 class KeyAxis:
-    """An axis for the values of a searched key, from end to end of what was searched."""
+    """An axis for the values of a searched key, over the whole searched range."""
 
     key: str
     distribution: BaseDistribution
     choices: list[Value]
-    """In their order if they have one; empty for a range."""
+    """Sorted if they have an order; empty for a range."""
     low: float
     high: float
     log: bool
 
     @classmethod
     def of(cls, sweep: Sweep, key: str) -> "KeyAxis":
-        """Return the axis of a key; of choices the ends lie half a place beyond the outer ones."""
+        """Return a key's axis; for choices, it extends half a place beyond the outer ones."""
         axis = sweep.space[key]
         if isinstance(axis, FloatDistribution | IntDistribution):
             return cls(key, axis, [], float(axis.low), float(axis.high), axis.log)
@@ -148,7 +148,7 @@ class KeyAxis:
         return 0.5 if place is None else place
 
     def grid(self, count: int) -> list[Value]:
-        """Return values from end to end, evenly on the scale of the search; all choices."""
+        """Return values from end to end, evenly spaced on the search's scale; for choices, all of them."""
         space = np.geomspace if self.log else np.linspace
         return self.choices or list(space(self.low, self.high, count).tolist())
 
@@ -178,7 +178,7 @@ class KeyAxis:
 
 
 def _mark_powers(side: Side, low: float, high: float) -> None:
-    """Mark a logarithmic axis at decades, or at 1, 2, 5 if there are few of them."""
+    """Mark a logarithmic axis at decades, or also at 2 and 5 if there are few decades."""
     low, high = math.log10(low), math.log10(high)
     digits = (1,) if high - low > 2.2 else (1, 2, 5)
     ticks = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for digit in digits]

@@ -1,4 +1,4 @@
-"""A searched key: its distribution, the text of its values, and where in the searched range a value lies."""
+"""A searched key: its distribution, its values as text, and where a value lies in the searched range."""
 
 import difflib
 import itertools
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Value: TypeAlias = Any
-"""The value of a searched key: bool, int, float, str or None, which Optuna knows and mypy need not."""
+"""The value of a searched key: bool, int, float, str or None. Optuna checks it, so mypy need not."""
 
 _KINDS = ("uniform", "loguniform", "int", "logint", "choice")
 
@@ -38,10 +38,10 @@ _KINDS = ("uniform", "loguniform", "int", "logint", "choice")
 
 
 def dimension(key: str, entry: object, *, grid: bool) -> tuple[BaseDistribution, list[Any]]:
-    """Return the distribution of one entry of a space, and the values that must each give a valid config.
+    """Return the distribution of one entry of a space, and values that must each give a valid config.
 
     Raises:
-        ConfigError: the entry is none, or (with `grid`) one without a finite list of values.
+        ConfigError: the entry is invalid, or (with `grid`) has no finite list of values.
     """
     where = f"space: {key}"
     if not isinstance(entry, list) or not entry:
@@ -49,7 +49,7 @@ def dimension(key: str, entry: object, *, grid: bool) -> tuple[BaseDistribution,
     kind = one_of(entry[0], _KINDS, where)
     if kind == "choice":
         return _choice(where, entry)
-    # Two bounds: numbers, in order, above 0 on a log scale.
+    # Two bounds: numbers in order, above 0 on a log scale.
     if len(entry) != 3:
         raise ConfigError(f"{where}: needs two bounds, [{kind}, low, high]")
     low, high = (finite_number(bound, where) for bound in entry[1:])
@@ -65,7 +65,7 @@ def dimension(key: str, entry: object, *, grid: bool) -> tuple[BaseDistribution,
         return IntDistribution(low, high, log=kind == "logint"), [low, high]
     if grid:
         raise ConfigError(f"{where}: a grid needs choice or int, not {kind}")
-    inside = low + (high - low) / math.pi  # no whole number: a key that must be one shows itself
+    inside = low + (high - low) / math.pi  # not a whole number, so a key that needs one is found
     return FloatDistribution(low, high, log=kind == "loguniform"), [low, inside, high]
 
 
@@ -82,12 +82,12 @@ def _choice(where: str, entry: list[Any]) -> tuple[BaseDistribution, list[Any]]:
 
 
 def label(value: object) -> Value:
-    """Return a choice as Optuna takes it: a list as its JSON text."""
+    """Return a choice in a form Optuna accepts: a list as its JSON text."""
     return json.dumps(value) if isinstance(value, list) else value
 
 
 def grid_points(space: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
-    """Return all points of a space of choices and whole numbers, the last key moving fastest."""
+    """Return all points of a space of choices and whole numbers, the last key varying fastest."""
     values = [
         list(axis.choices) if isinstance(axis, CategoricalDistribution) else range(axis.low, axis.high + 1)
         for axis in space.values()
@@ -128,12 +128,12 @@ def whole_number(value: object, key: str, least: int) -> int:
 
 
 def contains(distribution: BaseDistribution, value: Value) -> bool:
-    """Return whether a value is one of those searched; raises ValueError where it is of another type."""
+    """Return whether a value is one of those searched; raises ValueError if it is of another type."""
     return distribution._contains(distribution.to_internal_repr(value))
 
 
 def ordered_choices(distribution: BaseDistribution) -> list[float]:
-    """Return numeric choices from low to high; nothing for choices without an order."""
+    """Return numeric choices from low to high; none for choices without an order."""
     choices = distribution.choices if isinstance(distribution, CategoricalDistribution) else ()
     if not all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in choices):
         return []
@@ -141,9 +141,9 @@ def ordered_choices(distribution: BaseDistribution) -> list[float]:
 
 
 def position(distribution: BaseDistribution, value: Value) -> float | None:
-    """Return where a value lies between the ends of what was searched, 0 to 1, on the scale of the search.
+    """Return where a value lies in the searched range, 0 to 1, on the scale of the search.
 
-    Numeric choices count by their order; other choices have none, and the answer is None.
+    Numeric choices count by their order; for other choices, return None.
     """
     if isinstance(distribution, FloatDistribution | IntDistribution):
         low, high, at = float(distribution.low), float(distribution.high), float(value)

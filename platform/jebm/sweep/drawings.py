@@ -47,7 +47,7 @@ def draw(sweep: Sweep, importances: Sequence[Importance]) -> list[Drawing]:
 
 
 def best_so_far(sweep: Sweep) -> list[Trial]:
-    """Return the finished trials that were better by the first objective than all before them."""
+    """Return the finished trials that beat all earlier ones in the first objective."""
     sign = sweep.objectives[0].sign
     found: list[Trial] = []
     for trial in sweep.having("finished"):

@@ -1,4 +1,4 @@
-"""A sweep's findings: the answer first, then what mattered, how sure that is, and all trials."""
+"""A sweep's findings: the answer, which keys mattered, how certain that is, and all trials."""
 
 import re
 import statistics
@@ -34,7 +34,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def sweep_findings(sweep: Sweep, folder: Store) -> Findings:
-    """Return what a sweep has found; pictures come from the trials' runs in its `folder`.
+    """Return a sweep's findings; pictures come from the trials' runs in its `folder`.
 
     Raises:
         StoreError: the store cannot be read.
@@ -140,7 +140,7 @@ def _figures(sweep: Sweep, best: Trial | None) -> tuple[Figure, ...]:
 
 
 def _settings(sweep: Sweep, importances: Sequence[Importance], keys: Sequence[str], best: Trial) -> Table:
-    """Return the best values, with their place in their range and how much they matter."""
+    """Return the best values, with their place in the searched range and their importance."""
     base = dict(leaves(sweep.config))
     by_key = {item.key: item for item in importances}
     rows: list[tuple[Cell, ...]] = []
@@ -172,13 +172,13 @@ def _importance(item: Importance | None) -> str:
 
 
 def _keys(sweep: Sweep, importances: Sequence[Importance]) -> list[str]:
-    """Return the searched keys, the important ones first."""
+    """Return the searched keys, most important first."""
     order = {item.key: place for place, item in enumerate(importances)}
     return sorted(sweep.space, key=lambda key: order.get(key, len(order)))
 
 
 def _pictures(folder: Store, sweep: Sweep) -> tuple[Picture, ...]:
-    """Return the last sheets of the best and of the worst finished trial, if they are PNGs."""
+    """Return the last picture sheets of the best and the worst finished trial, if they are PNGs."""
     ranking = sweep.ranking()
     wanted = [("best", "The best", ranking[0])] if ranking else []
     if len(ranking) > 1:

@@ -1,4 +1,4 @@
-"""Which searched keys decided how a trial ended, and which cannot be told from chance."""
+"""Which searched keys decided how a trial ended, and which effects may be chance."""
 
 import random
 import warnings
@@ -17,7 +17,7 @@ from jebm.sweep.results import Sweep
 __all__ = ["FEWEST_RANKED", "Importance", "find_importances", "what_mattered"]
 
 FEWEST_RANKED = 10
-"""Trials that a ranking needs; below it the top is a handful that chance put together."""
+"""The fewest trials for a ranking; with fewer, chance picks the top."""
 
 _SHUFFLES = 50
 
@@ -26,7 +26,7 @@ _SHUFFLES = 50
 class Importance:
     """How much a searched key decides whether a trial ends in the better half; shares sum to 1.
 
-    `chance` is the largest share that it reached when the ranking was shuffled.
+    `chance` is the largest share that it reached on a shuffled ranking.
     """
 
     key: str
@@ -35,18 +35,18 @@ class Importance:
 
     @property
     def significant(self) -> bool:
-        """Whether no shuffled ranking came as far."""
+        """Whether the share is larger than on any shuffled ranking."""
         return self.share > self.chance
 
 
 def find_importances(sweep: Sweep) -> list[Importance]:
-    """Return the importance of each searched key, largest first; nothing with too few trials to tell.
+    """Return the importance of each searched key, largest first; none if there are too few trials.
 
-    PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255) on the full ranking: how far the values of the better
-    half are distributed otherwise than those of all. (On known functions the better half finds more of the
-    keys that matter than the best third or fifth do, and no more of the others.) Ranks in place of values
-    let pruned and diverged trials count, and keep outliers from deciding. The same on 50 shuffled rankings
-    says how far chance alone gets.
+    PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255) on the full ranking: how much the distribution of the
+    better half's values differs from that of all. (On known functions the better half finds more of the keys
+    that matter than the best third or fifth, and no more of the others.) Using ranks instead of values
+    includes pruned and diverged trials, and limits outliers. The same on 50 shuffled rankings shows how large
+    a share chance produces.
     """
     ranked = sweep.full_ranking()
     if len(ranked) < FEWEST_RANKED or not sweep.space:
@@ -67,7 +67,7 @@ def find_importances(sweep: Sweep) -> list[Importance]:
     shuffle = random.Random(0)  # noqa: S311  (the same report from the same sweep)
     chance = dict.fromkeys(sweep.space, 0.0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a target is minimised, and that a regime is small
+        warnings.simplefilter("ignore")  # about a minimised target and a small regime
         found = evaluator.evaluate(study)
         for _ in range(_SHUFFLES):
             shuffle.shuffle(order)
@@ -83,7 +83,7 @@ def find_importances(sweep: Sweep) -> list[Importance]:
 
 
 def _silent_study() -> optuna.Study:
-    """Return an empty study in memory, without Optuna's line in the log that there is one."""
+    """Return an empty study in memory, without Optuna's log line about it."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -93,7 +93,7 @@ def _silent_study() -> optuna.Study:
 
 
 def what_mattered(sweep: Sweep, importances: Sequence[Importance]) -> str:
-    """Return in a sentence or two which keys decided, and which cannot be told from noise."""
+    """Return a sentence or two on which keys decided, and which cannot be distinguished from noise."""
     ranked = len(sweep.full_ranking())
     if not importances:
         return (

@@ -1,4 +1,4 @@
-"""How far a sweep's answer can be trusted, and what to mind before it is believed: sentences, no markup."""
+"""How far a sweep's answer can be trusted, and what to check first: sentences without markup."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -21,7 +21,7 @@ _EDGE = 0.05  # of a range, on its own scale
 
 
 def confidence(sweep: Sweep) -> list[str]:
-    """Return, one sentence each, what says how far the answer can be trusted."""
+    """Return sentences on how far the answer can be trusted."""
     sentences = [_counts(sweep)]
     ranking = sweep.ranking()
     if len(ranking) >= 2 and len(sweep.objectives) == 1:
@@ -82,7 +82,7 @@ def _seeds(sweep: Sweep) -> list[str]:
 
 
 def _foresight(sweep: Sweep) -> list[str]:
-    """Say whether pruning could be trusted: how well early reports of the finished trials rank their ends."""
+    """Say whether pruning was safe: how well early reports of finished trials predict their final ranks."""
     curves = [dict(trial.curve) for trial in sweep.ranking()]
     shared = sorted(set.intersection(*map(set, curves))) if curves else []
     early = [images for images in shared if images <= shared[-1] / 2]
@@ -106,7 +106,7 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def concerns(sweep: Sweep, importances: Sequence[Importance]) -> list[str]:
-    """Return, one sentence each, what to mind or to do before the best is believed; most urgent first."""
+    """Return sentences on what to check before trusting the best, most urgent first."""
     ended = sweep.having(*STATUSES[:4])
     finished, diverged, failed = sweep.having("finished"), sweep.having("diverged"), sweep.having("failed")
     sentences = []
@@ -137,7 +137,7 @@ def concerns(sweep: Sweep, importances: Sequence[Importance]) -> list[str]:
 
 
 def _cause(sweep: Sweep, diverged: Sequence[Trial]) -> str:
-    """Name the key that tells diverged from other trials, where one clearly does (AUC of at least 0.9)."""
+    """Name the key that separates diverged from other trials, if one clearly does (AUC of at least 0.9)."""
     others = sweep.having("finished", "pruned")
     if len(diverged) < 3 or len(others) < 3:
         return ""
@@ -159,13 +159,13 @@ def _cause(sweep: Sweep, diverged: Sequence[Trial]) -> str:
 
 
 def _edges(sweep: Sweep, best: Trial, silent: Collection[str]) -> list[str]:
-    """Name the keys whose best value lies at an edge; `silent` ones only if most of the top ones do too."""
+    """Name the keys whose best value lies at an edge; `silent` keys only if most top trials do too."""
     sentences = []
     top = sweep.leaders()
     for key, value in best.params.items():
         distribution = sweep.space[key]
         place = position(distribution, value)
-        if place is None or len(ordered_choices(distribution)) == 2:  # of two choices one is always an end
+        if place is None or len(ordered_choices(distribution)) == 2:  # one of two choices is always an end
             continue
         high = place > 0.5
         if min(place, 1 - place) > _EDGE:
@@ -190,7 +190,7 @@ def _ends(distribution: BaseDistribution) -> tuple[float, float]:
 
 
 def _unfinished_business(sweep: Sweep, best: Trial) -> list[str]:
-    """Say what a longer training or a longer sweep might still bring."""
+    """Say what longer training or a longer sweep might still gain."""
     sentences = []
     if len(best.curve) >= 4:
         total = best.curve[-1][0]
@@ -216,7 +216,7 @@ def _unfinished_business(sweep: Sweep, best: Trial) -> list[str]:
 
 
 def _apart(one: float, other: float) -> str:
-    """Return how far two values are apart, in percent of the second where that means something."""
+    """Return how far two values are apart, in percent of the second unless that is about 0."""
     difference = abs(one - other)
     if abs(other) < 1e-9:
         return number(difference)

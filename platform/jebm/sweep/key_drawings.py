@@ -1,4 +1,4 @@
-"""The plots of a sweep over its searched keys: each by itself, two together, all together."""
+"""Plots of a sweep over its searched keys: each separately, two together, all together."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a map's colours that are labelled
 
 
 def slices(sweep: Sweep, keys: Sequence[str]) -> Drawing:
-    """Return a panel for each key with the trials over its values."""
+    """Return a panel for each key that plots the trials over its values."""
     axis = ResultAxis.of(sweep)
     columns = min(3, len(keys))
     rows = math.ceil(len(keys) / columns)
@@ -62,10 +62,10 @@ def _on_axis(key: KeyAxis, trial: Trial) -> float:
 def smooth(
     places: np.ndarray, values: np.ndarray, axes: tuple[Sequence[float], Sequence[float]]
 ) -> np.ndarray:
-    """Return the mean of the values around each grid point, weighted by a Gaussian of their distance.
+    """Return the mean of the values around each grid point, with Gaussian weights in the distance.
 
-    Places are (trials, 2) in [0, 1]; its width shrinks with their number. NaN further than three widths
-    from every trial: no claim without a trial nearby.
+    Places are (trials, 2) in [0, 1]; the Gaussian's width shrinks with their number. NaN further than three
+    widths from every trial, since there is no evidence there.
     """
     width = max(0.06, 0.35 / math.sqrt(len(values)))
     x, y = np.meshgrid(*axes, indexing="ij")
@@ -115,11 +115,11 @@ def key_map(sweep: Sweep, keys: tuple[str, str], *, by_importance: bool) -> Draw
 
 
 _Column = tuple[str, dict[int, float], list[tuple[float, str]]]
-"""One of the parallel axes: its name, where each trial lies on it by number, and its labels."""
+"""One of the parallel axes: its name, trial number -> place on it, and its labels."""
 
 
 def parallel(sweep: Sweep, keys: Sequence[str]) -> Drawing:
-    """Return a line for each finished trial through its values on parallel axes, the objectives' first."""
+    """Return a line for each finished trial through its values on parallel axes, objectives first."""
     finished = sweep.ranking()
     columns: list[_Column] = []
     for i, objective in enumerate(sweep.objectives):
@@ -151,7 +151,7 @@ def parallel(sweep: Sweep, keys: Sequence[str]) -> Drawing:
 
 
 def _label(axes: Axes, columns: Sequence[_Column]) -> None:
-    """Draw the parallel axes with their names and labels, and nothing else around the lines."""
+    """Draw the parallel axes with their names and labels only."""
     box = {"color": "white", "pad": 0.5}
     for place, (_, _, labels) in enumerate(columns):
         axes.axvline(place, color="#9aa5b1", linewidth=0.8, zorder=0)

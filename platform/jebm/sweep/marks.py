@@ -1,4 +1,4 @@
-"""Trials as marks on a plot: one colour and one shape a status, in all plots of a sweep."""
+"""Trials as marks: one colour and shape per status, in all plots of a sweep."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,14 +19,14 @@ COLOURS = {
     "waiting": "#8a95a1",
     "best": "#b07300",
 }
-"""Of a trial, by its status; `best` is the best of a single objective."""
+"""Colours by status; `best` is the best trial of a single objective."""
 
 MARKERS = {"diverged": "x", "failed": "+", "running": "D", "best": "*"}
 _OPEN = ("pruned", "running")
 
 
 def having(trials: Sequence[Trial], keys: Sequence[str]) -> list[Trial]:
-    """Return the trials that have a value of each key."""
+    """Return the trials that have a value for each key."""
     return [trial for trial in trials if all(key in trial.params for key in keys)]
 
 

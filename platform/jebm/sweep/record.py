@@ -1,4 +1,4 @@
-"""sweep.json: what a sweep was begun with, so that another start can be held against it."""
+"""sweep.json: what a sweep was started with, for later starts to be compared with."""
 
 import json
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ RECORD = "sweep.json"
 
 _FORMAT, _VERSION = "jebm-sweep", 1
 _FREE_SEARCH = ("trials", "max_concurrent")
-"""What a start may change of a search; of the config, where it runs. The data's content is compared."""
+"""What a later start may change in a search; in a config, only where it runs. Data compare by content."""
 
 
 def read_record(store: Store) -> JsonObject | None:
-    """Return what sweep.json says; None where there is none.
+    """Return the content of sweep.json; None if there is none.
 
     Raises:
-        DamagedRecordError: it is not a sweep's record.
-        StoreError: it is of another version, or the store cannot be read.
+        DamagedRecordError: it is not the record of a sweep.
+        StoreError: it has another version, or the store cannot be read.
     """
     try:
         record = read_object(store, RECORD)
@@ -72,9 +72,9 @@ def encoded_record(
 def check_same(
     store: Store, name: str, search: Search, base: Config, data_sha256: str
 ) -> JsonObject | DamagedRecordError | None:
-    """Return the record of the sweep that this start goes on with; None for a new one.
+    """Return the record of the sweep that this start resumes; None for a new one.
 
-    A damaged record cannot be compared: then study.log is, and what is wrong with the record is returned.
+    If the record is damaged, compare with study.log instead and return what is wrong with the record.
 
     Raises:
         ConfigError: a sweep of this name has another search, base config or data.

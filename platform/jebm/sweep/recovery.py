@@ -1,4 +1,4 @@
-"""A sweep whose study.log is damaged or gone: its beginning stays, lost trials return from their runs."""
+"""Recover a sweep with a damaged or missing study.log: keep its sound part, restore trials from runs."""
 
 import re
 from typing import Any
@@ -22,7 +22,7 @@ _RUN = re.compile(r"t(\d{4}|[1-9]\d{4,8})", re.ASCII)
 
 
 def check_log(store: Store, name: str, search: Search) -> None:
-    """Compare a search with study.log, if sweep.json cannot say what the sweep was begun with.
+    """Compare a search with study.log, if sweep.json cannot tell what the sweep was started with.
 
     Raises:
         ConfigError: the first trial is of another space, or the study has other objectives.
@@ -40,9 +40,9 @@ def check_log(store: Store, name: str, search: Search) -> None:
 
 
 def good_entries(store: Store, name: str, search: Search) -> tuple[list[JsonObject], str]:
-    """Return the sound entries of study.log, and a line about the others ("" if there are none).
+    """Return the sound entries of study.log, and a message about the others ("" if there are none).
 
-    A damaged log is set aside, and a new one begins with its sound entries. A new sweep has none.
+    A damaged log is set aside, and a new one starts with its sound entries. A new sweep has none.
 
     Raises:
         StoreError: the store cannot be reached, or a damaged log cannot be set aside.
@@ -64,9 +64,9 @@ def good_entries(store: Store, name: str, search: Search) -> tuple[list[JsonObje
 
 
 def lost_trials(store: Store, search: Search, known: int) -> list[dict[str, Any] | None]:
-    """Return the parameters of the trials, from number `known` on, whose runs stand in trials/.
+    """Return the parameters of the trials, from number `known` on, whose runs are in trials/.
 
-    None stands for one between them that has left no checkpoint, or one of another search.
+    None marks a trial in between that left no checkpoint, or one of another search.
 
     Raises:
         StoreError: the store cannot be reached.
@@ -74,7 +74,7 @@ def lost_trials(store: Store, search: Search, known: int) -> list[dict[str, Any]
     runs = store.child("trials")
     found = sorted(int(name[1:]) for name in runs.folders() if _RUN.fullmatch(name))
     lost = [number for number in found if number >= known]
-    # A name with a huge number is nobody's trial, and must not ask for all those before it.
+    # A name with a huge number is no trial, and must not imply all those before it.
     last = max((n for i, n in enumerate(lost) if n <= known + 2 * i + 8), default=known - 1)
     names = {number: run_name(number) for number in lost}
     parameters = [
@@ -101,7 +101,7 @@ def _parameters(runs: Store, name: str, search: Search) -> dict[str, Any] | None
 
 
 def _parameter(value: object, axis: BaseDistribution) -> Value:
-    """Return a config's value as Optuna has it; raises where it is none of what is searched."""
+    """Return a config's value in Optuna's form; raises if it is not in the search."""
     drawn = float(value) if isinstance(axis, FloatDistribution) else label(value)  # type: ignore[arg-type]
     if not contains(axis, drawn):
         raise ValueError("outside of what is searched")

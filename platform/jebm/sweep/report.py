@@ -1,4 +1,4 @@
-"""What a sweep leaves for its user: the report, the best config, events for TensorBoard's HPARAMS page."""
+"""Outputs of a sweep: the report, the best config, events for TensorBoard's HPARAMS page."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def make_report(folder: Store, output: Path) -> Path:
 
     Raises:
         CheckpointError: there is no sweep, or it cannot be read.
-        ConfigError: its base config is not one of this version.
+        ConfigError: its base config is not valid in this version.
         StoreError: the store cannot be read, or `output` cannot be written.
     """
     sweep = read_sweep(folder)
@@ -36,7 +36,7 @@ def make_report(folder: Store, output: Path) -> Path:
     place = LocalStore(output.absolute())
     try:
         if config is None:
-            (output / "best.yaml").unlink(missing_ok=True)  # of another sweep, or of what this one was before
+            (output / "best.yaml").unlink(missing_ok=True)  # of another sweep or of an earlier state
         else:
             place.put("best.yaml", config.encode("utf-8", "backslashreplace"))
         write_report(findings, place, "report")
@@ -48,7 +48,7 @@ def make_report(folder: Store, output: Path) -> Path:
 def write_tensorboard(folder: Store, output: Path) -> Path:
     """Write the searched values and the results of all trials into `output`/tensorboard, and return it.
 
-    Its HPARAMS page then compares them. Events of an earlier call are replaced.
+    TensorBoard's HPARAMS page then compares them. Replaces events of an earlier call.
     """
     sweep = read_sweep(folder)
     board = output / "tensorboard"
@@ -72,7 +72,7 @@ def write_tensorboard(folder: Store, output: Path) -> Path:
 
 
 def _best_config(sweep: Sweep, best: Trial) -> str:
-    """Return the base config with the best trial's values, as YAML for --config; its run has a new name."""
+    """Return the base config with the best trial's values, as YAML for --config; with a new run name."""
     name = f"{sweep.name[: _LONGEST_NAME - 5]}-best"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         name = "best"

@@ -1,7 +1,7 @@
-"""What a sweep found: its folder read, its trials ranked.
+"""Read a sweep's folder and rank its trials.
 
 The folder holds `sweep.json` (search, base config, provenance), `study.log` (an Optuna journal) and one run
-for each trial under `trials/`. All of it may come from a bucket: nothing in it is believed to be well formed.
+for each trial under `trials/`. All of it may come from a bucket, so none of it is assumed to be well formed.
 """
 
 import math
@@ -36,10 +36,10 @@ __all__ = [
 ]
 
 STATUSES = ("finished", "pruned", "diverged", "failed", "running", "waiting")
-"""How a trial stands; the order of tables and legends."""
+"""The states of a trial, in the order of tables and legends."""
 
 TOP = 5
-"""Trials that count as the top ones."""
+"""How many trials count as the top."""
 
 _REMEDY = "the command that began the sweep keeps what is good of it"
 _LONGEST_LINE = 300
@@ -47,9 +47,9 @@ _LONGEST_LINE = 300
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial. `values` has one number per objective where the trial finished, and is empty elsewhere.
+    """One trial. `values` has one number per objective if the trial finished, else none.
 
-    `curve` holds (images seen, first objective), by images.
+    `curve` holds pairs (images seen, first objective), sorted by images.
     """
 
     number: int
@@ -71,9 +71,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All that a report needs of a sweep, except the pictures.
+    """Everything in a sweep that a report needs, except the pictures.
 
-    `space` maps each searched key to its distribution, by name; times are as the sweep's machine wrote them.
+    `space` maps searched keys to distributions, sorted by key; times are those of the sweep's machine.
     """
 
     name: str
@@ -87,23 +87,23 @@ class Sweep:
     ended: datetime | None
 
     def having(self, *statuses: str) -> list[Trial]:
-        """Return the trials of these statuses, by number."""
+        """Return the trials with these statuses, by number."""
         return [trial for trial in self.trials if trial.status in statuses]
 
     @property
     def judged(self) -> list[Trial]:
-        """The trials that ended on their merits: finished, pruned or diverged; by number."""
+        """The trials that ended on their merits (finished, pruned or diverged), by number."""
         return self.having("finished", "pruned", "diverged")
 
     def ranking(self) -> list[Trial]:
-        """Return the finished trials, best by the first objective first; of equals the earlier one."""
+        """Return the finished trials, best by the first objective first; ties by number."""
         sign = self.objectives[0].sign
         return sorted(self.having("finished"), key=lambda trial: sign * trial.values[0])
 
     def full_ranking(self) -> list[Trial]:
-        """Return every trial that ended on its merits: finished, then pruned, then diverged ones.
+        """Return every trial that ended on its merits: first finished, then pruned, then diverged.
 
-        Of the pruned, those that saw more images got further; of those, the better ones by their last report.
+        Pruned trials are ranked by images seen, then by their last report; diverged ones by images seen.
         """
         sign = self.objectives[0].sign
         pruned = sorted(
@@ -114,7 +114,7 @@ class Sweep:
         return [*self.ranking(), *pruned, *diverged]
 
     def front(self) -> list[Trial]:
-        """Return the Pareto front, best of the first objective first: no trial is better in all respects."""
+        """Return the Pareto front (no trial dominates these), best by the first objective first."""
 
         def dominates(one: Trial, other: Trial) -> bool:
             pairs = list(zip(self.objectives, one.values, other.values, strict=True))
@@ -124,17 +124,17 @@ class Sweep:
         return [trial for trial in finished if not any(dominates(other, trial) for other in finished)]
 
     def leaders(self) -> list[Trial]:
-        """Return the top trials; with several objectives the Pareto front."""
+        """Return the top trials; with several objectives, the Pareto front."""
         return self.front() if len(self.objectives) > 1 else self.ranking()[:TOP]
 
     def best(self) -> Trial | None:
-        """Return the best finished trial, by the first objective; with several it lies on the front."""
+        """Return the best finished trial by the first objective; it is always on the Pareto front."""
         return next(iter(self.leaders()), None)
 
     def places(self, key: str, trials: Sequence[Trial]) -> list[float]:
         """Return where the trials' values of a key lie in the searched range, 0 to 1, as `position` does.
 
-        A trial without the key, or with a value without an order, is left out.
+        Skips trials without the key, or whose value has no order.
         """
         found = [position(self.space[key], trial.params[key]) for trial in trials if key in trial.params]
         return [place for place in found if place is not None]
@@ -145,7 +145,7 @@ def read_sweep(folder: Store) -> Sweep:
 
     Raises:
         CheckpointError: there is no sweep, or it cannot be read.
-        StoreError: the store refuses, or cannot be reached.
+        StoreError: the store denies access or cannot be reached.
     """
     try:
         record = read_record(folder)
@@ -164,7 +164,7 @@ def read_sweep(folder: Store) -> Sweep:
         raise CheckpointError(f"{error}; {_REMEDY}") from error
     except (CheckpointError, StoreError):
         raise
-    except Exception as error:  # whatever the replay of a damaged journal stumbles over
+    except Exception as error:  # a damaged journal can raise anything
         why = one_line(error)[:_LONGEST_LINE]
         raise CheckpointError(
             f"{folder.uri}/study.log: no readable Optuna journal with one study: {why}; {_REMEDY}"
@@ -172,7 +172,7 @@ def read_sweep(folder: Store) -> Sweep:
 
 
 def _sweep(entries: Sequence[JsonObject], record: JsonObject) -> Sweep:
-    """Return the sweep that a journal holds; raises all sorts of errors for one that is damaged."""
+    """Return the sweep in a journal; a damaged one can raise anything."""
     storage = JournalStorage(Entries(entries))
     (name,) = optuna.get_all_study_names(storage)
     study = optuna.load_study(study_name=name, storage=storage)
@@ -218,12 +218,12 @@ def _trial(trial: FrozenTrial) -> Trial:
         TrialState.RUNNING: "running",
         TrialState.WAITING: "waiting",
     }[trial.state]
-    # The journal is strict JSON, so no number of it is NaN or infinite; what is none is damage, and raises.
+    # The journal is strict JSON, so no number is NaN or infinite; anything but a number is damage and raises.
     curve = tuple((images, float(value)) for images, value in sorted(trial.intermediate_values.items()))
     name = str(attributes.get("run", ""))
     return Trial(
         number=trial.number,
-        name=name if re.fullmatch(r"t\d{1,9}", name) else run_name(trial.number),  # it names a folder
+        name=name if re.fullmatch(r"t\d{1,9}", name) else run_name(trial.number),  # used as a folder name
         status=status,
         params=dict(sorted(trial.params.items())),
         values=tuple(map(float, trial.values or ())) if status == "finished" else (),
@@ -236,6 +236,6 @@ def _trial(trial: FrozenTrial) -> Trial:
 
 
 def _amount(value: object) -> float:
-    """Return what somebody wrote as a number; 0 for what is none."""
+    """Return an untrusted value as a number >= 0; 0 if it is not one."""
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return max(0.0, float(value)) if good else 0.0  # type: ignore[arg-type]

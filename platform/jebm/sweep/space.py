@@ -6,7 +6,7 @@
     objective: {metric: evaluation/frechet_long, direction: minimize}
     trials: 16
 
-All of it is checked before anything starts, each value of the space through the parser of the config.
+Everything is checked before anything starts, each value of the space by the config parser.
 """
 
 import difflib
@@ -44,14 +44,14 @@ _REDUCTION = 3.0
 
 @dataclass(frozen=True)
 class Objective:
-    """A metric of training's reports, and where it should go."""
+    """A metric in the reports of training, and its direction."""
 
     metric: str
     direction: Direction
 
     @property
     def sign(self) -> int:
-        """1 where low values are good, -1 where high ones are."""
+        """1 if low values are good, -1 if high ones are."""
         return 1 if self.direction == "minimize" else -1
 
 
@@ -59,8 +59,8 @@ class Objective:
 class Halving:
     """Asynchronous successive halving (ASHA, arXiv 1810.05934), in images seen.
 
-    After grace_images, and then each time the images have grown by the factor reduction, a trial ends unless
-    it is among the best 1/reduction of those that came so far.
+    After grace_images, and each time the images grow by the factor reduction, a trial ends unless it is among
+    the best 1/reduction of the trials that got that far.
     """
 
     grace_images: int
@@ -72,7 +72,7 @@ class Search:
     """A checked search."""
 
     space: dict[str, BaseDistribution]
-    """By dotted key. A choice that is a list stands there as text: Optuna keeps only plain values."""
+    """By dotted key. A choice that is a list is kept as text, since Optuna stores only plain values."""
     objectives: tuple[Objective, ...]
     trials: int
     sampler: SamplerName
@@ -80,15 +80,15 @@ class Search:
     scheduler: Halving | None
     max_concurrent: int | None
     values: dict[str, Any]
-    """What `search_from_dict` was given, with the defaults: for JSON."""
+    """The argument of `search_from_dict` with defaults filled in, for JSON."""
 
     @property
     def grid(self) -> list[dict[str, Any]]:
-        """All points of the space, the last key moving fastest; empty unless the sampler is grid."""
+        """All points of the space, the last key varying fastest; empty unless the sampler is grid."""
         return grid_points(self.space) if self.sampler == "grid" else []
 
     def describe(self) -> list[str]:
-        """Return the search as a few lines for a person."""
+        """Return the search as a few readable lines."""
         lines = []
         for key, entry in self.values["space"].items():
             kind, *rest = entry
@@ -109,12 +109,12 @@ class Search:
 
 
 def load_search(path: str | Path, base: Config, trials: int | None = None) -> Search:
-    """Return the search of a YAML file, every value of its space checked against `base`.
+    """Return the search in a YAML file, with every value of its space checked against `base`.
 
-    `trials` stands in for the file's.
+    `trials` overrides the file's.
 
     Raises:
-        ConfigError: in one line that names the file, the key and the remedy.
+        ConfigError: one line that names the file, the key and the remedy.
     """
     path = shipped(path, "searches")
     values = read_yaml(path)
@@ -127,7 +127,7 @@ def load_search(path: str | Path, base: Config, trials: int | None = None) -> Se
 
 
 def search_from_dict(values: Mapping[str, Any], base: Config) -> Search:
-    """Return the search that a YAML file's content gives; raises `ConfigError` as `load_search` does."""
+    """Return the search in a YAML file's content; raises `ConfigError` like `load_search`."""
     _only(values, _KEYS, "")
     for key in ("space", "objective"):
         if key not in values:
@@ -191,7 +191,7 @@ def _space(values: object, base: Config, *, grid: bool) -> dict[str, BaseDistrib
             raise ConfigError(f"space: {key} cannot be searched: it does not shape the model or its training")
         space[key], probes[key] = dimension(key, entry, grid=grid)
     try:
-        for i in range(max(map(len, probes.values()))):  # fewer configs to parse than one by one
+        for i in range(max(map(len, probes.values()))):  # parses fewer configs than one by one
             override(base, {key: values[i] for key, values in probes.items() if i < len(values)})
     except ConfigError:
         _find_wrong(base, probes)
@@ -199,7 +199,7 @@ def _space(values: object, base: Config, *, grid: bool) -> dict[str, BaseDistrib
 
 
 def _find_wrong(base: Config, probes: Mapping[str, Sequence[Any]]) -> None:
-    """Raise the error of a value that is no config even alone; values may be so only together."""
+    """Raise the error of a value that is invalid on its own; some are invalid only in combination."""
     for key, values in probes.items():
         for value in values:
             try:

@@ -1,12 +1,12 @@
-"""The Optuna study of a sweep, kept as one journal file beside the trials' runs.
+"""The Optuna study of a sweep, kept as one journal file next to the trials' runs.
 
-    <sweep>/sweep.json      the search, the base config, what it was made with
+    <sweep>/sweep.json      the search, the base config, provenance
     <sweep>/study.log       Optuna's journal; JournalStorage(JournalFileBackend("study.log")) opens it
     <sweep>/trials/t0000/   the run of trial 0
 
-A trial that is RUNNING in the journal when a sweep starts was interrupted: it comes first, under its number
-and with its parameters, so that its run goes on from its checkpoint. Trials that have ended never come again;
-in place of those that failed, another start of the sweep runs new ones.
+A trial that is RUNNING in the journal when a sweep starts was interrupted: it comes first, with its number
+and parameters, so that its run resumes from its checkpoint. Trials that have ended are not repeated; a later
+start of the sweep runs new trials in place of failed ones.
 """
 
 import logging
@@ -38,7 +38,7 @@ __all__ = ["Status", "Suggestion", "SweepStudy", "sampler_of"]
 Status: TypeAlias = Literal["finished", "pruned", "diverged", "failed"]
 
 _LOG = logging.getLogger("jebm.sweep")
-_PROGRESS_EVERY_SECONDS = 10.0  # between two notes of a trial's seconds and images in the journal
+_PROGRESS_EVERY_SECONDS = 10.0  # between records of a trial's seconds and images
 _STATES = {
     "finished": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
@@ -49,16 +49,16 @@ _STATES = {
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A trial to be run."""
+    """A trial to run."""
 
     number: int
     parameters: dict[str, Any]
     interrupted: bool
-    """Whether it was begun before this start of the sweep."""
+    """Whether it started before this start of the sweep."""
 
 
 class SweepStudy:
-    """The study of one sweep: what to run next, and what has come of it. For one thread."""
+    """The study of one sweep: what to run next, and the results so far. Not thread-safe."""
 
     def __init__(
         self,
@@ -70,10 +70,10 @@ class SweepStudy:
         data_sha256: str,
         provenance: Mapping[str, str],
     ) -> None:
-        """Open the sweep in its store, or begin it there.
+        """Open the sweep in its store, or create it there.
 
-        A damaged sweep.json or study.log is set aside with a line in the log; trials that study.log has lost
-        resume from their own runs.
+        A damaged sweep.json or study.log is set aside with a log line; trials that study.log has lost resume
+        from their own runs.
 
         Raises:
             ConfigError: there is a sweep of this name with another search, base config or data.
@@ -83,14 +83,14 @@ class SweepStudy:
         self._noted: dict[int, float] = {}
         self._seconds_before: dict[int, float] = {}
         self._waiting: Suggestion | None = None
-        # The record first: a sweep of another search must stay as it is.
+        # First the record: the sweep of another search must not be changed.
         starts = _starts_before(store, name, search, base, data_sha256)
         starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "trials": search.trials})
         record = encoded_record(
             name, search, base, data_sha256=data_sha256, provenance=provenance, starts=starts
         )
         store.put(RECORD, record)
-        # Then the journal, and the trials that it has lost.
+        # Then the journal and the trials that it has lost.
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         entries, damage = good_entries(store, name, search)
         self._log = StudyLog(store, entries)
@@ -103,17 +103,17 @@ class SweepStudy:
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """All trials by number; not to be changed."""
+        """All trials by number; do not modify them."""
         return self.study.get_trials(deepcopy=False)
 
     @property
     def left(self) -> int:
-        """How many trials are still to be begun or gone on with."""
+        """Number of trials still to start or resume."""
         return (self._waiting is not None) + len(self._interrupted) + self._new
 
     @property
     def best(self) -> list[FrozenTrial]:
-        """The finished trial with the best objective, or those that no other beats, best first one first."""
+        """The best finished trial, or the Pareto front sorted by the first objective, best first."""
         if not any(trial.state == TrialState.COMPLETE for trial in self.trials):
             return []
         if len(self._search.objectives) == 1:
@@ -122,9 +122,9 @@ class SweepStudy:
         return sorted(self.study.best_trials, key=lambda trial: sign * trial.values[0])
 
     def suggest(self, wait_seconds: float) -> Suggestion | None:
-        """Return the next trial, once the store knows of it; None where that takes longer, or none is left.
+        """Return the next trial once it is in the store; None if that takes too long or none is left.
 
-        What is None for the store's sake is returned by a later call.
+        A trial still waiting for the store is returned by a later call.
         """
         if self._waiting is None:
             if self._interrupted:
@@ -140,11 +140,11 @@ class SweepStudy:
         return suggestion
 
     def begin(self, number: int) -> None:
-        """Note that another attempt at a trial begins."""
+        """Record that another attempt at a trial begins."""
         attributes = self.trials[number].user_attrs
         self._seconds_before[number] = attributes.get("seconds", 0.0)
         self._set(number, {"attempts": attributes.get("attempts", 0) + 1})
-        self._log.flush(0)  # at once, without waiting for it
+        self._log.flush(0)  # at once, without waiting
 
     def report(
         self,
@@ -156,7 +156,7 @@ class SweepStudy:
         seconds: float,
         last: bool = False,
     ) -> float | None:
-        """Note a report of a trial, `seconds` after its attempt began; return its first objective, if new."""
+        """Record a report of a trial, `seconds` into its attempt; return its first objective, if new."""
         value = metrics.get(self._search.objectives[0].metric, math.nan)
         measured = math.isfinite(value) and images not in self.trials[number].intermediate_values
         if measured:
@@ -169,19 +169,20 @@ class SweepStudy:
         return value if measured else None
 
     def prune(self, number: int) -> None:
-        """Note the decision to end a trial, so that another start of the sweep does not forget it."""
+        """Record the decision to end a trial, so that a later start of the sweep keeps it."""
         self._set(number, {"status": "pruned"})
 
     def is_pruned(self, number: int) -> bool:
-        """Return whether it has been decided to end a trial."""
+        """Return whether the decision to end a trial is recorded."""
         return self.trials[number].user_attrs.get("status") == "pruned"
 
     def end(
         self, number: int, status: Status, metrics: Mapping[str, float], *, error: str = ""
     ) -> tuple[Status, str]:
-        """Note how a trial has ended, and its last metrics; return status and error as noted.
+        """Record how a trial ended and its last metrics; return status and error as recorded.
 
-        A trial that finished with an objective that is not finite has diverged; without one it has failed.
+        A trial that finished with an objective that is not finite has diverged; without an objective it
+        failed.
         """
         goals = [objective.metric for objective in self._search.objectives]
         if status == "finished":
@@ -202,27 +203,27 @@ class SweepStudy:
         return status, error
 
     def close(self) -> None:
-        """Store what is left; raises StoreError where that is not possible for ten minutes."""
+        """Store what remains; raises StoreError if that fails for ten minutes."""
         self._log.close()
 
     @property
     def _new(self) -> int:
-        """How many trials are still to be suggested."""
+        """Number of new trials still to suggest."""
         return max(0, self._search.trials - (len(self.trials) - len(self._failed_before)))
 
     def _find_interrupted(self) -> list[int]:
-        """Return the trials that an earlier start has left running, and end those that were to be pruned."""
+        """Return the trials that an earlier start left running; end those already marked pruned."""
         interrupted = []
         for trial in self.trials:
             if trial.state == TrialState.RUNNING:
-                if trial.user_attrs.get("status") == "pruned":  # decided, and the driver died
+                if trial.user_attrs.get("status") == "pruned":  # decided before the driver died
                     self.study.tell(trial.number, state=TrialState.PRUNED)
                 else:
                     interrupted.append(trial.number)
         return interrupted
 
     def _recover(self, store: Store, damage: str) -> None:
-        """Enter the trials that only their runs know of, as interrupted ones, and say what was damaged."""
+        """Add trials found only by their runs as interrupted ones, and log what was damaged."""
         lost = lost_trials(store, self._search, known=len(self.trials))
         first = len(self.trials)
         for number, parameters in enumerate(lost, start=first):
@@ -262,7 +263,7 @@ class SweepStudy:
 
 
 def _opened(name: str, storage: JournalStorage, search: Search) -> optuna.Study:
-    """Return the study of a search, new or as the journal has it."""
+    """Return the study of a search, new or from the journal."""
     study = optuna.create_study(
         study_name=name,
         storage=storage,
@@ -273,13 +274,13 @@ def _opened(name: str, storage: JournalStorage, search: Search) -> optuna.Study:
     if "objectives" not in study.user_attrs:
         study.set_user_attr("objectives", metrics)
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-        if study.metric_names is None:  # what Optuna's own pages call the values
+        if study.metric_names is None:  # names of the values in Optuna's own pages
             study.set_metric_names(metrics)
     return study
 
 
 def _starts_before(store: Store, name: str, search: Search, base: Config, data_sha256: str) -> list[Any]:
-    """Return the starts that sweep.json lists; sets a damaged one aside. Raises as `check_same`."""
+    """Return the starts that sweep.json lists; set a damaged record aside. Raises as `check_same`."""
     found = check_same(store, name, search, base, data_sha256)
     if not isinstance(found, DamagedRecordError):
         return [] if found is None else list(found["starts"])
@@ -291,10 +292,10 @@ def _starts_before(store: Store, name: str, search: Search, base: Config, data_s
 
 
 def sampler_of(search: Search, number: int, before: Sequence[Mapping[str, Any]]) -> BaseSampler:
-    """Return the sampler of one trial: what it draws depends on the seed, the number and the trials before.
+    """Return the sampler of one trial: its draws depend on the seed, the number and the earlier trials.
 
-    So a sweep that was interrupted goes on drawing what it would have drawn, and repeats nothing. `before`
-    has the parameters of those trials: a grid gives its first point that is not among them.
+    So an interrupted sweep draws what it would have drawn without the interruption, and repeats nothing.
+    `before` has the parameters of the earlier trials: a grid returns its first point not among them.
     """
     seed = generator(search.seed, 0, number, "trial").initial_seed() % 2**32
     match search.sampler:
@@ -311,7 +312,7 @@ def sampler_of(search: Search, number: int, before: Sequence[Mapping[str, Any]])
 
 
 class _Point(BaseSampler):
-    """Always the same parameters."""
+    """A sampler that always returns the same parameters."""
 
     def __init__(self, point: Mapping[str, Any]) -> None:
         self._point = point

@@ -1,4 +1,4 @@
-"""study.log: Optuna's journal of a sweep, in memory with a copy in a store; what of a damaged one is good."""
+"""study.log: Optuna's journal of a sweep, in memory with a copy in a store; checks of a damaged one."""
 
 import json
 import logging
@@ -49,12 +49,12 @@ def run_name(number: int) -> str:
 
 
 def encoded_entry(entry: JsonObject) -> bytes:
-    """Return the line of an entry."""
+    """Return an entry as a line of the log."""
     return (json.dumps(entry, separators=(",", ":")) + "\n").encode()
 
 
 class Entries(BaseJournalBackend):
-    """A journal of Optuna's that is in memory."""
+    """An Optuna journal in memory."""
 
     def __init__(self, entries: Sequence[JsonObject] = ()) -> None:
         self._entries = list(entries)
@@ -69,9 +69,9 @@ class Entries(BaseJournalBackend):
 
 
 def read_entries(store: Store) -> tuple[list[JsonObject], str]:
-    """Return the entries of study.log up to the first line that is no JSON object, and what is wrong there.
+    """Return the entries of study.log up to the first line that is not a JSON object, and its error.
 
-    Half a line at the end is nothing wrong: Optuna's own journal files end so after a crash.
+    Half a line at the end is no error: Optuna's own journal files end like that after a crash.
 
     Raises:
         ObjectMissingError: there is no study.log.
@@ -89,10 +89,10 @@ def read_entries(store: Store) -> tuple[list[JsonObject], str]:
 
 
 def first_problem(entries: Sequence[JsonObject], name: str, search: Search) -> tuple[int, str]:
-    """Return how many entries at the beginning make a sound study of this search, and what ends them.
+    """Return how many leading entries make a sound study of this search, and what is wrong after them.
 
-    A journal is a list of changes, each made to what those before have left: after one that is wrong, none
-    means what it meant.
+    A journal is a list of changes, each applied to the result of those before: after a wrong one, the rest
+    lose their meaning.
     """
     good, bad = 0, len(entries)
     why = _problem(entries, name, search)
@@ -114,7 +114,7 @@ def first_problem(entries: Sequence[JsonObject], name: str, search: Search) -> t
 
 
 def is_of_another(entries: Sequence[JsonObject], search: Search) -> bool:
-    """Whether a journal has other objectives, or its first trial comes from another space."""
+    """Return whether a journal has other objectives, or its first trial comes from another space."""
     goals = [goal.metric for goal in search.objectives]
     try:
         for study, trials in _replayed(entries):
@@ -123,20 +123,20 @@ def is_of_another(entries: Sequence[JsonObject], search: Search) -> bool:
                 search.space.get(key) != distribution for key, distribution in drawn.items()
             ):
                 return True
-    except Exception:  # damaged: then it tells nothing
+    except Exception:  # damaged, so no evidence
         return False
     return False
 
 
 def _replayed(entries: Sequence[JsonObject]) -> list[tuple[FrozenStudy, list[FrozenTrial]]]:
-    """Return the studies of a journal, each with its trials; raises all sorts of errors if it is damaged."""
+    """Return the studies of a journal, each with its trials; a damaged one can raise anything."""
     storage = JournalStorage(Entries(entries))
     studies = storage.get_all_studies()
     return [(study, storage.get_all_trials(study._study_id, deepcopy=False)) for study in studies]
 
 
 def _problem(entries: Sequence[JsonObject], name: str, search: Search) -> str:
-    """Return what is wrong with a journal, such as a trial outside of the search; "" for nothing."""
+    """Return what is wrong with a journal, such as a trial outside the search; "" if nothing is."""
     directions = [StudyDirection[goal.direction.upper()] for goal in search.objectives]
     try:
         for study, trials in _replayed(entries):
@@ -151,7 +151,7 @@ def _problem(entries: Sequence[JsonObject], name: str, search: Search) -> str:
 
 
 def _last_is_half(entries: Sequence[JsonObject], search: Search) -> bool:
-    """Whether a sound journal ends before all parameters of its last trial are there."""
+    """Return whether a sound journal ends before all parameters of its last trial."""
     trials = [trial for _, of_study in _replayed(entries) for trial in of_study]
     return bool(trials) and trials[-1].params.keys() != search.space.keys()
 
@@ -185,13 +185,13 @@ def _check_trial(trial: FrozenTrial, search: Search, *, half: bool) -> None:
 
 def _is_number(value: object) -> bool:
     good = isinstance(value, int | float) and not isinstance(value, bool)
-    return good and abs(value) <= 1.7e308  # type: ignore[arg-type]  # an int may be any size; NaN is not <=
+    return good and abs(value) <= 1.7e308  # type: ignore[arg-type] # an int may be any size; NaN fails <=
 
 
 class StudyLog(BaseJournalBackend):
-    """Optuna's journal in memory; a thread keeps a copy of it in a store, as JournalFileBackend writes it.
+    """Optuna's journal in memory; a thread mirrors it to a store, in JournalFileBackend's format.
 
-    While the store cannot be reached the sweep goes on, and the copy follows.
+    While the store cannot be reached the sweep continues, and the copy catches up later.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class StudyLog(BaseJournalBackend):
         *,
         every_seconds: float = _MIRROR_EVERY_SECONDS,
     ) -> None:
-        """Begin with these entries, which the store is believed to have."""
+        """Start with these entries, which the store is assumed to have."""
         self._store, self._every_seconds = store, every_seconds
         self._entries = list(entries)
         self._lines = [encoded_entry(entry) for entry in entries]
@@ -227,12 +227,12 @@ class StudyLog(BaseJournalBackend):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Within it, no copy is taken: what is appended arrives in the store as a whole."""
+        """Take no copy inside, so that everything appended reaches the store as a whole."""
         with self._together:
             yield
 
     def flush(self, seconds: float) -> bool:
-        """Return whether all that was appended before is in the store, waiting for it at most so long."""
+        """Return whether everything appended so far is in the store, waiting at most `seconds`."""
         with self._changed:
             wanted = len(self._lines)
             if self._stored < wanted:
@@ -241,7 +241,7 @@ class StudyLog(BaseJournalBackend):
             return self._changed.wait_for(lambda: self._stored >= wanted, seconds)
 
     def close(self, seconds: float = _LAST_PATIENCE_SECONDS) -> None:
-        """Store what is left and end.
+        """Store what remains and end.
 
         Raises:
             StoreError: it could not be stored within `seconds`.
@@ -255,7 +255,7 @@ class StudyLog(BaseJournalBackend):
             raise StoreError(f"{self._store.uri}/{LOG}: could not be stored: {self._error}")
 
     def _mirror(self) -> None:
-        store = self._store.patient(0)  # patience is here: a flush must be able to say how things stand
+        store = self._store.patient(0)  # retries happen here, so that a flush can time out
         last = -math.inf
         while True:
             with self._changed:
@@ -269,7 +269,7 @@ class StudyLog(BaseJournalBackend):
             last = time.monotonic()
             try:
                 store.put(LOG, b"".join(lines))
-            except Exception as error:  # whatever it is: a thread that ended would stop the sweep in silence
+            except Exception as error:  # any error: a dead thread would silently stop the copy
                 if self._error is None:
                     _LOGGER.warning("the study cannot be stored, retrying: %s", error)
                 with self._changed:
