@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting a local one, so that its workers can import this package."""
+"""Join a Ray cluster, or start a local one, so that its workers can import this package."""
 
 import contextlib
 import ipaddress
@@ -36,7 +36,7 @@ _ANSWER_SECONDS = 10.0
 
 
 def _job() -> dict[str, Any] | None:
-    """Return what Ray tells the driver of a job about it; None outside a job."""
+    """Return what Ray tells a job's driver about the job; None outside a job."""
     text = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
     return None if text is None else json.loads(text)
 
@@ -48,24 +48,24 @@ def job_environment() -> dict[str, Any] | None:
 
 
 def submission_id() -> str | None:
-    """Return by which name Ray knows the job that this process drives; None outside a job."""
+    """Return Ray's submission id of the job that this process drives; None outside a job."""
     name: str | None = ((_job() or {}).get("metadata") or {}).get("job_submission_id")
     return name
 
 
 def connect() -> None:
-    """Join the cluster of RAY_ADDRESS (a job has it); start a local Ray if it is not set.
+    """Join the cluster at RAY_ADDRESS (set in a job), or start a local Ray if it is not set.
 
-    Frees what dead jobs of ours have reserved. Where this process has joined already, it stays.
+    Frees reservations of our dead jobs. Does nothing if this process has already joined.
 
     Raises:
-        ConfigError: RAY_ADDRESS is no address to join, or nobody answers there; or a node of the cluster has
-            joined it under a loopback address.
+        ConfigError: RAY_ADDRESS is not an address to join, or nothing answers there; or a node joined the
+            cluster under a loopback address.
     """
     if ray.is_initialized():  # a comparison trains many runs from one process
         return
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # 60 s is short on small machines
-    # Each look of the controller at its workers takes one report from each; Ray's own 2 s make a sweep wait.
+    # The controller takes one report per worker at each health check; Ray's default of 2 s slows sweeps.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the working directory of the job
     _leave_process_alone()
@@ -80,26 +80,26 @@ def connect() -> None:
 
 
 def _leave_process_alone() -> None:
-    """Keep Ray from what it does to a driver by itself."""
-    # On SIGTERM: a dump, and an abort.
+    """Turn off what Ray does to a driver unasked."""
+    # On SIGTERM, a stack dump and an abort.
     ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
     logging.getLogger("ray._private.worker").addFilter(
         lambda record: "SIGTERM handler" not in str(record.msg)
     )
-    # Joining again, when a thread that was left behind at the end of the process calls Ray.
+    # Reconnecting when a thread left running at process exit calls Ray.
     auto_init_hook.enable_auto_connect = False
 
 
 def _start_local() -> None:
-    """Start a Ray of this machine alone, which only this machine can reach."""
+    """Start a Ray on this machine that only this machine can reach."""
     _forget_dead_cluster()
-    # Read by the processes that are started now; a cluster's nodes have their own.
+    # Read by the processes that start now; a cluster's nodes have their own settings.
     os.environ.setdefault("RAY_worker_niceness", "0")  # else workers run at nice 15
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Those that Ray would start in advance are never used: its trainer gives each a variable of its own.
+    # Prestarted workers are never used: the trainer gives each worker its own environment variable.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-    # Else every server of Ray listens on all interfaces. Ray makes this choice by itself only on Windows and
-    # macOS, and has read the variable when it was imported here.
+    # Otherwise every Ray server listens on all interfaces. Ray restricts them by default only on Windows and
+    # macOS, and read the variable when it was imported here.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -109,10 +109,10 @@ def _start_local() -> None:
 
 
 def _join(address: str) -> None:
-    """Join a cluster; its workers find this package by PYTHONPATH.
+    """Join a cluster; its workers find this package through PYTHONPATH.
 
-    Relative to the uploaded working directory in a job (the driver's path is not theirs), absolute otherwise.
-    A variable that the job has set already is left to it, since Ray refuses the same variable twice.
+    The path is relative to the uploaded working directory in a job (workers have another path than the
+    driver), absolute otherwise. Variables that the job already sets are kept, since Ray rejects duplicates.
     """
     if address.startswith("http"):
         raise ConfigError(
@@ -120,7 +120,7 @@ def _join(address: str) -> None:
             "unset it to train on this machine, or set it to HOST:6379 to join the cluster"
         )
     host, _, port = address.rpartition(":")
-    if port.isdecimal() and "/" not in host:  # Ray itself tries for a minute, and cannot be interrupted
+    if port.isdecimal() and "/" not in host:  # Ray itself tries for a minute, uninterruptibly
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
         except (OSError, OverflowError) as error:
@@ -132,16 +132,16 @@ def _join(address: str) -> None:
     uploaded = job is not None and _SOURCE_ROOT.is_relative_to(Path.cwd())
     variables = {
         "PYTHONPATH": str(_SOURCE_ROOT.relative_to(Path.cwd()) if uploaded else _SOURCE_ROOT),
-        "RAY_ADDRESS": address,  # some of Ray's own processes look for a cluster on their machine otherwise
+        "RAY_ADDRESS": address,  # else some Ray processes look for a cluster on their machine
     }
     given = (job or {}).get("env_vars", {})
     runtime_env = {"env_vars": {name: value for name, value in variables.items() if name not in given}}
-    # Not "auto": that takes any Ray of this machine, and waits for minutes for one that is gone.
+    # Not "auto": that takes any Ray on this machine, and waits minutes for one that is gone.
     ray.init(address=address, runtime_env=runtime_env)
 
 
 def _check_addresses() -> None:
-    """Raise `ConfigError` if one of several hosts has joined under an address that is not the others'."""
+    """Raise `ConfigError` if one of several hosts joined under an address that the others cannot reach."""
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     if len({node["NodeManagerHostname"] for node in alive}) < 2:
         return
@@ -155,9 +155,9 @@ def _check_addresses() -> None:
 
 
 def _forget_dead_cluster() -> None:
-    """Remove the note that a killed `ray start` has left of its address, where nobody listens there any more.
+    """Remove the address file that a killed `ray start` left behind, if nothing listens there any more.
 
-    Parts of Ray follow it even from within another cluster, and wait for minutes.
+    Parts of Ray follow it even inside another cluster, and wait for minutes.
     """
     note = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
     try:
@@ -176,7 +176,7 @@ def runs_here() -> bool:
 
 
 def join(config: Config) -> None:
-    """Join the cluster, or start a local one, if it has room for the workers; nothing is started without.
+    """Join the cluster, or start a local one, if it has room for the workers; else start nothing.
 
     Raises:
         ConfigError: as `connect` and `check_capacity`.
@@ -188,7 +188,7 @@ def join(config: Config) -> None:
 
 
 def check_room(config: Config) -> None:
-    """Raise what `join` would; starts nothing, and leaves the cluster again."""
+    """Raise what `join` would; start nothing, and leave the cluster again."""
     if runs_here() or ray.is_initialized():
         check_capacity(config)
         return
@@ -199,7 +199,7 @@ def check_room(config: Config) -> None:
 
 
 def needs(config: Config) -> str:
-    """Return in words what the workers of a run take, such as 2 workers x 1 CPU."""
+    """Describe the resources of a run's workers, such as 2 workers x 1 CPU."""
     cluster = config.cluster
     workers, cpus = cluster.workers, cluster.cpus_per_worker
     return f"{workers} worker{'s' if workers > 1 else ''} x {cpus} CPU{'s' if cpus > 1 else ''}" + (
@@ -208,7 +208,7 @@ def needs(config: Config) -> str:
 
 
 def check_capacity(config: Config) -> None:
-    """Raise `ConfigError` if the workers never fit the cluster that was joined, or else this machine."""
+    """Raise `ConfigError` if the workers can never fit on the joined cluster, or else on this machine."""
     cluster = config.cluster
     here = runs_here()
     if cluster.autoscales and not here:
@@ -236,7 +236,7 @@ def check_capacity(config: Config) -> None:
 
 
 def places(config: Config) -> int:
-    """Return how many workers the cluster holds at once, none of them split between two nodes."""
+    """Return how many workers fit on the cluster at once, each on a single node."""
     cluster = config.cluster
     room = 0
     for node in _nodes():
@@ -246,7 +246,7 @@ def places(config: Config) -> int:
 
 
 def _nodes() -> list[dict[str, float]]:
-    """Return the resources of each node that is alive; before a cluster was joined, those of this machine."""
+    """Return the resources of each live node; before joining a cluster, those of this machine."""
     if not ray.is_initialized():
         found = ResourceAndLabelSpec().resolve(is_head=True, node_ip_address="127.0.0.1")
         return [{"CPU": found.num_cpus or 0, "GPU": found.num_gpus or 0}]

@@ -1,4 +1,4 @@
-"""An evaluation whose batches are spread over workers of a Ray cluster."""
+"""Spread an evaluation's batches over the workers of a Ray cluster."""
 
 import logging
 import signal
@@ -32,12 +32,12 @@ from jebm.train.group import process_group
 __all__ = ["check_output", "evaluate_on_ray", "resolve_request"]
 
 _PATIENCE = timedelta(hours=2)
-"""How long a worker waits for another that trains a feature net, or has more batches."""
+"""How long a worker waits for another that trains a feature net or has more batches."""
 _LOOK_SECONDS = 2.0
 
 
 def check_output(uri: str) -> None:
-    """Raise ConfigError where this is a job, and its output would be lost with the job's temporary folder."""
+    """Raise ConfigError if this is a job whose output would be lost with its temporary folder."""
     if job_environment() is not None and "://" not in uri and not Path(uri).is_absolute():
         raise ConfigError(
             f"output: {uri!r} would lie in the job's temporary folder and be lost with it; "
@@ -46,9 +46,9 @@ def check_output(uri: str) -> None:
 
 
 def resolve_request(request: Request) -> Request:
-    """Return the request with paths that mean the same in the workers as in this process.
+    """Return the request with paths that mean the same in the workers and in this process.
 
-    The data of the run that it leaves open are named. Raises as `check`, and as `everywhere`.
+    Fills in the run's data where the request names none. Raises as `check` and `everywhere`.
     """
     checkpoint = everywhere("checkpoint", request.checkpoint)
     run, manifest = open_checkpoint(checkpoint)
@@ -64,22 +64,21 @@ def resolve_request(request: Request) -> Request:
     try:
         check(request)
     except DataError:
-        everywhere("train", request.train or "")  # that of the run, which not each measure needs
+        everywhere("train", request.train or "")  # the run's, which not every measure needs
         raise
     return request
 
 
 def evaluate_on_ray(request: Request, *, workers: int, gpu: bool, provenance: Mapping[str, str]) -> Findings:
-    """Run `evaluate_request` in so many workers, each with one CPU (and GPU), and return what they find.
+    """Run `evaluate_request` in `workers` workers of one CPU (and GPU) each; return the findings.
 
-    Joins the cluster of RAY_ADDRESS, or starts a local Ray. For the main thread: SIGTERM and SIGINT end it
-    at once.
+    Joins the cluster at RAY_ADDRESS, or starts a local Ray. Call from the main thread: SIGTERM and SIGINT end
+    it at once.
 
     Raises:
         ConfigError: the cluster cannot hold the workers.
-        JebmError: what a worker raised, which ends the others.
-        KeyboardInterrupt: on SIGINT.
-        SystemExit: on SIGTERM, with the code that a shell gives to it, 143.
+        JebmError: a worker raised it, which ends the others. KeyboardInterrupt: on SIGINT.
+        SystemExit: on SIGTERM, with a shell's exit code for it, 143.
     """
     request = resolve_request(request)
 
@@ -117,7 +116,7 @@ def _evaluate(request: Request, *, workers: int, gpu: bool, provenance: Mapping[
         while pending:
             (ended,), _ = ray.wait(list(pending), num_returns=1)
             result = ray.get(ended)
-            if isinstance(result, tuple):  # at once: the others would wait for this one
+            if isinstance(result, tuple):  # at once, since the others would wait for this one
                 kind, message = result
                 raise getattr(errors, kind)(message)
             findings = result if pending.pop(ended) == 0 else findings
@@ -133,7 +132,7 @@ class _Worker:
     """One process of the group."""
 
     def open_meeting_place(self) -> str:
-        """Return where the group can meet, on the node of this worker, rank 0."""
+        """Return the group's rendezvous address, on the node of this worker, rank 0."""
         return open_meeting_place()
 
     def run(
@@ -144,8 +143,8 @@ class _Worker:
         request: Request,
         provenance: dict[str, str],
         gpu: bool,
-    ) -> Any:  # noqa: ANN401  # findings, or the kind and the words of an error
-        """Evaluate as one of the group; what the user can put right comes back as words."""
+    ) -> Any:  # noqa: ANN401 # findings, or an error's class name and message
+        """Evaluate as one of the group; return errors that the user can fix as text."""
         log_lines()
         logging.getLogger("jebm").setLevel(logging.INFO if rank == 0 else logging.WARNING)
         device = torch.device("cuda" if gpu else "cpu")
@@ -158,7 +157,7 @@ class _Worker:
             try:
                 return evaluate_request(request, device=device, share=group_share(), provenance=provenance)
             except JebmError as error:
-                # If the group ended now, the others would fail for that, and might be heard first.
+                # If the group ended now, the others would fail too, and their errors might arrive first.
                 self._group = stack.pop_all()
                 kind = next(base for base in type(error).__mro__ if base.__module__ == errors.__name__)
                 return kind.__name__, str(error)

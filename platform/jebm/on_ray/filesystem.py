@@ -1,9 +1,9 @@
-"""The run's storage as a pyarrow filesystem, for the few files that Ray Train keeps itself.
+"""The run's storage as a pyarrow filesystem, for the few files that Ray Train writes itself.
 
-Ray writes a marker and a snapshot of its list of checkpoints, and asks whether checkpoints exist. Through
-pyarrow's own S3 filesystem one failed write of that snapshot ends the run, an error in mid-write commits half
-a file (arrow#40502), and the endpoint is looked for in other places than boto3's. Through the `Store` it is
-one client, one way to find credentials on each node (only the URI is pickled), and patience with an outage.
+Ray writes a marker and a snapshot of its list of checkpoints, and asks whether checkpoints exist. With
+pyarrow's own S3 filesystem, one failed write of that snapshot ends the run, an error in mid-write commits
+half a file (arrow#40502), and the endpoint is configured differently from boto3's. The `Store` gives one
+client, one way to find credentials on each node (only the URI is pickled), and retries during an outage.
 """
 
 import io
@@ -33,11 +33,11 @@ def ray_filesystem(uri: str) -> PyFileSystem:
 
 
 class StoreFileSystem(FileSystemHandler):  # type: ignore[misc]
-    """What Ray Train asks of a filesystem, on a `Store`; folders exist where an object lies below them.
+    """What Ray Train needs from a filesystem, on a `Store`; a folder exists if an object lies below it.
 
-    Deleting folders is left to the run's own retention (`AsyncWriter`), which honours pins and deletes the
-    manifest first: Ray only forgets. A checkpoint's folder is always said to be there: Ray's controller hears
-    of reports late, and would end the run where it wants to delete what the retention has deleted already.
+    Only the run's own retention (`AsyncWriter`), which honours pins and deletes the manifest first, deletes
+    folders: Ray only forgets them. A checkpoint's folder is always reported to exist: Ray's controller learns
+    of reports late, and would end the run if it tried to delete what the retention has already deleted.
     """
 
     def __init__(self, uri: str) -> None:
@@ -54,7 +54,7 @@ class StoreFileSystem(FileSystemHandler):  # type: ignore[misc]
         return hash(self.uri)
 
     def _patiently(self, action: Callable[[Store], T]) -> T:
-        """Do it, and while nobody answers at the endpoint do it again, for ten minutes."""
+        """Do `action`, and retry for ten minutes while the endpoint does not answer."""
         if self._store is None:
             self._store = open_store(self.uri)
         given_up = time.monotonic() + _PATIENCE_SECONDS
@@ -76,11 +76,11 @@ class StoreFileSystem(FileSystemHandler):  # type: ignore[misc]
         return path.strip("/")
 
     def get_file_info(self, paths: list[str]) -> list[FileInfo]:
-        """Return what lies at each path: a file, a folder, or nothing."""
+        """Return what is at each path: a file, a folder, or nothing."""
         return [self._patiently(partial(_info, path)) for path in paths]
 
     def get_file_info_selector(self, selector: FileSelector) -> list[FileInfo]:
-        """Return what lies below a folder."""
+        """Return what is below a folder."""
         base = selector.base_dir.strip("/")
 
         def below(store: Store) -> list[FileInfo]:
@@ -97,7 +97,7 @@ class StoreFileSystem(FileSystemHandler):  # type: ignore[misc]
         return self._patiently(below)
 
     def create_dir(self, path: str, recursive: bool) -> None:
-        """Do nothing: a folder comes with its first object."""
+        """Do nothing: a folder appears with its first object."""
 
     def delete_dir(self, path: str) -> None:
         """Do nothing: the run's retention deletes checkpoints."""
@@ -106,7 +106,7 @@ class StoreFileSystem(FileSystemHandler):  # type: ignore[misc]
         """Do nothing, as `delete_dir`."""
 
     def delete_root_dir_contents(self) -> None:
-        """Refuse: nobody empties the storage."""
+        """Refuse: nothing may empty the storage."""
         raise NotImplementedError("deleting everything")
 
     def delete_file(self, path: str) -> None:
@@ -126,14 +126,14 @@ class StoreFileSystem(FileSystemHandler):  # type: ignore[misc]
         return self.open_input_file(path)
 
     def open_input_file(self, path: str) -> pa.NativeFile:
-        """Return the whole object to read; raises FileNotFoundError where there is none."""
+        """Return the whole object to read; raises FileNotFoundError if there is none."""
         try:
             return pa.BufferReader(self._patiently(lambda store: store.get(path.strip("/"))))
         except ObjectMissingError as error:
             raise FileNotFoundError(str(error)) from error
 
     def open_output_stream(self, path: str, metadata: object) -> pa.NativeFile:
-        """Return a buffer that becomes the object when it is closed."""
+        """Return a buffer that is written as the object when closed."""
         key = path.strip("/")
         return pa.PythonFile(_Upload(lambda data: self._patiently(lambda store: store.put(key, data))), "w")
 
@@ -143,7 +143,7 @@ class StoreFileSystem(FileSystemHandler):  # type: ignore[misc]
 
 
 class _Upload(io.BytesIO):
-    """Bytes that are handed over at the first close."""
+    """A buffer that passes its bytes to `put` at the first close."""
 
     def __init__(self, put: Callable[[bytes], object]) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""What watches over a run in Ray's controller: nobody waits for workers in vain.
+"""Watch over a run in Ray's controller, so that it does not wait for workers in vain.
 
-Ray's controller waits for room for its workers, and for them to start, without looking up: not at a request
-to stop, and not at the end of its own job. It waits for a placement group; when that is gone, it looks up.
+While Ray's controller waits for room for its workers, or for them to start, it checks for nothing else:
+neither a stop request nor the end of its own job. It waits for a placement group; when that is gone, it wakes
+up.
 """
 
 import logging
@@ -24,21 +25,21 @@ from jebm.on_ray.waiting import Waiting, free_room
 __all__ = ["Guard"]
 
 _LOOK_SECONDS = 0.5
-# Its tracebacks of an end that was asked for.
+# Logs tracebacks for a requested end.
 _NOISY = "ray.train.v2._internal.execution"
 
 
 class Guard(ControllerCallback):
-    """Ends the wait for workers when the run is asked to stop; frees what the controller has reserved.
+    """Ends the wait for workers on a stop request; frees what the controller has reserved.
 
-    `needs` are the words for what the workers take.
+    `needs` describes the workers' resources.
     """
 
     def __init__(self, request: StopRequest, run: str, needs: str) -> None:
         self._request, self._run, self._needs = request, run, needs
 
     def after_controller_start(self, train_run_context: TrainRunContext) -> None:
-        """Begin to watch."""
+        """Start watching."""
         self._ended, self._working = threading.Event(), False
         threading.Thread(target=self._watch, name="guard", daemon=True).start()
         self._request.promise(self._run)
@@ -46,7 +47,7 @@ class Guard(ControllerCallback):
     def after_controller_state_update(
         self, previous_state: TrainControllerState, current_state: TrainControllerState
     ) -> None:
-        """Note what the controller does; raise if it is to wait for workers that nobody wants any more."""
+        """Record the controller's state; raise if it would wait for workers no longer needed."""
         works = isinstance(current_state, (RunningState, PreemptingState, ShuttingDownState))
         self._working = works or current_state.is_terminal()
         if not self._working and (self._request.asked(self._run) or job_is_dead()):
@@ -54,12 +55,12 @@ class Guard(ControllerCallback):
             raise StoppedError
 
     async def before_controller_shutdown(self) -> None:
-        """Free what is left, whatever has happened."""
+        """Free what remains reserved, however the run ended."""
         self._ended.set()
         free_groups_of_this_actor()
 
     def before_controller_abort(self) -> None:
-        """Free what is left."""
+        """Free what remains reserved."""
         self._ended.set()
         free_groups_of_this_actor()
 
@@ -73,5 +74,5 @@ class Guard(ControllerCallback):
                     logging.getLogger(_NOISY).setLevel(logging.CRITICAL + 1)
                     free_groups_of_this_actor()
                 waiting.look(waits=not self._working)
-            except ray.exceptions.RayError:  # the head is out of reach for a moment
+            except ray.exceptions.RayError:  # the head is briefly out of reach
                 continue

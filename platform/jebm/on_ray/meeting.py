@@ -1,8 +1,8 @@
-"""How the workers of a group find each other: over the network that joins the nodes, and over no other.
+"""How the workers of a group find each other: only over the network that connects the nodes.
 
-Left to itself, gloo binds to the address of the host's name, which on many a machine is loopback (Debian's
+By default, gloo binds to the address of the host's name, which on many machines is loopback (Debian's
 installer writes `127.0.1.1 name` into /etc/hosts), and torch's store listens on every interface. Ray knows
-better: a node has the address by which it joined the cluster.
+better: it has the address by which each node joined the cluster.
 """
 
 import ipaddress
@@ -18,19 +18,19 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
 
-import jebm.train.group  # noqa: F401  (before a group is made, so that the group can end: it says why)
+import jebm.train.group  # noqa: F401 (before a group is made; the module says why)
 
 __all__ = ["GroupConfig", "interface_of", "meet", "node_address", "open_meeting_place", "use_interface_of"]
 
-_listening: socket.socket | None = None  # where this process, rank 0, awaits the others
+_listening: socket.socket | None = None  # where rank 0 waits for the others
 
 
 def interface_of(address: str) -> str | None:
     """Return the network interface of this machine that carries an IP address; None if there is none.
 
-    Every loopback address (127.0.1.1, too) is carried by the loopback interface.
+    The loopback interface carries every loopback address, including 127.0.1.1.
     """
-    import psutil  # noqa: PLC0415  (Ray brings it along, and shows it only once it is imported itself)
+    import psutil  # noqa: PLC0415 (bundled with Ray, importable only after ray)
 
     wanted = ipaddress.ip_address(address)
     loopback = None
@@ -49,18 +49,18 @@ def interface_of(address: str) -> str | None:
 def use_interface_of(address: str) -> None:
     """Make gloo and NCCL in this process use the interface that carries the address.
 
-    What the environment says already (`GLOO_SOCKET_IFNAME`, `NCCL_SOCKET_IFNAME`) stays. If no interface
+    Values already in the environment (`GLOO_SOCKET_IFNAME`, `NCCL_SOCKET_IFNAME`) are kept. If no interface
     carries the address, as behind a NAT, nothing is set.
     """
     name = interface_of(address)
     if name is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # "=": this one, not each that begins so
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # "=": an exact match, not a prefix
 
 
 def open_meeting_place() -> str:
     """Listen, as rank 0, on a free port of this node's address; return HOST:PORT for `meet`."""
-    global _listening  # noqa: PLW0603  (the same process listens, and is then told to meet)
+    global _listening  # noqa: PLW0603 (the same process listens, then meets)
     host = node_address()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     _listening = socket.create_server((host, 0), family=family)
@@ -68,7 +68,7 @@ def open_meeting_place() -> str:
 
 
 def meet(address: str, *, rank: int, workers: int, timeout: timedelta) -> TCPStore:
-    """Return the store of a group, once rank 0 is there; rank 0 has opened the meeting place before."""
+    """Return the store of a group once rank 0 is there; rank 0 must have opened the meeting place."""
     global _listening  # noqa: PLW0603
     host, _, port = address.rpartition(":")
     more: dict[str, Any] = {}
@@ -81,11 +81,11 @@ def meet(address: str, *, rank: int, workers: int, timeout: timedelta) -> TCPSto
 
 
 class GroupConfig(TorchConfig):
-    """Ray's setting up of a torch process group, over the nodes' own network."""
+    """Ray's setup of a torch process group, over the nodes' own network."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        """Return what sets up the group."""
+        """Return the backend that sets up the group."""
         return _Group
 
 
@@ -93,7 +93,7 @@ class _Group(_TorchBackend):
     def on_start(  # type: ignore[override]  # Ray's own narrows it as well
         self, worker_group: BaseWorkerGroup, backend_config: TorchConfig
     ) -> None:
-        """Join the workers of a group; runs in Ray's controller, the functions in the workers."""
+        """Join the workers of a group. This runs in Ray's controller, the functions in the workers."""
         workers = len(worker_group)
         worker_group.execute(_set_torch_distributed_env_vars)
         address = worker_group.execute_single(0, open_meeting_place)
@@ -110,9 +110,7 @@ class _Group(_TorchBackend):
 def _join(backend: str, address: str, rank: int, workers: int, timeout: timedelta) -> None:
     use_interface_of(node_address())
     if backend == "nccl" and "TORCH_NCCL_BLOCKING_WAIT" not in os.environ:
-        os.environ.setdefault(
-            "TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"
-        )  # a late collective ends it, as Ray does
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # a late collective aborts, as in Ray
     store = meet(address, rank=rank, workers=workers, timeout=timeout)
     dist.init_process_group(backend, store=store, rank=rank, world_size=workers, timeout=timeout)
 

@@ -1,4 +1,4 @@
-"""Paths and URIs that mean the same in the workers as in the process that starts them."""
+"""Paths and URIs that mean the same in the workers and in the process that starts them."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ __all__ = ["everywhere", "kept_place", "resolve_paths", "shared"]
 
 
 def resolve_paths(config: Config) -> Config:
-    """Return the config with all its paths and URIs as `everywhere` and `kept_place` return them.
+    """Return the config with all paths and URIs resolved by `everywhere` and `kept_place`.
 
     Raises:
         ConfigError: as they do.
@@ -28,11 +28,11 @@ def resolve_paths(config: Config) -> Config:
 
 
 def everywhere(key: str, place: str) -> str:
-    """Return where something lies that the workers read: absolute, or relative to a job's uploaded folder.
+    """Return a place that the workers read: absolute, or relative to a job's uploaded folder.
 
     Raises:
-        ConfigError: the URI is invalid, or of memory that only this process sees; or in a job a relative path
-            names nothing that was uploaded.
+        ConfigError: the URI is invalid, or is memory that only this process sees; or, in a job, a relative
+            path was not uploaded.
     """
     place = shared(key, place)
     if "://" not in place and not Path(place).is_absolute() and not Path(place).exists():
@@ -44,7 +44,7 @@ def everywhere(key: str, place: str) -> str:
 
 
 def kept_place(key: str, place: str) -> str:
-    """Return where something is to be written; raises as `everywhere`, and for a job's temporary folder."""
+    """Return a place to write to; raises as `everywhere`, and for a job's temporary folder."""
     place = shared(key, place)
     if "://" in place or Path(place).is_absolute():
         return place
@@ -55,10 +55,10 @@ def kept_place(key: str, place: str) -> str:
 
 
 def shared(key: str, place: str) -> str:
-    """Return a place in the one form that all processes read alike, whether there is something or not.
+    """Return a place in a form that means the same in all processes, whether or not it exists.
 
-    Outside a job paths become absolute; in a job a relative one stays so, since each worker has the uploaded
-    folder. Raises ConfigError for an invalid URI, and for memory that only this process sees.
+    Outside a job, paths become absolute; in a job, relative paths stay relative, since each worker has the
+    uploaded folder. Raises ConfigError for an invalid URI, or memory that only this process sees.
     """
     try:
         place = normalised_uri(place)

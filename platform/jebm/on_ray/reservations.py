@@ -1,15 +1,15 @@
-"""Placement groups that nobody uses any more: found, and freed.
+"""Find and free placement groups that are no longer in use.
 
-Ray frees a group when both the job and the actor that made it are dead. There are two holes in that, and a
-group that falls through them reserves CPUs until the cluster ends:
+Ray frees a group when both the job and the actor that made it are dead. This has two gaps, and a group that
+falls through them reserves CPUs until the cluster ends:
 
-- An actor that is killed while it waits for its group learns that the group is gone before it dies itself,
-  and asks for another. No job is left whose end would free that one.
-- While the job lives, the groups of a dead actor stay. Ray Train has a process that frees them, but it hears
-  of a group only once all workers of it have started.
+- An actor killed while it waits for its group sees the group disappear before it dies itself, and requests
+  another. No job remains whose end would free that one.
+- While the job lives, the groups of a dead actor stay. Ray Train has a process that frees them, but it learns
+  of a group only after all its workers have started.
 
-So each of our jobs leaves a mark beside Ray's own bookkeeping, and each start and end of one frees what dead
-ones have left. Groups of strangers, and of whom may still use them, are not touched.
+So each of our jobs leaves a mark in Ray's key-value store, and each start and end of a job frees what dead
+jobs left behind. Groups of other users, or that may still be in use, are not touched.
 """
 
 import logging
@@ -37,11 +37,11 @@ class _Group:
     name: bytes
     job: str
     actor: str | None
-    """That made it; None is the job's driver."""
+    """The actor that made it; None if the job's driver did."""
     actor_dead: bool
     detached: bool
     placed: bool
-    """Whether it has its room."""
+    """Whether its resources are allocated."""
 
 
 def mark_job() -> None:
@@ -50,7 +50,7 @@ def mark_job() -> None:
 
 
 def free_abandoned_groups() -> int:
-    """Free the groups of our jobs that nobody is left to use; return how many there were."""
+    """Free our jobs' groups that are no longer in use; return how many there were."""
     marks = _internal_kv_list(_MARK, namespace=_NAMESPACE)
     ours = {mark.decode().removeprefix(_MARK) for mark in marks}
     dead = _dead_jobs()
@@ -65,19 +65,19 @@ def free_abandoned_groups() -> int:
 
 
 def free_groups_of_this_actor() -> int:
-    """Free the groups that the actor of this process has made; return how many there were."""
+    """Free the groups that this process's actor made; return how many there were."""
     me = _this_actor()
     return _free(lambda group: group.actor == me)
 
 
 def has_room() -> bool:
-    """Return whether a group that the actor of this process has made got its room."""
+    """Return whether a group made by this process's actor has its resources."""
     me = _this_actor()
     return any(group.placed for group in _groups() if group.actor == me)
 
 
 def job_is_dead() -> bool:
-    """Return whether the job of this process has ended: then this process is about to be killed."""
+    """Return whether this process's job has ended, in which case the process is about to be killed."""
     return _this_job() in _dead_jobs()
 
 
@@ -97,7 +97,7 @@ def _groups() -> list[_Group]:
             name=table.placement_group_id,
             job=table.creator_job_id.hex(),
             actor=None if table.creator_actor_id == nobody else table.creator_actor_id.hex(),
-            # Ray says so of the driver's, too.
+            # Ray sets this for the driver's groups, too.
             actor_dead=table.creator_actor_dead and table.creator_actor_id != nobody,
             detached=table.is_detached,
             placed=table.state == PlacementGroupTableData.CREATED,

@@ -1,4 +1,4 @@
-"""Tune's way to the study of a sweep: which trial comes next, what has come of each, and which to prune."""
+"""Connect Tune to the study of a sweep: which trial comes next, how each ended, and which to prune."""
 
 import json
 import logging
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
 __all__ = ["StudyPruner", "StudySearcher", "whole_images"]
 
 _LOG = logging.getLogger("jebm.on_ray")
-_STORE_SECONDS = 2.0  # that Tune's loop waits for the store; then it looks after the running trials first
-_FAILURES = 3  # of the first trials: then the fault is not one of their values
-_LINE_SECONDS = 15.0  # between two lines of progress of one trial
+_STORE_SECONDS = 2.0  # how long Tune's loop waits for the store before it serves running trials
+_FAILURES = 3  # first trials that all fail: then the values are not to blame
+_LINE_SECONDS = 15.0  # between progress lines of one trial
 
 
 def whole_images(config: Config, data_images: int) -> int:
-    """Return the images that a whole trial with this config sees."""
+    """Return the images seen by a full-length trial with this config."""
     batch = config.train.batch_size
     return total_steps_of(config, data_images // batch) * batch
 
 
 @dataclass
 class _Live:
-    """A trial that Tune knows."""
+    """A trial known to Tune."""
 
     number: int
     images: int
-    """Of its whole length."""
+    """At its full length."""
     metrics: dict[str, float] = field(default_factory=dict)
     error: str = "its process died: killed, out of memory, or its node is gone"
     attempts: int = 0
-    """That this start of the sweep has made."""
+    """Made by this start of the sweep."""
     said: float = 0.0
 
     @property
@@ -59,10 +59,10 @@ class _Live:
 
 
 class StudySearcher(Searcher):
-    """Tune's way to the study: which trial comes next, and what has come of each.
+    """Tune's interface to the study: which trial comes next, and how each ended.
 
-    Ray's own OptunaSearch keeps its study in a pickle, forgets trials that run when the driver dies, and
-    takes the last value of a pruned trial for its result.
+    Ray's own OptunaSearch keeps its study in a pickle, forgets trials that are running when the driver dies,
+    and takes a pruned trial's last value as its result.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class StudySearcher(Searcher):
         self._live: dict[str, _Live] = {}
         self._ended: Counter[Status] = Counter()
         self.failure: ConfigError | None = None
-        """What makes going on useless."""
+        """The error that makes continuing pointless, if any."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune writes its settings to the scratch folder, where nobody reads them
+        return {}  # Tune writes its state to the scratch folder; nothing reads it
 
     def suggest(self, trial_id: str) -> Any:  # noqa: ANN401  (a sample, FINISHED or None)
-        """Return the next trial as Tune's flat sample; None for not yet."""
+        """Return the next trial as Tune's flat sample; None if there is none yet."""
         if self._stopping.is_set() or not self._study.left:
             return self.FINISHED
         suggestion = self._study.suggest(_STORE_SECONDS)
@@ -93,7 +93,7 @@ class StudySearcher(Searcher):
         try:
             place = {"run.storage": f"{run.storage.rstrip('/')}/{run.name}/trials", "run.name": trial.name}
             config = override(self._plan.base, suggestion.parameters | place)
-        except ConfigError as error:  # values that are fine alone, and not together
+        except ConfigError as error:  # values valid separately but not together
             _LOG.info("%s  %s", trial.name, shown)
             self._end(trial, "failed", str(error))
             return None
@@ -104,7 +104,7 @@ class StudySearcher(Searcher):
         return {"number": trial.number, "images": trial.images, "config": values}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Note a report that is not the last one."""
+        """Record a report other than the last."""
         trial = self._live[trial_id]
         if result["status"] == "begun":
             self._study.begin(trial.number)
@@ -120,9 +120,9 @@ class StudySearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Note how a trial has ended; with `error` it has used up its attempts."""
+        """Record how a trial ended; with `error` it has used up its attempts."""
         trial = self._live.pop(trial_id)
-        if self._stopping.is_set() and not trial.attempts:  # Tune has given it up while it waited for room
+        if self._stopping.is_set() and not trial.attempts:  # Tune dropped it while it waited for room
             return
         if error or result is None:
             self._end(trial, "failed", trial.error)
@@ -138,7 +138,7 @@ class StudySearcher(Searcher):
             )
 
     def is_idle(self) -> bool:
-        """Return whether no trial has begun that has not ended."""
+        """Return whether every trial that has begun has ended."""
         return not any(trial.attempts for trial in self._live.values())
 
     def save(self, checkpoint_path: str) -> None:
@@ -161,7 +161,7 @@ class StudySearcher(Searcher):
             trial.said = now
             far = f"{result['images']:,} of {trial.images:,} images"
             _LOG.info("%s  %s  %s", trial.name, far, self._shown([value]))
-        evaluated = any(name.startswith("evaluation/") for name in metrics)  # they come all at once
+        evaluated = any(name.startswith("evaluation/") for name in metrics)  # they arrive together
         for goal in self._goals:
             due = evaluated or (metrics and not goal.metric.startswith("evaluation/"))
             if due and goal.metric not in metrics:
@@ -199,7 +199,7 @@ class StudySearcher(Searcher):
 
 
 class StudyPruner(ASHAScheduler):
-    """Ray's ASHA, with the memory of earlier starts, and asking trials to stop instead of ending them.
+    """Ray's ASHA, but it remembers earlier starts, and asks trials to stop instead of ending them.
 
     So a pruned trial saves a last checkpoint and its log, and its process can take the next trial.
     """
@@ -224,22 +224,22 @@ class StudyPruner(ASHAScheduler):
         )
         self._study, self._prune = study, prune
         for trial in study.trials:
-            if trial.state != TrialState.RUNNING:  # those come by Tune, when they go on
+            if trial.state != TrialState.RUNNING:  # Tune adds those when they resume
                 past = SimpleNamespace(trial_id=run_name(trial.number), config={"number": trial.number})
                 self.on_trial_add(None, past)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # as that of StudySearcher
+        return {}  # as in StudySearcher
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:  # noqa: ANN401  # Tune's
-        """Put a trial on its rungs, with what it has shown in earlier attempts."""
+        """Add a trial to the rungs, with its results from earlier attempts."""
         super().on_trial_add(tune_controller, trial)
         past = self._study.trials[trial.config["number"]].intermediate_values
         for images, value in sorted(past.items()):
             super().on_trial_result(tune_controller, trial, {"images": images, self._metric: value})
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ANN401
-        """Let the trial go on; where it is not good enough, and not at its end, ask it to stop."""
+        """Let the trial continue; if it is not good enough and not at its end, ask it to stop."""
         decision = super().on_trial_result(tune_controller, trial, result)
         number = trial.config["number"]
         if (

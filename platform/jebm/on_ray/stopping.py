@@ -1,7 +1,7 @@
-"""Stopping: a signal to the driver reaches the workers, which save and return; without workers it returns.
+"""Stopping: a signal to the driver reaches the workers, which save and return; without workers, it returns.
 
-Who trains or evaluates on Ray waits for most of the time inside of Ray, some of it in C++ that no signal can
-interrupt. So all of Ray happens in a thread, and the main thread has nothing to do but to hear.
+Training or evaluating on Ray mostly waits inside Ray, partly in C++ that no signal can interrupt. So all
+calls to Ray run in a thread, and the main thread only listens for signals.
 """
 
 import logging
@@ -23,14 +23,14 @@ __all__ = ["StopRequest", "StoppedError", "attend", "follow_stop_request", "in_b
 _LOG = logging.getLogger("jebm.on_ray")
 _NAMESPACE = "jebm"
 _POLL_SECONDS = 0.5
-_HEAR_SECONDS = 0.2  # Python runs the handler of a signal when a wait of the main thread ends
-_PATIENCE_SECONDS = 10.0  # with a head that does not answer
+_HEAR_SECONDS = 0.2  # Python handles signals when the main thread's wait ends
+_PATIENCE_SECONDS = 10.0  # for a head that does not answer
 
 T = TypeVar("T")
 
 
 class StoppedError(Exception):
-    """Somebody asked to stop while nothing was running that could have saved more than there is."""
+    """A stop was requested while nothing was running that had anything to save."""
 
     def __init__(self, signal_number: int = signal.SIGTERM) -> None:
         super().__init__(signal_number)
@@ -39,16 +39,16 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class StopRequest:
-    """Which runs of a driver somebody asked to stop: one by its name, or all; the same in every process.
+    """Stop requests for a driver's runs: one by name, or all; visible in every process.
 
-    The cluster's head keeps it, as a few bytes beside Ray's own. An actor would do as well, at the price of
-    one more process: a second of CPU at the start, and a hundredth of a core ever after.
+    The cluster's head stores it, a few bytes in Ray's key-value store. An actor would work as well, but costs
+    one more process: a second of CPU at the start, then a hundredth of a core.
     """
 
     key: str = field(default_factory=lambda: f"stop/{uuid.uuid4().hex}")
 
     def ask(self, run: str | None = None) -> None:
-        """Ask one run to stop, or all of them."""
+        """Request that one run stop, or all of them."""
         _internal_kv_put(self._key(run), "asked", namespace=_NAMESPACE)
 
     def asked(self, run: str) -> bool:
@@ -56,11 +56,11 @@ class StopRequest:
         return any(_internal_kv_exists(self._key(one), namespace=_NAMESPACE) for one in (run, None))
 
     def promise(self, run: str) -> None:
-        """Say that somebody now ends this run within seconds of being asked."""
+        """Announce that a stop request will now end this run within seconds."""
         _internal_kv_put(f"heeded-{self._key(run)}", "promised", namespace=_NAMESPACE)
 
     def heeded(self, run: str) -> bool:
-        """Return whether somebody has promised to end this run when asked."""
+        """Return whether `promise` was called for this run."""
         return bool(_internal_kv_exists(f"heeded-{self._key(run)}", namespace=_NAMESPACE))
 
     def _key(self, run: str | None) -> str:
@@ -68,7 +68,7 @@ class StopRequest:
 
 
 def in_background(work: Callable[[], T]) -> "Future[T]":
-    """Run `work` in a daemon thread, which no exit waits for; return its future."""
+    """Run `work` in a daemon thread, which does not delay exit; return its future."""
     outcome: Future[T] = Future()
 
     def run() -> None:
@@ -82,14 +82,14 @@ def in_background(work: Callable[[], T]) -> "Future[T]":
 
 
 def attend(work: Callable[[], T], *, stop: Callable[[], bool]) -> T:
-    """Run `work` in a thread, and hear signals in this one, the main thread; return what `work` returns.
+    """Run `work` in a thread and handle signals in the main thread, this one; return its result.
 
-    The first SIGTERM or SIGINT calls `stop()`. True means that `work` was asked, and will return by itself;
-    False that there is nothing to wait for. A second signal does what it always did.
+    The first SIGTERM or SIGINT calls `stop()`. True means that `work` was asked to stop and will return;
+    False that there is nothing to wait for. A second signal has its default effect.
 
     Raises:
-        StoppedError: asked to stop, and there was nothing to wait for, or the cluster cannot be asked. `work`
-            is left behind in its thread; Ray ends with this process.
+        StoppedError: a stop was requested, and there is nothing to wait for, or the cluster does not answer.
+            `work` is left in its thread; Ray ends with this process.
     """
     received: list[signal.Signals] = []
     with first_signal(received.append):
@@ -108,7 +108,7 @@ def attend(work: Callable[[], T], *, stop: Callable[[], bool]) -> T:
 
 
 def follow_stop_request(request: StopRequest, run: str) -> threading.Event:
-    """Return an event of this worker that is set within about half a second of the request to stop a run."""
+    """Return an event that is set within about half a second of a request to stop the run."""
     asked = threading.Event()
 
     def poll() -> None:
@@ -116,7 +116,7 @@ def follow_stop_request(request: StopRequest, run: str) -> threading.Event:
             try:
                 if request.asked(run):
                     asked.set()
-            except ray.exceptions.RayError:  # the head is out of reach for a moment
+            except ray.exceptions.RayError:  # the head is briefly out of reach
                 continue
 
     threading.Thread(target=poll, name="stop request", daemon=True).start()

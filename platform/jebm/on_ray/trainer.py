@@ -36,12 +36,12 @@ _ELASTIC_START_SECONDS = "20"
 def train(config: Config, provenance: Mapping[str, str]) -> Result:
     """Run `fit` in `cluster.workers` Ray Train workers and return rank 0's result.
 
-    For the main thread: SIGTERM and SIGINT stop the run, at once while no worker trains.
+    Call from the main thread: SIGTERM and SIGINT stop the run, at once if no worker is training.
 
     Raises:
-        ConfigError: another job trains this run, the cluster is too small, or the run's checkpoint has
+        ConfigError: another job is training this run, the cluster is too small, or the run's checkpoint has
             another config.
-        JebmError: what the workers raised, where need be once `cluster.max_failures` restarts are used up.
+        JebmError: the workers raised it; if a restart may help, after `cluster.max_failures` restarts.
     """
     request = StopRequest()
 
@@ -66,7 +66,7 @@ def train(config: Config, provenance: Mapping[str, str]) -> Result:
 
 
 def _as_it_stands(config: Config) -> Result:
-    """Return the result of a run that was stopped before it could go on."""
+    """Return the result of a run that was stopped before it could resume."""
     store = open_store(config.run.storage)
     newest = Checkpoints(store, config.run.name).latest()
     images = read_manifest(open_store(config.data.train)).images
@@ -82,21 +82,20 @@ def train_workers(
     callbacks: Sequence[UserCallback] = (),
     log_level: int = logging.INFO,
 ) -> Result:
-    """Run `fit` in a group of workers of the cluster that was joined; raises what `train` does.
+    """Run `fit` in a group of workers on the joined cluster.
 
-    The workers stop when `request` has been asked. `callbacks` run in Ray's controller; with them it gets
-    every report, without them those of checkpoints. Of this package's log, the workers print what is at least
-    `log_level`.
+    The workers stop on `request`. `callbacks` run in Ray's controller; with them it gets every report,
+    without them only those of checkpoints. The workers print this package's log from `log_level` up.
 
     Raises:
-        StoppedError: asked to stop while no worker was training.
+        StoppedError: a stop was requested while no worker was training.
         JebmError: as `train`.
     """
-    # Ray would refuse to start where its list names a checkpoint that has been pruned. Nothing here reads
-    # that list: a run goes on from the newest checkpoint in its storage.
+    # Ray would refuse to start if its list named a deleted checkpoint. Nothing here reads that list: a run
+    # resumes from the newest checkpoint in its storage.
     open_store(config.run.storage).child(config.run.name).delete([SNAPSHOT])
     trainer = TorchTrainer(
-        work,  # type: ignore[arg-type]  # what it returns is rank 0's return_value
+        work,  # type: ignore[arg-type] # its result is rank 0's return_value
         train_loop_config={
             "config": config_to_dict(config),
             "provenance": dict(provenance),
@@ -107,7 +106,7 @@ def train_workers(
         torch_config=GroupConfig(backend="nccl" if config.cluster.gpu else "gloo"),
         scaling_config=_scaling(config.cluster),
         run_config=RunConfig(
-            # Ray's folder is that of our checkpoints, so that it takes them for its own.
+            # Use our checkpoint folder as Ray's, so that it treats our checkpoints as its own.
             name="checkpoints",
             storage_path=config.run.name,
             storage_filesystem=ray_filesystem(config.run.storage),
@@ -121,7 +120,7 @@ def train_workers(
 
 
 def _result_of(trainer: TorchTrainer) -> Result:
-    """Run a trainer to its end and return rank 0's result; raises what `train_workers` does."""
+    """Run a trainer to its end and return rank 0's result; raises as `train_workers`."""
     try:
         value = trainer.fit().return_value  # type: ignore[attr-defined]
     except WorkerGroupError as error:
@@ -136,12 +135,12 @@ def _result_of(trainer: TorchTrainer) -> Result:
 
 
 def _scaling(cluster: Cluster) -> ScalingConfig:
-    """Return how many workers Ray starts, and what each takes."""
+    """Return how many workers Ray starts, with the resources of each."""
     workers: int | tuple[int, int] = cluster.workers
     if cluster.min_workers:
         workers = (cluster.min_workers, cluster.workers)
-        # Such a group starts on nodes that Ray believes to be there, but one that is lost stays in its books
-        # for half a minute. To wait for it as long as for a node that is bought would be to wait in vain.
+        # An elastic group starts on the nodes that Ray lists, and a lost node stays listed for half a minute.
+        # Waiting for it as long as for a node being provisioned would be in vain.
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = _ELASTIC_START_SECONDS
     return ScalingConfig(
         num_workers=workers,  # type: ignore[arg-type]

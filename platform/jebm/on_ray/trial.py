@@ -31,10 +31,10 @@ from jebm.train.runtime import Runtime, prepare_process
 __all__ = ["METRICS", "run_trial"]
 
 METRICS = "metrics/"
-"""What the names of training's metrics begin with in a report to Tune."""
+"""Prefix of the training metrics in a report to Tune."""
 
 _LOG = logging.getLogger("jebm.on_ray")
-_LOG_LEVEL = logging.WARNING  # the steps of all trials at once are nothing to read
+_LOG_LEVEL = logging.WARNING  # the steps of all trials together are unreadable
 _POLL_SECONDS = 0.5
 
 
@@ -44,16 +44,16 @@ def run_trial(
     provenance: Mapping[str, str],
     request: StopRequest,
 ) -> None:
-    """Train the run of one trial, from its newest checkpoint where it has one; a function for Tune.
+    """Train the run of one trial, resuming from its newest checkpoint if any; a function for Tune.
 
     `sample` holds the run's whole config as JSON under "config". Reports have `status`, `step`, `images`,
-    `seconds` since this attempt began, and the metrics. The first has status begun; the last one, with
-    `done`, says how the trial has ended: finished, stopped, diverged or failed, the latter two with `error`.
-    Anything that another attempt may overcome is reported with status error, and raised: Tune tries again.
+    `seconds` since this attempt began, and the metrics. The first has status begun; the last, with `done`,
+    says how the trial ended: finished, stopped, diverged or failed, the latter two with `error`. An error
+    that another attempt may overcome is reported with status error and raised, so that Tune retries.
     """
     log_lines()
     logging.getLogger("jebm").setLevel(_LOG_LEVEL)
-    # How long the next trial in this process waits for this one's thread to end, where the machine is busy.
+    # How long the next trial in this process waits for this one's thread to end on a busy machine.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
     config = config_from_dict(json.loads(sample["config"]))
     reports = _Reports(config)
@@ -69,7 +69,7 @@ def run_trial(
             result = _train_workers(config, provenance, request, stop, reports)
     except DivergedError as error:
         reports.end("diverged", error)
-    except (ConfigError, DataError, CheckpointError) as error:  # another attempt would meet it again
+    except (ConfigError, DataError, CheckpointError) as error:  # another attempt would fail the same way
         reports.end("failed", error)
     except Exception as error:
         if stop.is_set() or isinstance(error, StoppedError):
@@ -83,11 +83,11 @@ def run_trial(
         status = "stopped" if result.status == "stopped" else "finished"
         reports(status, result.step, result.metrics, done=True)
     finally:
-        stop.set()  # ends the thread that waits for it
+        stop.set()  # ends the polling thread
 
 
 class _Reports:
-    """Reports of one attempt to Tune. Each waits until Tune has taken it."""
+    """Reports of one attempt to Tune. Each call waits until Tune has taken the report."""
 
     def __init__(self, config: Config) -> None:
         self._batch_size = config.train.batch_size
@@ -122,7 +122,7 @@ def _train_here(
     prepare_process(config, device)
 
     def on_report(report: Report) -> bool:
-        if report.step > reports.step:  # the last report comes twice, the second time with its checkpoint
+        if report.step > reports.step:  # the last report comes twice, then with its checkpoint
             reports("running", report.step, report.metrics)
         return False
 
@@ -143,10 +143,10 @@ def _train_workers(
     stop: threading.Event,
     reports: _Reports,
 ) -> Result:
-    """Train in a group of workers, and hand their reports on.
+    """Train in a group of workers and forward their reports.
 
-    Not by Ray's TuneReportCallback: there two threads report, this one and one of Tune's, and where Tune's
-    driver is late, each waits for the other for ever.
+    Does not use Ray's TuneReportCallback: there two threads report, this one and one of Tune's, and deadlock
+    if Tune's driver is late.
     """
     free_abandoned_groups()  # of this sweep's dead trials, among others
     queue = Queue(actor_options={"num_cpus": 0})
@@ -166,7 +166,7 @@ def _train_workers(
             for metrics in queue.get_nowait_batch(queue.qsize()):
                 if metrics["step"] > reports.step:
                     reports("running", metrics.pop("step"), metrics)
-            if stop.is_set() and not request.heeded(config.run.name):  # its controller is not there yet
+            if stop.is_set() and not request.heeded(config.run.name):  # its controller has not started yet
                 raise StoppedError
     finally:
         queue.shutdown()

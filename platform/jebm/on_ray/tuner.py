@@ -1,7 +1,7 @@
-"""From a search to trials on a Ray cluster, as many at once as it holds, and to the best of them.
+"""Run a search as trials on a Ray cluster, as many at a time as fit, and find the best.
 
-Ray Tune places the trials, starts them again where one crashes, and its ASHA says which to prune. What is to
-be remembered is in the sweep's own folder: Tune's files are scratch, and nothing of them is read back.
+Ray Tune places the trials and restarts those that crash, and its ASHA decides which to prune. All lasting
+state is in the sweep's own folder: Tune's files are scratch and never read back.
 """
 
 import logging
@@ -39,15 +39,15 @@ __all__ = ["Ending", "SweepPlan", "plan_sweep", "tune"]
 _LOG = logging.getLogger("jebm.on_ray")
 _TUNE_LOGS = {
     "ray.tune": logging.WARNING,
-    "ray.tune.tune": logging.CRITICAL,  # trials that have failed: we have said so
-    "ray.tune.analysis": logging.ERROR,  # result files that are not there, for each trial
+    "ray.tune.tune": logging.CRITICAL,  # failed trials, which we have already logged
+    "ray.tune.analysis": logging.ERROR,  # missing result files, for each trial
 }
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its result files: runs have their own
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end trials without a last checkpoint
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # not every report has been measured
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # not every report has the objective
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the trial has logged it
-    "RAY_AIR_NEW_OUTPUT": "0",  # tables, even where nothing is asked to be shown
+    "RAY_AIR_NEW_OUTPUT": "0",  # tables, even with verbose 0
 }
 
 
@@ -60,12 +60,12 @@ class SweepPlan:
     data_sha256: str
     data_images: int
     images: int
-    """That a whole trial of the base sees."""
+    """Seen by a full-length trial of the base config."""
     begun: bool
-    """Whether there is a sweep of this name, to be gone on with."""
+    """Whether a sweep of this name exists, to be resumed."""
 
     def describe(self) -> str:
-        """Return the plan as a few lines for a person."""
+        """Return the plan as a few readable lines."""
         run = self.base.run
         return "\n".join(
             [
@@ -82,9 +82,9 @@ class Ending:
 
     status: Literal["finished", "stopped"]
     trials: Counter[str]
-    """Trials by status; those that go on with another start are interrupted."""
+    """Trials by status; those that another start would resume are interrupted."""
     best: list[FrozenTrial]
-    """The best finished trial; with several objectives, those that no other beats, by the first one."""
+    """The best finished trial; with several objectives, the Pareto front, by the first objective."""
     place: str
 
 
@@ -92,8 +92,8 @@ def plan_sweep(search: Search, plan: Plan) -> SweepPlan:
     """Check a search against the plan of its base config; starts nothing.
 
     Raises:
-        ConfigError: the base is no config for a sweep, the sweep was begun with another search or base, or
-            pruning would come too late.
+        ConfigError: the base config is unfit for a sweep, the sweep was started with another search or base,
+            or pruning would come too late.
     """
     config = plan.config
     if config.cluster.engine != "ray":
@@ -118,13 +118,13 @@ def plan_sweep(search: Search, plan: Plan) -> SweepPlan:
 
 
 def tune(plan: SweepPlan, provenance: Mapping[str, str]) -> Ending:
-    """Run what is left of a sweep; the same sweep goes on when called again.
+    """Run the remaining trials of a sweep; called again, resume it.
 
-    For the main thread: SIGTERM and SIGINT stop the sweep, at once while no trial trains.
+    Call from the main thread: SIGTERM and SIGINT stop the sweep, at once if no trial is training.
 
     Raises:
-        ConfigError: the cluster cannot hold a trial, another job runs this sweep, or an objective is not
-            among the metrics.
+        ConfigError: the cluster cannot hold a trial, another job is running this sweep, or an objective is
+            not among the metrics.
         StoreError: the sweep's folder cannot be reached, read or written.
     """
     base = plan.base
@@ -145,7 +145,7 @@ def tune(plan: SweepPlan, provenance: Mapping[str, str]) -> Ending:
 
 
 def _attended(plan: SweepPlan, study: SweepStudy, provenance: Mapping[str, str]) -> bool:
-    """Run the trials that are left; return whether somebody asked to stop."""
+    """Run the remaining trials; return whether a stop was requested."""
     request = StopRequest()
     stopping, running = threading.Event(), threading.Event()
 
@@ -160,8 +160,8 @@ def _attended(plan: SweepPlan, study: SweepStudy, provenance: Mapping[str, str])
         try:
             _run(plan, study, provenance, request=request, stopping=stopping, stop=stop)
         finally:
-            # At this process's exit it would be too late: a local Ray ends with the thread that started it,
-            # and Tune would wait a minute for it, and end the process with exit code 1.
+            # Process exit is too late: a local Ray ends with the thread that started it; Tune would wait a
+            # minute for it and exit with code 1.
             _unregister_all()  # type: ignore[no-untyped-call]
             free_abandoned_groups()
 
@@ -179,11 +179,12 @@ def _attended(plan: SweepPlan, study: SweepStudy, provenance: Mapping[str, str])
 
 
 def _prepare_tune() -> None:
-    """Quiet Tune, and keep it from what it would do by itself."""
+    """Quiet Tune, and turn off its unwanted defaults."""
     os.environ.update(_TUNE_SETTINGS)
     for logger, level in _TUNE_LOGS.items():
         logging.getLogger(logger).setLevel(level)
-    # Else Tune puts the driver's keys into the runtime environment of its trials, which Ray stores and shows.
+    # Otherwise Tune copies the driver's AWS keys into its trials' runtime environment, which Ray stores and
+    # shows.
     propagated = class_cache.ENV_VARS_TO_PROPAGATE
     propagated.difference_update({name for name in propagated if name.startswith("AWS_")})
 
@@ -197,10 +198,10 @@ def _run(
     stopping: threading.Event,
     stop: Callable[[], None],
 ) -> None:
-    """Run the trials that are left, until the study has no more or `stopping` is set.
+    """Run the remaining trials, until the study has no more or `stopping` is set.
 
     Raises:
-        ConfigError: it is useless to go on; all trials have been stopped by `stop`.
+        ConfigError: continuing is pointless; `stop` has stopped all trials.
     """
     cluster = plan.base.cluster
     at_once = _at_once(plan, study)
@@ -221,7 +222,7 @@ def _run(
             tune_config=ray.tune.TuneConfig(
                 search_alg=trials,
                 scheduler=scheduler,
-                num_samples=-1,  # until the study has none left
+                num_samples=-1,  # until the study has no more
                 max_concurrent_trials=at_once,
                 reuse_actors=True,
                 trial_name_creator=_name,
@@ -240,7 +241,7 @@ def _run(
 
 
 def _at_once(plan: SweepPlan, study: SweepStudy) -> int:
-    """Return how many trials run at a time: what was asked for, what fits, what is left."""
+    """Return how many trials run at a time: limited by the request, the cluster and the remaining trials."""
     limits = [study.left, plan.search.max_concurrent or study.left]
     if not plan.base.cluster.autoscales:
         limits.append(max(1, places(plan.base) // plan.base.cluster.workers))
@@ -248,28 +249,28 @@ def _at_once(plan: SweepPlan, study: SweepStudy) -> int:
 
 
 def _resources(cluster: Cluster) -> dict[str, float]:
-    """Return what Tune keeps free for a trial."""
+    """Return what Tune reserves for a trial."""
     if cluster.workers > 1:
-        return {"memory": 1}  # the workers take what they need; a trial without any resource cannot be
+        return {"memory": 1}  # workers reserve their own; a trial must have some resource
     return {"CPU": cluster.cpus_per_worker, "GPU": int(cluster.gpu)}
 
 
 class _StopWaiting(ray.tune.Stopper):
-    """Ends Tune's waiting for room for its next trial, once somebody has asked to stop."""
+    """Ends Tune's wait for room for its next trial once a stop is requested."""
 
     def __init__(self, trials: StudySearcher, stopping: threading.Event, needs: str) -> None:
         self._trials, self._stopping = trials, stopping
         self._waiting = Waiting(f"{needs} of the next trial", free_room)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # as that of StudySearcher
+        return {}  # as in StudySearcher
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stop no trial that runs: it has been asked."""
+        """Stop no running trial: it has already been asked to stop."""
         return False
 
     def stop_all(self) -> bool:
-        """Return whether to give up what waits; Tune asks in each turn of its loop."""
+        """Return whether to drop waiting trials; Tune calls this in each pass of its loop."""
         idle = self._trials.is_idle()
         self._waiting.look(waits=idle)
         return self._stopping.is_set() and idle

@@ -1,4 +1,4 @@
-"""Who waits for room in the cluster says so, and for what."""
+"""Log when something waits for room in the cluster, and for what."""
 
 import logging
 import time
@@ -13,15 +13,15 @@ _FIRST_WORD_SECONDS, _LATER_WORD_SECONDS = 15.0, 60.0
 
 
 class Waiting:
-    """Logs after a while, and then each minute, that something still waits."""
+    """Logs after 15 seconds, and then each minute, that something is still waiting."""
 
     def __init__(self, what: str, reason: Callable[[], str]) -> None:
-        """Prepare to say that one is `waiting for` this, with the reason at that time."""
+        """Take what is being waited for, and a function that returns the reason at the time of logging."""
         self._what, self._reason = what, reason
         self._since, self._next = time.monotonic(), _FIRST_WORD_SECONDS
 
     def look(self, *, waits: bool) -> None:
-        """Log if it is time for it; to be called at least every few seconds."""
+        """Log if it is time to; call this at least every few seconds."""
         now = time.monotonic()
         if not waits:
             self._since, self._next = now, _FIRST_WORD_SECONDS
@@ -31,7 +31,7 @@ class Waiting:
 
 
 def free_room() -> str:
-    """Return in words what the cluster has free."""
+    """Describe the cluster's free resources."""
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     kinds = [kind for kind in ("CPU", "GPU") if kind in total]

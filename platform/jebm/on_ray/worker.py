@@ -1,4 +1,4 @@
-"""What runs in each Ray Train worker: the context becomes a `Runtime`, and `fit` does the rest."""
+"""What runs in each Ray Train worker: turn the context into a `Runtime` and call `fit`."""
 
 import dataclasses
 import logging
@@ -24,19 +24,19 @@ from jebm.train.runtime import Runtime, prepare_process
 __all__ = ["SNAPSHOT", "work"]
 
 SNAPSHOT = "checkpoints/checkpoint_manager_snapshot.json"
-"""Where Ray writes its list of checkpoints, below the run."""
+"""Where Ray writes its list of checkpoints, relative to the run."""
 
 
 def work(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Train as one worker of the group; `arguments` are those that `train_workers` gives.
+    """Train as one worker of the group; `arguments` come from `train_workers`.
 
-    Returns the `Result` as a dict, or {"error": kind, "message": text} where a restart of the group would
-    meet the same again: bad values, data or checkpoint (raised on all ranks alike), or divergence.
+    Returns the `Result` as a dict, or {"error": kind, "message": text} if a restart of the group would fail
+    the same way: bad values, data or checkpoint (raised on all ranks), or divergence.
     """
     log_lines()
     logging.getLogger("jebm").setLevel(arguments["log_level"])
     for name in ("ray.train", "ray.train.v2._internal.execution.context"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # it prints every report in full
+        logging.getLogger(name).setLevel(logging.WARNING)  # they print every report in full
     config = config_from_dict(arguments["config"])
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
@@ -45,7 +45,7 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
     reporter = _Reporter(config, runtime, every=arguments["every_report"])
     stop = follow_stop_request(arguments["stop_request"], config.run.name)
     try:
-        with last_to_hold_the_group():  # Ray destroys it after this function: what ran here must not hold it
+        with last_to_hold_the_group():  # Ray destroys it next, so release it here
             result = fit(
                 config,
                 runtime,
@@ -58,19 +58,19 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
         kind = next(base for base in type(error).__mro__ if base.__module__ == errors.__name__)
         return {"error": kind.__name__, "message": str(error)}
     finally:
-        stop.set()  # ends the thread that waits for it
+        stop.set()  # ends the polling thread
     return dataclasses.asdict(result)
 
 
 class _Reporter:
-    """Registers each checkpoint with Ray Train once it is committed; where asked, hands it `every` report.
+    """Registers each committed checkpoint with Ray Train; with `every`, also passes on every report.
 
-    No more than that, since reports to Ray are slow: all ranks meet in one of its processes, and its
-    controller takes a report from each worker at a time, when it looks after them. The next one waits for
-    it: training in steps of 10 ms would spend its time in waiting.
+    It sends no more, since reports to Ray are slow: all ranks synchronise in one Ray process, and the
+    controller takes one report per worker at each health check. The next report waits for that: training in
+    steps of 10 ms would mostly wait.
 
-    Retention asks Ray nothing. Its list may name a checkpoint that is gone until the next report, and
-    `StoreFileSystem` keeps that from ending a run; at the end the list names those that are kept.
+    Retention does not involve Ray. Ray's list may name a deleted checkpoint until the next report, and
+    `StoreFileSystem` keeps that from ending a run; at the end the list names the kept ones.
     """
 
     def __init__(self, config: Config, runtime: Runtime, *, every: bool) -> None:
@@ -80,8 +80,8 @@ class _Reporter:
         self._registered = (0, 0) if known is None else _written(known.path.rpartition("/")[2])
 
     def __call__(self, report: Report) -> bool:
-        """Report; return whether a node of this group is about to be taken away."""
-        # In the order in which they were written, so that none is registered twice, which Ray does not bear.
+        """Report; return whether a node of this group is about to be preempted."""
+        # In the order they were written, so that none is registered twice, which Ray does not tolerate.
         committed = [found for found in report.checkpoints if _written(found.name) > self._registered]
         for index in range(self._runtime.from_main(len(committed))):
             self._register(committed[index] if committed else None)
@@ -93,7 +93,7 @@ class _Reporter:
         return notice is not None
 
     def _register(self, manifest: Manifest | None) -> None:
-        """Give Ray a checkpoint with its own step and metrics; None: only meet the rank that has one."""
+        """Give Ray a checkpoint with its step and metrics; with None, only join the rank that has one."""
         if manifest is None:
             _tell_ray({})
             return
@@ -104,7 +104,7 @@ class _Reporter:
 
 
 def _written(name: str) -> tuple[int, int]:
-    """Return attempt and step of a checkpoint's folder: they order checkpoints as they were written."""
+    """Return attempt and step of a checkpoint's folder, which sort checkpoints by time of writing."""
     step, attempt = step_and_attempt(name) or (0, 0)
     return attempt, step
 
