@@ -1,8 +1,8 @@
 """The chain on p(z) proportional to exp(f(z)) N(z; 0, I) without autograd: grad f in closed form.
 
-`jebm.core.langevin.langevin` with `score_of` defines the result; with the same noise all ways here, torch
-operations in place, the C kernel and the Triton kernel, differ from it by rounding. Shapes: B chains,
-D dimensions, K steps.
+`jebm.core.langevin.langevin` with `score_of` defines the result; with the same noise, all implementations
+here (in-place torch operations, the C kernel, the Triton kernel) differ from it only by rounding. Shapes: B
+chains, D dimensions, K steps.
 """
 
 import functools
@@ -22,10 +22,10 @@ from jebm.rng import Normal
 __all__ = ["closed_form_langevin", "cpu_kernel"]
 
 _SMALL = 20_000
-"""Chains times width of the hidden layers up to which torch is faster with one thread than with several."""
+"""Chains times hidden width up to which torch is faster with one thread than with several."""
 
 _NOISE_NUMBERS = 1_000_000
-"""Draws that are kept at a time for a kernel."""
+"""Draws held at a time for a kernel."""
 
 
 def cpu_kernel() -> tuple[bool, str]:
@@ -45,8 +45,8 @@ def closed_form_langevin(
 ) -> tuple[Tensor, ChainInfo]:
     """Return what `langevin` returns for the score grad f(z) - z: positions (B, D) and chain info.
 
-    Noise is drawn as there, one `normal(B, D)` a step. `start_BD` is left as it was. The kernel, the fastest
-    one if none is given, changes rounding only.
+    Noise is drawn as in `langevin`, one `normal(B, D)` per step. `start_BD` is not modified. The kernel, by
+    default the fastest, changes only rounding.
     """
     z_BD = start_BD.clone(memory_format=torch.contiguous_format)
     compiled = (kernel or fastest(energy.layers, z_BD)).compiled
@@ -54,12 +54,12 @@ def closed_form_langevin(
         gradient_BD = _in_place(energy, z_BD, normal, steps, step_size)
     else:
         gradient_BD = _in_kernel(compiled, energy, z_BD, normal, steps, step_size)
-    length = torch.linalg.vector_norm  # Tensor.norm takes three times as long to find out what is asked of it
+    length = torch.linalg.vector_norm  # Tensor.norm has three times the overhead
     return z_BD, ChainInfo(length(gradient_BD, dim=1).mean(), length(z_BD - start_BD, dim=1).mean())
 
 
 def _in_place(energy: ResolvedEnergy, z_BD: Tensor, normal: Normal, steps: int, step_size: float) -> Tensor:
-    """Move `z_BD` by `steps`; return the gradient of log p at the last one."""
+    """Advance `z_BD` by `steps` in place; return the gradient of log p at the last step."""
     gradient_BD = torch.zeros_like(z_BD)
     first_weight = energy.layers[0][0]
     buffers = energy.buffers(z_BD)
@@ -82,7 +82,7 @@ def _in_kernel(
     steps: int,
     step_size: float,
 ) -> Tensor:
-    """Do what `_in_place` does in a kernel."""
+    """Do the same as `_in_place`, in a kernel."""
     run = functools.partial(compiled, energy.layers, z_BD, slope=SLOPE, step_size=step_size)
     if isinstance(normal, PhiloxNoise):
         first_step, normal.step = normal.step, normal.step + steps
@@ -91,7 +91,7 @@ def _in_kernel(
     at_once = max(1, _NOISE_NUMBERS // max(1, z_BD.numel()))
     for done in range(0, steps, at_once):
         count = min(at_once, steps - done)
-        # One draw a step: torch's stream depends on how it is cut, unless B x D is a multiple of 16.
+        # One draw per step: torch's stream depends on how it is split, unless B x D is a multiple of 16.
         noise_KBD = torch.stack([normal(*z_BD.shape) for _ in range(count)])
         gradient_BD = run(noise_KBD, steps=count)
     return gradient_BD
@@ -99,7 +99,7 @@ def _in_kernel(
 
 @contextmanager
 def _one_thread(when: bool) -> Iterator[None]:
-    """Let torch compute with one thread inside, if `when`."""
+    """Restrict torch to one thread inside, if `when`."""
     threads = torch.get_num_threads()
     if when:
         torch.set_num_threads(1)

@@ -10,7 +10,7 @@ __all__ = ["DiagGaussian", "standard_log_density"]
 
 
 class DiagGaussian(NamedTuple):
-    """N(mean, diag exp(log_variance)), both (B, D); a tuple, so that it passes through DDP."""
+    """N(mean, diag exp(log_variance)), both (B, D); a tuple, so that DDP can handle it."""
 
     mean_BD: Tensor
     log_variance_BD: Tensor

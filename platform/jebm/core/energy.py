@@ -1,4 +1,4 @@
-"""The energy net f(z): one MLP over all latent layers together (paper eq. 5), or over only the top one.
+"""The energy net f(z): one MLP over all latent layers together (paper eq. 5), or over only the top layer.
 
 The prior is p(z) proportional to exp(+f(z)) p0(z). f is the *negative* energy; nothing else negates it.
 Shapes: B batch, D latent width of all layers together, W width of a hidden layer.
@@ -24,9 +24,9 @@ SLOPE = 0.2
 class SpectralLinear(nn.Linear):
     """A linear map divided by its largest singular value sigma = u^T W v (Miyato et al. 2018, eq. 8).
 
-    The singular vectors are buffers that move only in `iterate`, never in `forward`, so that the energy does
-    not change along a Langevin chain, and training and evaluation see the same function. They are converged
-    at construction: from random vectors the first sigma would be arbitrary.
+    The singular vectors are buffers updated only in `iterate`, never in `forward`, so that the energy does
+    not change along a Langevin chain, and training and evaluation see the same function. Construction
+    converges them: with random vectors the first sigma would be arbitrary.
     """
 
     u: Tensor
@@ -56,15 +56,15 @@ class SpectralLinear(nn.Linear):
 
 @dataclass(frozen=True)
 class ResolvedEnergy:
-    """f with spectral norm and output scale already applied to its weights, held constant.
+    """f with spectral norm and output scale already applied to its constant weights.
 
-    `layers` is (weight, bias) of each linear map, the last one with one row; between them LeakyReLU 0.2.
+    `layers` is (weight, bias) of each linear map, the last one with one row, with LeakyReLU 0.2 between them.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
 
     def f(self, z_BD: Tensor) -> Tensor:
-        """Return the values of f, (B,), in nats; differentiable by z."""
+        """Return the values of f, (B,), in nats; differentiable in z."""
         h = z_BD
         for weight, bias in self.layers[:-1]:
             h = F.leaky_relu(F.linear(h, weight, bias), SLOPE)
@@ -72,19 +72,19 @@ class ResolvedEnergy:
 
     @torch.no_grad()
     def gradient(self, z_BD: Tensor) -> Tensor:
-        """Return grad f(z), (B, D), in closed form: no graph, and nothing to differentiate further."""
+        """Return grad f(z), (B, D), in closed form, without a graph: it is not differentiable."""
         return self.first_layer_gradient(z_BD, self.buffers(z_BD)) @ self.layers[0][0]
 
     def buffers(self, z_BD: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return room for the values and gradients of each hidden layer, two (B, W)."""
+        """Return buffers for the values and gradients of each hidden layer, two (B, W)."""
         shapes = [(len(z_BD), len(weight)) for weight, _ in self.layers[:-1]]
         return [(z_BD.new_empty(shape), z_BD.new_empty(shape)) for shape in shapes]
 
     def first_layer_gradient(self, z_BD: Tensor, buffers: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Return the gradient of f by the first linear map's output, (B, W), computed in the `buffers`.
+        """Return the gradient of f in the first linear map's output, (B, W), computed in the `buffers`.
 
-        Times the first weight it is grad f(z). A LeakyReLU keeps the sign, so its output tells its slope: 1
-        where it is above zero, 0.2 at and below zero, as for autograd. Call it under `torch.no_grad()`.
+        Multiplied by the first weight, it is grad f(z). A LeakyReLU keeps the sign, so its output determines
+        its slope: 1 above zero, 0.2 at and below zero, as in autograd. Call it under `torch.no_grad()`.
         """
         h = z_BD
         for (weight, bias), (values, _) in zip(self.layers[:-1], buffers, strict=True):
@@ -104,7 +104,7 @@ class ResolvedEnergy:
         return ResolvedEnergy(((weight[:, count:].contiguous(), bias), *rest))
 
     def scaled(self, factor: float) -> "ResolvedEnergy":
-        """Return factor * f: the bridge between p0 (0) and the prior (1) of annealed importance sampling."""
+        """Return factor * f: for annealed importance sampling, the bridge from p0 (0) to the prior (1)."""
         weight, bias = self.layers[-1]
         return ResolvedEnergy((*self.layers[:-1], (weight * factor, bias * factor)))
 
@@ -112,8 +112,8 @@ class ResolvedEnergy:
 class EnergyNet(nn.Module):
     """f(z) = scale * MLP(z), hidden layers with LeakyReLU 0.2, one output.
 
-    f does not depend on the first `unseen` columns of z: with those of all layers but the top one it is the
-    energy of LEBM (Pang et al. 2020).
+    f ignores the first `unseen` columns of z: if these are all layers but the top one, it is the energy of
+    LEBM (Pang et al. 2020).
     """
 
     def __init__(self, latent_dim: int, config: Energy, *, unseen: int = 0) -> None:
@@ -133,15 +133,15 @@ class EnergyNet(nn.Module):
         return self.output_scale * f_B
 
     def layers(self) -> Iterable[nn.Linear]:
-        """Return the linear maps, first to last: of the columns of z that f sees."""
+        """Return the linear maps, first to last; the first takes only the columns of z that f sees."""
         return cast(Iterable[nn.Linear], self.linears)
 
     @torch.no_grad()
     def resolved(self) -> ResolvedEnergy:
-        """Return f with its weights as they are now, those of unseen columns zero.
+        """Return f with its current weights, zero for unseen columns.
 
-        They are copies where the layer is normalised and views of the live parameters where it is not: use
-        them before the next optimizer step.
+        They are copies for normalised layers and views of the live parameters for others: use them before the
+        next optimizer step.
         """
         layers = []
         for linear in self.layers():
@@ -152,10 +152,10 @@ class EnergyNet(nn.Module):
         return ResolvedEnergy(tuple(layers)).scaled(self.output_scale)
 
     def power_iteration(self) -> None:
-        """Follow a weight update with five power iterations per layer; no effect without spectral norm.
+        """Do five power iterations per layer, after a weight update; no effect without spectral norm.
 
-        One, as is common, lags: after 200 updates in one direction at lr 3e-4 it left the top singular value
-        of a normalised weight at 1.23, five at 1.10 (2 layers of width 100).
+        A single one, as is common, lags: after 200 updates in one direction at lr 3e-4, the top singular
+        value of a normalised weight was 1.23 with one and 1.10 with five (2 layers of width 100).
         """
         for linear in self.linears:
             if isinstance(linear, SpectralLinear):

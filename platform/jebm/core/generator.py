@@ -25,7 +25,7 @@ _SLOPE = 0.2
 
 
 class _Planes(nn.Unflatten):
-    """From vectors in the order of (C, H, W) to planes with the channels last in memory."""
+    """Reshape vectors in (C, H, W) order to planes in channels-last memory."""
 
     def forward(self, h: Tensor) -> Tensor:
         return channels_last(super().forward(h))
@@ -41,7 +41,7 @@ class _AddLevel(nn.Module):
         (channels_in, channels_out), (size_in, size_out) = channels, sizes
         volume = channels_in * size_in**2
         shape = (channels_in, size_in, size_in)
-        if top:  # the highest level joins as a vector, before it is spread over the plane
+        if top:  # the top level joins as a vector, before it becomes a plane
             self.join: nn.Module = nn.Linear(latent, channels_in)
             spread: nn.Module = nn.Sequential(
                 nn.Linear(channels_in, volume), nn.LeakyReLU(_SLOPE, inplace=True), _Planes(1, shape)
@@ -86,16 +86,16 @@ class _ConcatLevel(nn.Module):
 
 
 class GeneratorNet(nn.Module):
-    """p(x|z) = N(decode(z), sigma^2 I), with the latents z = latents(noise), here the noise itself.
+    """p(x|z) = N(decode(z), sigma^2 I), with latents z = latents(noise), here the noise itself.
 
-    `latents` is the map T of prior noise to latents. The ladder's prior p0 is N(0, I) on every layer, so T
+    `latents` is the map T from prior noise to latents. The ladder's prior p0 is N(0, I) on every layer, so T
     is the identity; a generator with conditional Gaussian layers p(z_i|z_{i+1}) overrides it, and every
-    sampler already goes through it.
+    sampler already uses it.
     """
 
     def __init__(self, model: Model, config: GeneratorConfig) -> None:
         super().__init__()
-        # The trunk, top first, which is the order of computation.
+        # The trunk, top first, in the order of computation.
         self.latent_dims = list(model.latent_dims)
         levels = len(model.latent_dims) - 1
         sizes = halved_sizes(model.image_size, levels)
@@ -120,7 +120,7 @@ class GeneratorNet(nn.Module):
                 pair, plane = (channels[i], channels[i - 1]), (sizes[i], sizes[i - 1])
                 self.levels.append(_ConcatLevel(model.latent_dims[i - 1], pair, plane))
             final.append(ToImage(channels[0], model.image_channels))
-        # Above it the map of the top latent layer.
+        # The map of the top latent layer, above the trunk.
         self.top = multilayer_perceptron(
             model.latent_dims[-1], config.width, config.width, top_out, slope=_SLOPE
         )

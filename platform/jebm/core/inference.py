@@ -24,8 +24,8 @@ __all__ = ["InferenceNet"]
 class InferenceNet(nn.Module):
     """q(z|x) = prod_i N(z_i; mu_i(x), diag V_i(x)): the layers are independent given x.
 
-    A trunk r_i = h_i(r_{i-1}) of down blocks, r_0 = x; layer i < L reads r_{i-1} through a down block of its
-    own, the top layer reads r_{L-1} through two fully connected layers.
+    A trunk r_i = h_i(r_{i-1}) of down blocks, r_0 = x; layer i < L reads r_{i-1} through its own down block,
+    the top layer reads r_{L-1} through two fully connected layers.
     """
 
     def __init__(self, model: Model, config: InferenceConfig) -> None:

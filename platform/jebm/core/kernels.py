@@ -20,7 +20,7 @@ Layers = Sequence[tuple[Tensor, Tensor]]
 
 
 class Compiled(Protocol):
-    """A chain as one call: moves `z_BD` in place, returns the gradient (B, D) of log p at the last step."""
+    """A chain as one call: advance `z_BD` in place, return the gradient (B, D) of log p at the last step."""
 
     def __call__(
         self,
@@ -33,7 +33,7 @@ class Compiled(Protocol):
         steps: int,
         step_size: float,
     ) -> Tensor:
-        """Do `steps` from `first_step` on with the given noise (K, B, D), or a key of philox noise."""
+        """Do `steps` from `first_step` on, with noise (K, B, D) or the key of philox noise."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Kernel:
     """A way to compute chains."""
 
     description: str
-    """In a few words; for torch, why no compiled kernel runs."""
+    """Short text; for torch, why no compiled kernel runs."""
     compiled: Compiled | None
     """None: torch operations in place."""
 
@@ -50,7 +50,7 @@ TORCH = Kernel("torch", None)
 
 
 def fastest(layers: Layers, z_BD: Tensor) -> Kernel:
-    """Return the fastest kernel for such layers and positions: compiled ones take float32 only."""
+    """Return the fastest kernel for these layers and positions; compiled ones take only float32."""
     if z_BD.dtype != torch.float32:
         return TORCH
     hindrance = triton_chain.hindrance(layers, z_BD)

@@ -15,7 +15,7 @@ __all__ = ["ChainInfo", "langevin", "score_of"]
 
 
 class ChainInfo(NamedTuple):
-    """What a chain says of itself: means over the chains, () tensors on their device."""
+    """Diagnostics of the chains: means over them, () tensors on their device."""
 
     gradient_norm: Tensor
     """Euclidean norm of grad log p at the last step."""
@@ -43,7 +43,7 @@ def langevin(
 
     `score` is the gradient of the log-density to sample (see `score_of`); `normal` draws the noise; s =
     `step_size` is the standard deviation of a step's noise. There is no Metropolis correction: on N(0, I) the
-    stationary variance is 1 / (1 - s^2/4). `start_BD` is left as it was.
+    stationary variance is 1 / (1 - s^2/4). `start_BD` is not modified.
     """
     z_BD = start_BD.clone()
     gradient_BD = torch.zeros_like(z_BD)

@@ -1,8 +1,8 @@
-"""Blocks and sizes that the nets share, and where vectors become planes.
+"""Blocks and sizes that the nets share, and maps between vectors and planes.
 
-Activations lie with the channels last in memory, as convolutions like it best (docs/performance.md). Weights
-do not, so that checkpoints and DDP see plain tensors. A plane's vector is in the order (C, H, W) nonetheless.
-Shapes: B batch, C channels, H height, W width, D features of a vector.
+Activations are channels-last in memory, which is fastest for convolutions (docs/performance.md). Weights are
+not, so that checkpoints and DDP see plain tensors. A flattened plane is still in (C, H, W) order. Shapes: B
+batch, C channels, H height, W width, D features of a vector.
 """
 
 from itertools import pairwise
@@ -27,14 +27,14 @@ __all__ = [
 
 _TINY_PLANE = 4
 _MANY_WEIGHTS = 2_000_000
-"""Where a CPU takes two to three times as long for a convolution as for the same as a matrix product."""
+"""From here on, a CPU takes two to three times as long for a convolution as for a matrix product."""
 
 
 def channels_last(x_BCHW: Tensor) -> Tensor:
     """Return the same values with the channels last in memory."""
     x_BHWC = x_BCHW.permute(0, 2, 3, 1).contiguous()
     _, height, width, channels = x_BHWC.shape
-    # One channel lies either way, and torch reads it as channels first unless the strides say otherwise.
+    # One channel fits both layouts; torch reads it as channels first unless the strides say otherwise.
     strides = (height * width * channels, 1, width * channels, channels)
     return x_BHWC.as_strided(x_BCHW.shape, strides) if channels == 1 else x_BHWC.permute(0, 3, 1, 2)
 
@@ -42,8 +42,8 @@ def channels_last(x_BCHW: Tensor) -> Tensor:
 class ToPlane(nn.Linear):
     """A linear map from few features, (B, D), to a plane, (B, C, H, W) with the channels last in memory.
 
-    It is a linear map to C H W features followed by a view; but the weights are put into the plane's order
-    instead of the plane, which is larger.
+    The same as a linear map to C H W features and a view, but it permutes the weights instead of the plane,
+    which is larger.
     """
 
     def __init__(self, features: int, plane: tuple[int, int, int]) -> None:
@@ -62,7 +62,7 @@ class ToPlane(nn.Linear):
 class FromPlane(nn.Linear):
     """A linear map from a plane, (B, C, H, W) with the channels last in memory, to few features, (B, D).
 
-    The reverse of `ToPlane`: a linear map of the flattened plane, without moving the plane.
+    The reverse of `ToPlane`: a linear map of the flattened plane, without permuting the plane.
     """
 
     def forward(self, h_BCHW: Tensor) -> Tensor:
@@ -78,10 +78,10 @@ def halved_sizes(image_size: int, count: int) -> list[int]:
 
 
 class ToImage(nn.Conv2d):
-    """The convolution 3/1/1 without bias that ends in the image's few channels.
+    """The convolution 3/1/1 without bias to the image's few channels.
 
-    Computed as a transposed convolution, with the kernel turned: the same function, whose weights' gradient
-    does not fill up the few channels to a SIMD register's eight.
+    Computed as a transposed convolution with the flipped kernel: the same function, but its weight gradient
+    does not pad the few channels to a SIMD register's eight.
     """
 
     def __init__(self, channels_in: int, image_channels: int) -> None:
@@ -93,13 +93,13 @@ class ToImage(nn.Conv2d):
 
 
 def _as_product(h_BCHW: Tensor, weight: Tensor) -> bool:
-    """Return whether a convolution of these is better computed as a product of matrices."""
+    """Return whether this convolution is faster as a matrix product."""
     tiny = h_BCHW.shape[2] * h_BCHW.shape[3] <= _TINY_PLANE and weight.numel() >= _MANY_WEIGHTS
     return tiny and h_BCHW.is_cpu and not torch.is_autocast_enabled("cpu")
 
 
 class Convolution(nn.Conv2d):
-    """The convolution 3/1/1 without bias; where many weights meet a tiny plane as a product of matrices."""
+    """The convolution 3/1/1 without bias; a matrix product for many weights on a tiny plane."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 3, 1, 1, bias=False)
@@ -115,7 +115,7 @@ class Convolution(nn.Conv2d):
 
 
 class TransposedConvolution(nn.ConvTranspose2d):
-    """The transposed convolution 4/2/1 without bias; as a product of matrices where `Convolution` is one."""
+    """The transposed convolution 4/2/1 without bias; a matrix product whenever `Convolution` is."""
 
     def __init__(self, channels_in: int, channels_out: int, *, output_padding: int) -> None:
         super().__init__(channels_in, channels_out, 4, 2, 1, output_padding=output_padding, bias=False)
@@ -133,7 +133,7 @@ class TransposedConvolution(nn.ConvTranspose2d):
 
 
 def down_block(channels_in: int, channels_out: int) -> nn.Sequential:
-    """Return conv 4/2/1 and conv 3/1/1, each with LeakyReLU 0.01 and no bias: halves the size."""
+    """Return conv 4/2/1 and conv 3/1/1, each with LeakyReLU 0.01 and no bias, which halve the size."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 4, 2, 1, bias=False),
         nn.LeakyReLU(0.01, inplace=True),
@@ -143,7 +143,7 @@ def down_block(channels_in: int, channels_out: int) -> nn.Sequential:
 
 
 def up_convolution(channels_in: int, channels_out: int, size_in: int, size_out: int) -> TransposedConvolution:
-    """Return the transposed conv 4/2/1 from `size_in` to `size_out`, which is twice that or one more."""
+    """Return the transposed conv 4/2/1 from `size_in` to `size_out`, which is twice `size_in` or one more."""
     return TransposedConvolution(channels_in, channels_out, output_padding=size_out - 2 * size_in)
 
 

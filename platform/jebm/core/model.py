@@ -22,7 +22,7 @@ class JointModel(nn.Module):
         self.likelihood_std = config.model.likelihood_std
         self.inference = InferenceNet(config.model, config.inference)
         self.generator = GeneratorNet(config.model, config.generator)
-        # Last, so that generator and inference net start from the same weights with and without it.
+        # Last, so that generator and inference net have the same initial weights with and without it.
         self.energy: EnergyNet | None = None
         if config.has_energy:
             unseen = sum(self.latent_dims[:-1]) if config.prior.kind == "top" else 0

@@ -2,13 +2,13 @@
 
 For one image, with z ~ q(z|x):
     ELBO(x) = E_q[log p(x|z)] - KL(q(z|x) || p0(z)) + E_q[f(z)] - log Z.
-Descent on the scalar
+Gradient descent on the scalar
 
     loss = distortion + sum of rates - mean f(z_q) + mean f(z_p),      z_q ~ q(z|x), z_p ~ p(z), z_p constant,
 
 gives each player its own gradient in one backward pass: generator and inference net see -ELBO (log Z does not
 depend on them), the energy net sees E_p[grad f] - E_q[grad f] (the contrastive estimate of its own -ELBO,
-since grad log Z = E_p[grad f]). The value of the loss is not a bound on anything: f(z_p) stands in for log Z.
+since grad log Z = E_p[grad f]). The loss itself bounds nothing: f(z_p) only stands in for log Z.
 
 Shapes: B batch, C channels, H height, W width, D latent width, L latent layers.
 """
@@ -64,14 +64,15 @@ class Objective(nn.Module):
         self.autocast = autocast
 
     def forward(self, x_BCHW: Tensor, posterior_noise_BD: Tensor, prior_z_BD: Tensor | None) -> Terms:
-        """Return the terms for images in [-1, 1], the noise of z_q and samples z_p of the prior.
+        """Return the terms for images in [-1, 1], noise for z_q and samples z_p of the prior.
 
-        Without `prior_z_BD` they are those of the Gaussian prior, whether there is an energy net or not.
+        Without `prior_z_BD` they are those of the Gaussian prior, even if there is an energy net.
         """
         model = self.model
         with torch.autocast(x_BCHW.device.type, self.autocast, enabled=self.autocast is not None):
             posterior = model.inference(x_BCHW)
-        # Moments, samples, rates and f as precise as the images: exp and sums of squares do not bear bf16.
+        # Moments, samples, rates and f in the images' precision: bf16 is too coarse for exp and sums of
+        # squares.
         posterior = DiagGaussian(*(moment.to(x_BCHW.dtype) for moment in posterior))
         z_BD = posterior.rsample(posterior_noise_BD)
         with torch.autocast(x_BCHW.device.type, self.autocast, enabled=self.autocast is not None):

@@ -1,8 +1,8 @@
 """Counter-based normal noise for Langevin chains: a draw is a function of (key, chain, step, dimension).
 
-Philox4x32-10 (Salmon et al. 2011) and the transform of Box and Muller. Nothing depends on the number of
-chains or threads, or on the device. This is the definition, in torch operations; `native/chain.c` computes
-the same in its kernel, up to rounding. Shapes: B chains, D dimensions, Q = ceil(D / 4) blocks of four words.
+Philox4x32-10 (Salmon et al. 2011) and the Box-Muller transform. Draws do not depend on the number of chains
+or threads, nor on the device. These torch operations are the definition; the kernel in `native/chain.c`
+computes the same up to rounding. Shapes: B chains, D dimensions, Q = ceil(D / 4) blocks of four words.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ _MASK = 0xFFFFFFFF
 
 
 class PhiloxNoise:
-    """A `Normal` for one chain: a call gives the noise (B, D) of step `step`, which it then advances.
+    """A `Normal` for one run of chains: a call returns the noise (B, D) of step `step`, then advances `step`.
 
-    Its key is a hash of 16 draws of the `Normal` it is made from, and so belongs to the same seed, rank,
-    position and purpose. Magnitudes end at 5.77 (24 bits make the radius); 8e-9 of N(0, 1) lie beyond.
+    Its key is a hash of 16 draws of the `Normal` it is made from, so it depends on the same seed, rank,
+    position and purpose. Magnitudes end at 5.77 (the radius has 24 bits); N(0, 1) has a mass of 8e-9 beyond.
     """
 
     def __init__(self, normal: Normal) -> None:
@@ -49,7 +49,7 @@ class PhiloxNoise:
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Return the four words that Philox4x32-10 makes of a counter; words are int64 in [0, 2^32)."""
+    """Return the four words of Philox4x32-10 for a counter; words are int64 in [0, 2^32)."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -61,15 +61,15 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
 
 def _multiply(a: Tensor, by: int) -> tuple[Tensor, Tensor]:
-    """Return the low and the high word of the 64-bit product; int64 overflow keeps its bits."""
+    """Return the low and high words of the 64-bit product; int64 overflow keeps the bits."""
     product = a * by
     return product & _MASK, (product >> 32) & _MASK
 
 
 def _box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two normals of two words, in double precision: radius of 24 bits of a, angle of 25 bits of b.
+    """Return two normals from two words, in double precision: radius from 24 bits of a, angle from 25 of b.
 
-    Two bits of b choose a quarter turn, centred on 0, 90, 180 or 270 degrees; the rest the angle in it.
+    Two bits of b choose a quarter turn, centred on 0, 90, 180 or 270 degrees; the others the angle within it.
     """
     radius = (-2 * (((a >> 8) + 1).double() * 2**-24).log()).sqrt()
     quarter, rest = b >> 30, ((b << 2) & _MASK) >> 9

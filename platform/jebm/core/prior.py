@@ -34,18 +34,18 @@ def log_density(energy: EnergyNet, latents: Callable[[Tensor], Tensor]) -> Calla
 
 
 class PriorSampler:
-    """Samples of a model's prior; what computes the chains is decided here, for the device the model is on.
+    """Samples a model's prior; construction chooses what computes the chains, for the model's device.
 
     With an energy: `config.steps` Langevin steps from fresh N(0, I) (short-run: the chain is part of the
-    model), without autograd where T is the identity. Without (the Gaussian prior): exact samples, and no
-    chain. The weights may move between calls.
+    model), without autograd if T is the identity. Without one (the Gaussian prior): exact samples, no chain.
+    The weights may change between calls.
     """
 
     def __init__(self, model: JointModel, config: Langevin) -> None:
         self._model, self._config = model, config
         self._kernel: Kernel | None = None
         self.kernel = "none (Gaussian prior)"
-        """In a few words, what computes the chains."""
+        """Short description of what computes the chains."""
         energy = model.energy
         if energy is None:
             return
@@ -67,7 +67,7 @@ class PriorSampler:
         if self._config.noise == "philox":
             normal = PhiloxNoise(normal)
         if self._kernel is not None:
-            # What f does not see is N(0, I) and independent of the rest: exact, as it was drawn.
+            # Columns that f does not see are N(0, I) and independent of the rest: exact as drawn.
             unseen = model.energy.unseen
             seen = model.energy.resolved().without_columns(unseen)
             z_BD, info = closed_form_langevin(

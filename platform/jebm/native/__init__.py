@@ -1,1 +1,1 @@
-"""Compiled code: optional, and never the only way to a result."""
+"""Compiled code: optional, with a torch fallback."""

@@ -1,9 +1,9 @@
-"""The Langevin chain of `jebm.core.chain` as one call into C, built on first use by the compiler at hand.
+"""The Langevin chain of `jebm.core.chain` as one call into C, built on first use by the available compiler.
 
-The source, `chain.c`, travels with the package, so that a node needs a C compiler (cc, gcc, clang, or the one
-in the wheel `ziglang`: `pip install ziglang`) and no build step. What was built is kept in the user's
-cache folder, under a hash of the source, the compiler's version and the CPU's instruction set.
-Shapes: B chains, D dimensions, K steps.
+The source, `chain.c`, ships with the package, so a node needs a C compiler (cc, gcc, clang, or the one in the
+wheel `ziglang`: `pip install ziglang`) but no build step. The build is kept in the user's cache folder, under
+a hash of the source, the compiler's version and the CPU's instruction set. Shapes: B chains, D dimensions, K
+steps.
 """
 
 import ctypes
@@ -44,12 +44,12 @@ class _Job(ctypes.Structure):
 
 
 def usable(z_BD: Tensor) -> bool:
-    """Return whether `run` can take these positions: float32 on a CPU, and the kernel could be built."""
+    """Return whether `run` can take these positions: float32 on a CPU, with the kernel built."""
     return z_BD.is_cpu and z_BD.dtype == torch.float32 and _library()[0] is not None
 
 
 def describe() -> str:
-    """Return in a few words what computes chains on this machine's CPU, and why not the C kernel if not."""
+    """Describe briefly what computes chains on this machine's CPU, and if not the C kernel, why."""
     return _library()[1]
 
 
@@ -63,18 +63,18 @@ def run(
     steps: int,
     step_size: float,
 ) -> Tensor:
-    """Move the chains `z_BD` by `steps` in place; return the gradient (B, D) of log p at the last step.
+    """Advance the chains `z_BD` by `steps` in place; return the gradient (B, D) of log p at the last step.
 
     `layers` are (weight, bias) of the linear maps of f, the last one with one row. `noise` is (K, B, D), or
-    the key (two 32-bit words) of noise that the kernel draws itself from `first_step` on: that of
-    `jebm.core.philox`. Uses as many threads as torch; the result does not depend on their number.
+    the key (two 32-bit words) of `jebm.core.philox` noise that the kernel draws itself from `first_step` on.
+    Uses as many threads as torch; the result does not depend on their number.
     """
     library, why = _library()
     if library is None:
         raise RuntimeError(f"no C kernel: {why}")
     if z_BD.dtype != torch.float32:
         raise TypeError(f"the C kernel computes in float32, not in {z_BD.dtype}")
-    # Arrays of pointers that live until the call has returned.
+    # Arrays of pointers, kept alive until the call returns.
     hidden = [
         (weight.contiguous(), weight.mT.contiguous(), bias.contiguous()) for weight, bias in layers[:-1]
     ]
@@ -83,7 +83,7 @@ def run(
     last = layers[-1][0].contiguous()
     gradient_BD = torch.empty_like(z_BD)
     given = noise.contiguous() if isinstance(noise, Tensor) else None
-    # The fields of the struct, in its order.
+    # The fields of the struct, in order.
     job = _Job(
         *(*z_BD.shape, steps, first_step, len(hidden), torch.get_num_threads()),
         *(ctypes.addressof(array) for array in (widths, weights, transposed, biases)),
@@ -116,7 +116,7 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _compilers() -> Iterator[list[str]]:
-    """Yield the commands of the C compilers that are there, the best guess first."""
+    """Yield the commands of the available C compilers, the best guess first."""
     if os.environ.get("CC"):
         yield shlex.split(os.environ["CC"])
     yield from ([name] for name in ("cc", "gcc", "clang") if shutil.which(name))
@@ -128,10 +128,10 @@ def _built(compiler: list[str]) -> Path:
     """Return the shared library of this source, compiler and CPU; build it unless it is in the cache.
 
     Raises:
-        OSError, subprocess.SubprocessError: The compiler cannot be run, or refuses.
+        OSError, subprocess.SubprocessError: the compiler cannot be run, or fails.
 
     """
-    # What the compiler predefines tells its version and, by -march=native, the CPU's instruction set.
+    # Predefined macros identify the compiler's version and, with -march=native, the CPU's instruction set.
     predefined = _output([*compiler, *_FLAGS, "-dM", "-E", "-x", "c", os.devnull])
     digest = hashlib.blake2b(_SOURCE.read_bytes() + predefined.encode(), digest_size=16).hexdigest()
     folder = _cache_folder()
@@ -139,7 +139,7 @@ def _built(compiler: list[str]) -> Path:
     if not library.exists():
         partial = folder / f"{library.name}.{os.getpid()}"
         _output([*compiler, *_FLAGS, "-shared", "-fPIC", "-pthread", "-o", str(partial), str(_SOURCE)])
-        partial.replace(library)  # whole or not at all, whoever else builds it at the same time
+        partial.replace(library)  # atomic, even if others build it at the same time
     return library
 
 
@@ -156,7 +156,7 @@ def _output(command: list[str]) -> str:
 
 
 def _cache_folder() -> Path:
-    """Return a folder of this user alone that can be written to: the cache's, or one for this process."""
+    """Return a writable folder private to this user: the cache folder, or one for this process."""
     try:
         return cache_folder()
     except OSError:

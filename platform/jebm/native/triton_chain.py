@@ -1,8 +1,8 @@
-"""The Langevin chain of `jebm.core.chain` as one launch on a GPU, where triton is installed.
+"""The Langevin chain of `jebm.core.chain` as one launch on a GPU, if triton is installed.
 
-Torch for CUDA brings triton, which compiles the kernel, `triton_kernel.py`, on first use. With
-TRITON_INTERPRET=1 triton interprets it, on a CPU too: slow, for tests. Shapes: B chains, D dimensions,
-K steps, L layers, W width of a hidden layer.
+Torch for CUDA installs triton, which compiles the kernel, `triton_kernel.py`, on first use. With
+TRITON_INTERPRET=1 triton interprets it, even on a CPU: slow, for tests. Shapes: B chains, D dimensions, K
+steps, L layers, W width of a hidden layer.
 """
 
 import functools
@@ -19,14 +19,14 @@ from torch.nn import functional as F
 __all__ = ["hindrance", "run"]
 
 _BLOCK = 16
-"""Chains of a program."""
+"""Chains per program."""
 
 _DEEPEST = 32
-"""Hidden layers: the kernel keeps their signs in one word."""
+"""The most hidden layers: the kernel keeps their signs in one word."""
 
 
 def hindrance(layers: Sequence[tuple[Tensor, Tensor]], z_BD: Tensor) -> str | None:
-    """Return why `run` cannot take such layers and positions, in a few words, or None.
+    """Return briefly why `run` cannot take these layers and positions, or None.
 
     It takes float32 on a GPU that can run the kernel.
     """
@@ -55,15 +55,15 @@ def run(
     steps: int,
     step_size: float,
 ) -> Tensor:
-    """Move the chains `z_BD` by `steps` in place; return the gradient (B, D) of log p at the last step.
+    """Advance the chains `z_BD` by `steps` in place; return the gradient (B, D) of log p at the last step.
 
     `layers` are (weight, bias) of the linear maps of f, the last one with one row. `noise` is (K, B, D), or
-    the key (two 32-bit words) of noise that the kernel draws itself from `first_step` on: that of
-    `jebm.core.philox`. What a chain computes does not depend on the chains beside it.
+    the key (two 32-bit words) of `jebm.core.philox` noise that the kernel draws itself from `first_step` on.
+    A chain's result does not depend on the other chains.
     """
     from jebm.native.triton_kernel import chain_kernel  # noqa: PLC0415 (imports triton)
 
-    # Matrices as large as Triton's products need them: rows and columns of zeros change nothing.
+    # Pad matrices to the sizes that Triton's products need: rows and columns of zeros change nothing.
     chains, dims = z_BD.shape
     depth, width, padded_dims = _sizes(layers)
     first_WD = _pad(layers[0][0], width, padded_dims)
@@ -74,7 +74,7 @@ def run(
     given, key = (noise.contiguous(), (0, 0)) if isinstance(noise, Tensor) else (None, noise)
     # One program for each block of chains.
     if chains:
-        with torch.cuda.device(z_BD.get_device()):  # triton launches on the current one
+        with torch.cuda.device(z_BD.get_device()):  # triton launches on the current device
             chain_kernel[(-(-chains // _BLOCK),)](
                 *(z_BD, gradient_BD, given),
                 *(first_WD, first_WD.mT.contiguous(), hidden_LWW, hidden_LWW.mT.contiguous()),
@@ -95,9 +95,9 @@ def run(
 
 @functools.cache
 def _failure(device: torch.device, depth: int, width: int, dims: int) -> str | None:
-    """Return how compiling or launching the kernel fails, in one line, or None: tried on a chain of no steps.
+    """Return in one line how compiling or launching the kernel fails, or None; tries a chain of no steps.
 
-    An old GPU, or no C compiler, which triton needs to launch.
+    Causes are an old GPU, or no C compiler, which triton needs to launch.
     """
     widths = [dims, *[width] * depth, 1]
     layers = [
@@ -106,38 +106,38 @@ def _failure(device: torch.device, depth: int, width: int, dims: int) -> str | N
     ]
     try:
         run(layers, torch.zeros(1, dims, device=device), (0, 0), slope=0.0, steps=0, step_size=0.0)
-    except Exception as error:  # whatever it is, torch can compute the chain
+    except Exception as error:  # any error: torch can compute the chain instead
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['failed'])[0]}"
     return None
 
 
 def _memory(depth: int, width: int, dims: int, *, held: bool) -> int:
-    """Return the bytes of shared memory that the kernel takes, with all its weights held there or without.
+    """Return the bytes of shared memory that the kernel needs, with all weights held there or not.
 
-    Both ways round the first weight, and the others or one of them at a time; and a product's left side.
+    The first weight in both orientations, the others so too or one at a time, and a product's left side.
     """
     weights = 2 * width * dims + (2 * (depth - 1) if held else min(1, depth - 1)) * width**2
     return 4 * (weights + _BLOCK * max(width, dims))
 
 
 def _memory_of(device: torch.device) -> float:
-    """Return the bytes of shared memory that a program can have: all but what CUDA takes for itself."""
+    """Return the bytes of shared memory available to a program: all but what CUDA reserves."""
     if device.type != "cuda":
         return math.inf
     return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor - 1024
 
 
 def _sizes(layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[int, int, int]:
-    """Return the hidden layers' number, their padded width, and the padded dimensions."""
+    """Return the number of hidden layers, their padded width, and the padded dimensions."""
     width = max(len(weight) for weight, _ in layers[:-1])
     return len(layers) - 1, _padded(width), _padded(layers[0][0].shape[1])
 
 
 def _padded(size: int) -> int:
-    """Return the least power of two from 16 on that is not below `size`: what Triton's products take."""
+    """Return the least power of two >= 16 and >= `size`, as Triton's products require."""
     return max(16, 1 << (size - 1).bit_length())
 
 
 def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
-    """Return a matrix with rows and columns of zeros behind its own."""
+    """Return a matrix padded with rows and columns of zeros at the end."""
     return F.pad(matrix, (0, columns - matrix.shape[1], 0, rows - len(matrix)))

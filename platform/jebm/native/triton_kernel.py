@@ -1,8 +1,8 @@
-"""The Langevin chain of `chain.c` for GPUs, in Triton. Importing this needs triton: `triton_chain.py` does.
+"""The Langevin chain of `chain.c` for GPUs, in Triton; `triton_chain.py` imports this only with triton.
 
-A program moves a block of chains over all steps. Chains are independent, so programs never wait for each
-other. What a chain computes depends neither on its block nor on the chains beside it. Sizes are padded to
-powers of two; weights, positions and noise are zero there.
+A program advances a block of chains over all steps. Chains are independent, so programs never wait for each
+other. A chain's result depends neither on its block nor on other chains. Sizes are padded to powers of two;
+weights, positions and noise are zero there.
 """
 
 import triton
@@ -13,7 +13,7 @@ __all__ = ["chain_kernel"]
 
 @triton.jit
 def _logarithm(x):
-    """Return log x, x in (0, 1], as in chain.c: an error of 1e-7, as of a GPU's own log, is too much at 1."""
+    """Return log x, x in (0, 1], as in chain.c: the 1e-7 error of a GPU's own log is too large near 1."""
     bits = x.to(tl.int32, bitcast=True)
     exponent = (bits - 0x3F3504F3) >> 23
     m = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
@@ -31,7 +31,7 @@ def _logarithm(x):
 
 @triton.jit
 def _normals(a, b):
-    """Return Box and Muller's two normals of two words, as in `jebm.core.philox` and chain.c."""
+    """Return the two Box-Muller normals of two words, as in `jebm.core.philox` and chain.c."""
     u = ((a >> 8) + 1).to(tl.float32) * 5.9604644775390625e-8  # 2^-24
     radius = tl.sqrt_rn(-2.0 * _logarithm(u))
     quarter = b >> 30
@@ -48,7 +48,7 @@ def _normals(a, b):
 
 @triton.jit
 def _drawn(chain_B, step, key0, key1, BLOCK: tl.constexpr, DIMS: tl.constexpr):
-    """Return the noise (BLOCK, DIMS) of a step: four of each counter (chain, step, dimension / 4, 0)."""
+    """Return the noise (BLOCK, DIMS) of a step: four per counter (chain, step, dimension / 4, 0)."""
     zero = tl.zeros((BLOCK, DIMS // 4), tl.uint32)
     c0 = zero + chain_B.to(tl.uint32, bitcast=True)[:, None]
     c1 = zero + step.to(tl.uint32, bitcast=True)
@@ -69,17 +69,17 @@ def _forth(x, weight, bias_W, above, layer, slope):
 
 @triton.jit
 def _sloped(x, above, layer, slope):
-    """Return a gradient by a layer's values times the LeakyReLU's slope there."""
+    """Return the gradient in a layer's values times the LeakyReLU's slope there."""
     return tl.where(((above >> layer) & 1) != 0, x, slope * x)
 
 
 @triton.jit(do_not_specialize=["key0", "key1", "chains", "dims", "steps", "first_step"])
 def chain_kernel(
-    z_BD,  # in the start, out the positions
-    gradient_BD,  # out, of log p at the last step
+    z_BD,  # in: the start; out: the positions
+    gradient_BD,  # out: of log p at the last step
     noise_KBD,  # None: drawn here
     first_WD,
-    first_DW,  # transposed: a product whose weight lies along its sums has each lane wait for the others
+    first_DW,  # transposed: with the weight along the sums, each lane waits for the others
     hidden_LWW,  # of the layers after the first, (out, in)
     transposed_LWW,
     biases_LW,
@@ -97,9 +97,9 @@ def chain_kernel(
     DIMS: tl.constexpr,
     WIDTH: tl.constexpr,
     DEPTH: tl.constexpr,  # hidden layers
-    HELD: tl.constexpr,  # whether all weights stay on chip over all steps, or each is read again for its use
+    HELD: tl.constexpr,  # whether all weights stay on chip over all steps, or are read at each use
 ):
-    """Do what `run` in triton_chain.py says, for chains from BLOCK times the program's number on."""
+    """Do what `run` in triton_chain.py does, for the BLOCK chains of this program."""
     chain_B = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     dim_D = tl.arange(0, DIMS)
     unit_W = tl.arange(0, WIDTH)
@@ -117,7 +117,7 @@ def chain_kernel(
             back += (tl.load(hidden_LWW + layer * WIDTH * WIDTH + at_WW),)
     last = tl.load(last_W + unit_W)[None, :]
     step = 0
-    while step < steps:  # not over a range, whose end triton's interpreter would have to be told beforehand
+    while step < steps:  # triton's interpreter would need a range's end in advance
         above = tl.zeros((BLOCK, WIDTH), tl.int32)  # bit j: the value of hidden layer j is above zero
         x, above = _forth(z, forth[0], biases_LW + unit_W, above, 0, slope)
         if HELD:
