@@ -1,4 +1,4 @@
-"""Langevin chains on the prior: ours, the paper's released loop, and other libraries, in one process.
+"""Time Langevin chains on the prior: ours, the paper's released loop and other libraries, in one process.
 
     benchmarks/chain.py                         three shapes, 100 and 1,000 chains
     benchmarks/chain.py --threads 2             with two threads
@@ -6,12 +6,12 @@
     benchmarks/chain.py --device cuda           on a GPU
     benchmarks/chain.py --plot FOLDER           no tables: three plots of the cost
 
-Before it measures, it checks that all ways sample the same: the released loop, once its spectral norm has
-converged, our torch and C chains to 1e-4 with the same noise; the others by their mean of f. The ways take
-turns; figures are medians with quartiles. `torchebm` and `blackjax` take part where they are installed.
+Before measuring, it checks that all implementations sample the same: the released loop, with converged
+spectral norm, and our torch and C chains to 1e-4 with the same noise; the others by their mean of f. They
+take turns; figures are medians with quartiles. `torchebm` and `blackjax` take part if installed.
 
-The plots show the released loop, our torch chain and the C kernel with Philox noise, at the shape hs and 100
-chains but for what is varied: the steps, the width, or the number of chains.
+The plots show the released loop, our torch chain and the C kernel with Philox noise, for the shape hs and 100
+chains, with one thing varied: the steps, the width or the number of chains.
 """
 
 import argparse
@@ -56,7 +56,7 @@ class Shape(NamedTuple):
     step_size: float
 
     def flop(self, chains: int) -> int:
-        """Return the floating-point operations of a chain's products, forward and back."""
+        """Return the floating-point operations of the chains' products, forward and backward."""
         weights = sum(self.latent_dims) * self.width + (self.depth - 1) * self.width**2 + self.width
         return 4 * chains * self.steps * weights
 
@@ -72,14 +72,14 @@ SWEEPS = {
     "width": ("width of the energy net", [12, 25, 50, 100, 200]),
     "chains": ("chains", [10, 30, 100, 300, 1000, 3000]),
 }
-"""What a plot varies: how its axis is named, and the values."""
+"""What a plot varies: the name of its axis, and the values."""
 
 PLOTTED = ["torch", "C, Philox noise"]
-"""Our ways that the plots show beside the released loop."""
+"""Our implementations that the plots show next to the released loop."""
 
 
 def main() -> int:
-    """Print a table for each shape and number of chains, or draw; returns the exit code."""
+    """Print a table for each shape and number of chains, or draw; return the exit code."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(prog="benchmarks/chain.py", description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
@@ -90,7 +90,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw cost against " + ", ".join(SWEEPS))
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")  # torch's old spectral norm, jax's choice of device
+    warnings.simplefilter("ignore")  # about torch's old spectral norm and jax's choice of device
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     print(f"torch {torch.__version__}, {arguments.threads} thread(s), {arguments.clock} time, {device}")
@@ -106,7 +106,7 @@ def main() -> int:
 
 
 def measure(name: str, chains: int, device: torch.device, arguments: argparse.Namespace) -> None:
-    """Check and time all ways for one shape and number of chains; print their table."""
+    """Check and time all implementations for one shape and number of chains; print their table."""
     shape = SHAPES[name]
     net, energy, start_BD = converged(shape, chains, device)
     ways = {
@@ -116,6 +116,7 @@ def measure(name: str, chains: int, device: torch.device, arguments: argparse.Na
         **blackjax(energy, shape, start_BD),
     }
     check(ways, energy, net, shape, start_BD)
+    # Take turns; a large product shows the peak rate at that time.
     gemm = torch.randn(1024, 1024, device=device)
     seconds: dict[str, list[float]] = {way: [] for way in [*ways, "peak"]}
     busy: dict[str, list[float]] = {way: [] for way in ways}
@@ -125,6 +126,7 @@ def measure(name: str, chains: int, device: torch.device, arguments: argparse.Na
             elapsed, share = timed(chain, device, arguments.clock)
             seconds[way].append(elapsed)
             busy[way].append(share)
+    # The table, relative to the released loop and to the peak.
     peak = 2 * 1024**3 / statistics.median(seconds["peak"]) / 1e9
     first = statistics.median(seconds["released loop"])
     gflop = shape.flop(chains) / 1e9
@@ -141,7 +143,7 @@ def measure(name: str, chains: int, device: torch.device, arguments: argparse.Na
 
 
 def sweep(varied: str, device: torch.device, arguments: argparse.Namespace) -> None:
-    """Time the plotted ways while one thing varies, and draw their medians."""
+    """Time the plotted implementations while one thing varies, and draw their medians."""
     x_name, values = SWEEPS[varied]
     lines: dict[str, list[float]] = {}
     for value in values:
@@ -171,7 +173,7 @@ def sweep(varied: str, device: torch.device, arguments: argparse.Namespace) -> N
 def converged(
     shape: Shape, chains: int, device: torch.device
 ) -> tuple[nn.Sequential, ResolvedEnergy, Tensor]:
-    """Return the released net once its spectral norm has converged, its function, and a start (B, D)."""
+    """Return the released net with converged spectral norm, its function, and a start (B, D)."""
     torch.manual_seed(0)
     net = released_net(shape).to(device)
     start_BD = torch.randn(chains, sum(shape.latent_dims), device=device)
@@ -196,14 +198,14 @@ def timed(work: Callable[[], object], device: torch.device, clock: str) -> tuple
 def check(
     ways: dict[str, Way], energy: ResolvedEnergy, net: nn.Sequential, shape: Shape, start_BD: Tensor
 ) -> None:
-    """Stop unless all ways sample the same; this is also their warm-up."""
+    """Stop unless all implementations sample the same; this is also their warm-up."""
     how: dict[str, Any] = {"steps": shape.steps, "step_size": shape.step_size}
     torch.manual_seed(1)
     expected = released(net, shape, start_BD)
     for kernel in (TORCH, None):
         torch.manual_seed(1)
         z, _ = closed_form_langevin(energy, start_BD, layerwise(shape, start_BD.device), kernel=kernel, **how)
-        # Here and there a LeakyReLU lies so near its kink that rounding decides on its slope.
+        # Occasionally a LeakyReLU is so near its kink that rounding decides its slope.
         difference = (z - expected).abs()
         assert (difference.amax(1) > 1e-4).float().mean() < 0.01, f"{difference.max()} from the released loop"
     f_B = energy.f(expected)
@@ -214,7 +216,7 @@ def check(
 
 
 def layerwise(shape: Shape, device: torch.device) -> Normal:
-    """Return a `Normal` with the noise of the released loop: drawn for each latent layer by itself."""
+    """Return a `Normal` with the noise of the released loop: drawn separately for each latent layer."""
 
     def normal(chains: int, _: int) -> Tensor:
         return torch.cat([torch.randn(chains, dim, device=device) for dim in shape.latent_dims], 1)
@@ -223,7 +225,7 @@ def layerwise(shape: Shape, device: torch.device) -> Normal:
 
 
 def released_net(shape: Shape) -> nn.Sequential:
-    """Return the energy with torch's old spectral norm: a power iteration at each training forward."""
+    """Return the energy with torch's old spectral norm, which iterates at each training forward."""
     widths = [sum(shape.latent_dims), *[shape.width] * shape.depth]
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
@@ -253,7 +255,7 @@ def released(net: nn.Sequential, shape: Shape, start_BD: Tensor) -> Tensor:
 
 
 def ours(energy: ResolvedEnergy, shape: Shape, start_BD: Tensor) -> dict[str, Way]:
-    """Return our ways: the reference, torch in closed form, and C where it runs."""
+    """Return our implementations: the reference, torch in closed form, and C if it runs."""
     how: dict[str, Any] = {"steps": shape.steps, "step_size": shape.step_size}
     stream = torch.Generator(start_BD.device).manual_seed(2)
 
@@ -274,7 +276,7 @@ def ours(energy: ResolvedEnergy, shape: Shape, start_BD: Tensor) -> dict[str, Wa
 
 
 def torchebm(energy: ResolvedEnergy, shape: Shape, start_BD: Tensor) -> dict[str, Way]:
-    """Return torchebm's Langevin sampler on the same density, weights resolved; nothing where absent."""
+    """Return torchebm's Langevin sampler on the same density, weights resolved; empty if not installed."""
     if not importlib.util.find_spec("torchebm"):
         return {}
     core, samplers = (importlib.import_module(f"torchebm.{part}") for part in ("core", "samplers"))
@@ -291,7 +293,7 @@ def torchebm(energy: ResolvedEnergy, shape: Shape, start_BD: Tensor) -> dict[str
 
 
 def blackjax(energy: ResolvedEnergy, shape: Shape, start_BD: Tensor) -> dict[str, Way]:
-    """Return blackjax's stochastic-gradient Langevin kernel, jitted over all steps; nothing where absent."""
+    """Return blackjax's stochastic-gradient Langevin kernel, jitted over all steps; empty without it."""
     if not importlib.util.find_spec("blackjax"):
         return {}
     jax, blackjax_ = (importlib.import_module(part) for part in ("jax", "blackjax"))
@@ -299,7 +301,7 @@ def blackjax(energy: ResolvedEnergy, shape: Shape, start_BD: Tensor) -> dict[str
         (jax.numpy.asarray(w.cpu().numpy()), jax.numpy.asarray(b.cpu().numpy())) for w, b in energy.layers
     ]
 
-    def log_density(z: Any) -> Any:  # noqa: ANN401 (jax arrays; jax need not be there)
+    def log_density(z: Any) -> Any:  # noqa: ANN401 (jax arrays; jax is optional)
         h = z
         for weight, bias in layers[:-1]:
             h = jax.nn.leaky_relu(h @ weight.T + bias, SLOPE)

@@ -1,12 +1,12 @@
-"""What a checkpoint costs: our way, Ray's way and the bare wire, on the same server in one run.
+"""The cost of a checkpoint: our way, Ray's way and the bare wire, on the same server in one run.
 
     benchmarks/checkpoint.py                    upload, asynchronous upload and restore
     benchmarks/checkpoint.py stall              what saving costs a training loop
 
-Ray's way is torch.save to a disk and pyarrow's copy up; the copy down and torch.load. The bare wire sends
-the same bytes over presigned URLs and checks nothing. Every figure comes from a process of its own; the
-ways take turns, so that a busy moment of the machine hits all of them. Without --uri a server is started
-in memory-backed storage. It runs on the same cores: trust memory, disk and CPU more than wall time.
+Ray's way is torch.save to disk and pyarrow's upload; download and torch.load. The bare wire sends the same
+bytes over presigned URLs and checks nothing. Each figure comes from a separate process; the ways take turns,
+so that a busy moment of the machine affects all of them. Without --uri a server is started in memory-backed
+storage. It runs on the same cores, so memory, disk and CPU are more reliable than wall time.
 """
 
 import argparse
@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MB = 1_000_000
 TENSORS = 64
 RAYS_CHUNK = 64 << 20
-WIRES = 4  # connections of the bare wire on the way down
+WIRES = 4  # download connections of the bare wire
 WAYS = {
     "upload": ("ours", "ray", "wire"),
     "async": ("ours",),
@@ -55,7 +55,7 @@ Figures = dict[str, float]
 
 
 def main() -> int:
-    """Run the benchmark, print its table; returns the exit code."""
+    """Run the benchmark and print its table; return the exit code."""
     parser = argparse.ArgumentParser(prog="benchmarks/checkpoint.py", description=__doc__.splitlines()[0])
     parser.add_argument("mode", nargs="?", choices=["transfer", "stall"], default="transfer")
     parser.add_argument("--megabytes", type=float, default=268.0, help="size of the state (%(default)s)")
@@ -66,12 +66,13 @@ def main() -> int:
         "--every", type=float, default=30.0, help="stall: seconds between saves (%(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # what a child process is started for
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # the task of a child process
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(arguments)))
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that our server ends with us
+    # Use the given storage, or a server that ends with this process.
     with contextlib.ExitStack() as stack:
         environment = dict(os.environ)
         uri = arguments.uri
@@ -87,7 +88,7 @@ def main() -> int:
 def transfer(
     arguments: argparse.Namespace, uri: str, environment: Mapping[str, str]
 ) -> list[dict[str, object]]:
-    """Measure every way in turns; returns the rows of the table."""
+    """Measure all ways in turn; return the rows of the table."""
     taken: dict[tuple[str, str], list[Figures]] = {}
     for _ in range(arguments.runs):
         for what, ways in WAYS.items():
@@ -109,7 +110,7 @@ def transfer(
 
 
 def stall(arguments: argparse.Namespace, uri: str, environment: Mapping[str, str]) -> list[dict[str, object]]:
-    """Run the same loop with saves and without, in turns; returns the rows of the table."""
+    """Run the same loop with and without saves, in turn; return the rows of the table."""
     rows: list[dict[str, object]] = []
     for _ in range(arguments.runs):
         for way in ("off", "on"):
@@ -131,7 +132,7 @@ def child(arguments: argparse.Namespace, what: str, uri: str, environment: Mappi
 
 @contextlib.contextmanager
 def server() -> Iterator[dict[str, str]]:
-    """Run a server in memory-backed storage; yields the environment of its clients."""
+    """Run a server in memory-backed storage; yield the environment of its clients."""
     memory = Path("/dev/shm")
     home = Path(tempfile.mkdtemp(prefix="jebm-benchmark-", dir=memory if memory.is_dir() else None))
     script = [sys.executable, str(ROOT / "scripts" / "s3")]
@@ -143,7 +144,7 @@ def server() -> Iterator[dict[str, str]]:
         line = next(line for line in said.splitlines() if line.startswith("export "))
         yield dict(word.split("=", 1) for word in shlex.split(line)[1:])
     finally:
-        with contextlib.suppress(OSError, ValueError):  # not `stop`: this data is for nobody
+        with contextlib.suppress(OSError, ValueError):  # not `stop`: the data is discarded
             os.kill(int((home / "server.pid").read_text()), signal.SIGKILL)
         shutil.rmtree(home, ignore_errors=True)
 
@@ -152,11 +153,11 @@ def server() -> Iterator[dict[str, str]]:
 
 
 def measure(arguments: argparse.Namespace) -> Figures:
-    """Do what `--measure` names, and return what it took."""
+    """Do what `--measure` names, and return its cost."""
     what, _, way = arguments.measure.partition("-")
     tensors = state(arguments.megabytes, seed=1)
     uri = arguments.uri
-    open_store(uri).put("warm", b"")  # imports, credentials and the first connection are no part of it
+    open_store(uri).put("warm", b"")  # exclude imports, credentials and the first connection
     if what == "stall":
         return training(tensors, uri, arguments.seconds, arguments.every if way == "on" else None)
     if what == "restore":
@@ -174,7 +175,7 @@ def state(megabytes: float, seed: int) -> dict[str, Tensor]:
 
 
 def cost(work: Callable[[], object]) -> Figures:
-    """Run it; returns wall and CPU seconds, extra peak memory and bytes written to a disk, in MB."""
+    """Run `work`; return wall and CPU seconds, extra peak memory and bytes written to disk, in MB."""
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     memory, disk = status("VmRSS"), written()
     cpu, wall = time.process_time(), time.perf_counter()
@@ -220,7 +221,7 @@ def rays_upload(tensors: Mapping[str, Tensor], uri: str) -> Callable[[], object]
     def work() -> None:
         with tempfile.TemporaryDirectory() as folder:
             torch.save(dict(tensors), Path(folder, "state.pt"))
-            # With the options of ray.train._internal.storage.
+            # With the same options as ray.train._internal.storage.
             pyarrow.fs.copy_files(
                 folder,
                 f"{path}/ray",
@@ -311,9 +312,9 @@ def presigned(uri: str, operation: str) -> SplitResult:
 
 
 def training(tensors: Mapping[str, Tensor], uri: str, seconds: float, every: float | None) -> Figures:
-    """Train something small for a while; returns the speed, and what saving took of the time.
+    """Train something small for a while; return the speed, and the time spent saving.
 
-    Steps change all tensors in turn, so that a save that read them later than it should would be wrong.
+    Steps change all tensors in turn, so that a save that read them too late would be wrong.
     """
     torch.set_num_threads(1)  # leaves the other core to the upload, as a GPU leaves the CPU
     writer = None
@@ -321,6 +322,7 @@ def training(tensors: Mapping[str, Tensor], uri: str, seconds: float, every: flo
         writer = AsyncWriter(
             Checkpoints(open_store(uri), f"stall-{uuid.uuid4().hex}"), keep_last=1, like=tensors
         )
+    # The loop: a product, a change to one tensor, and a save when it is due.
     left, right = torch.rand(384, 384), torch.rand(384, 384)
     names = list(tensors)
     steps, longest, began = 0, 0.0, time.perf_counter()
@@ -349,7 +351,7 @@ def training(tensors: Mapping[str, Tensor], uri: str, seconds: float, every: flo
 
 
 def shown(rows: Sequence[Mapping[str, object]]) -> str:
-    """Return the rows as a table in Markdown."""
+    """Return the rows as a Markdown table."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [names, ["---"] * len(names), *[[str(row.get(name, "")) for name in names] for row in rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

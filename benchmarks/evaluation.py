@@ -3,7 +3,7 @@
     benchmarks/evaluation.py runs/fashion_mnist --data data/fashion_mnist/train
     benchmarks/evaluation.py runs/fashion_mnist --data data/fashion_mnist/train --suite samples
 
-Each row is one run of jobs/evaluate.py, with so many images of the data and as many samples of the prior.
+Each row is one run of jobs/evaluate.py, with equal numbers of images and of prior samples.
 """
 
 import argparse
@@ -20,7 +20,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(options: list[str]) -> tuple[float, float]:
-    """Do one evaluation; return its seconds and its peak resident memory in MB."""
+    """Run one evaluation; return its seconds and its peak resident memory in MB."""
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w+") as log:
         command = [sys.executable, "jobs/evaluate.py", "--output", f"{folder}/report", *options]
         began = time.perf_counter()
@@ -34,7 +34,7 @@ def run(options: list[str]) -> tuple[float, float]:
 
 
 def main() -> int:
-    """Print the table; returns the exit code."""
+    """Print the table; return the exit code."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(prog="benchmarks/evaluation.py", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint")

@@ -1,15 +1,15 @@
-"""What a slow network costs a step, and how much of it is hidden: two processes, a wire of a given rate.
+"""The cost of a slow network per step, and how much of it is hidden: two processes, a wire of a given rate.
 
     benchmarks/network.py                               smoke config, three rates and no limit
     benchmarks/network.py --rates 100               without a limit, and 100 Mbit/s
     benchmarks/network.py --config jobs/configs/fashion_mnist.yaml --train.epochs 0.4 --train.gaussian_share 0
 
-Linux, as root. Two network namespaces stand for two machines: a veth pair joins them, and a token bucket
-(tc-tbf) limits what each may send. In each, torchrun starts one process of jobs/train.py with one thread. It
-is one run: the rates take turns, and change at each report. Wire: the bytes that a rank sends per step,
-headers included, as its queue counts them, over the rate. Extra: the time of a step above that without a
-limit in the same turn. Hidden: the share of the wire's time that does not show, 1 - extra / wire. Figures are
-medians over the turns. The wire is thin, not long: it has no delay.
+Needs Linux and root. Two network namespaces act as two machines: a veth pair connects them, and a token
+bucket (tc-tbf) limits what each may send. In each, torchrun starts one process of jobs/train.py with one
+thread. There is one run: the rates take turns and change at each report. Wire: the bytes that a rank sends
+per step, headers included, as its queue counts them, divided by the rate. Extra: the step time minus that
+without a limit in the same turn. Hidden: the share of the wire's time that does not show, 1 - extra / wire.
+Figures are medians over the turns. The wire has low bandwidth but no added delay.
 """
 
 import argparse
@@ -32,7 +32,7 @@ __all__ = ["main"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _BURST = 64_000
-"""Bytes that a queue that has rested lets through at once."""
+"""Bytes that an idle queue lets through at once."""
 
 
 class Measured(NamedTuple):
@@ -43,7 +43,7 @@ class Measured(NamedTuple):
     speed: float
     """Images per second."""
     chains: float
-    """Seconds per step in chains, those of the energy's further updates among them."""
+    """Seconds per step in chains, including those of the energy's further updates."""
     sent: float
     """Bytes per step and rank."""
 
@@ -75,7 +75,7 @@ class Wire:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End what still runs in the namespaces, and remove them and with them the pair."""
+        """Kill what still runs in the namespaces, and remove them, which removes the pair."""
         there = _tool("ip", "netns", "list").split()
         for name in (name for name in self.names if name in there):
             for process in _tool("ip", "netns", "pids", name).split():
@@ -84,14 +84,14 @@ class Wire:
             _tool("ip", "netns", "delete", name)
 
     def limit(self, megabits: int) -> None:
-        """Let each side send `megabits` per second, or all it can where that is 0."""
+        """Limit each side to `megabits` per second; 0 is no limit."""
         limited = ["tbf", "rate", f"{megabits}mbit", "burst", str(_BURST), "latency", "400ms"]
         for name in self.names:
             queue = limited if megabits else ["pfifo"]
             _tool("tc", "-n", name, "qdisc", "replace", "dev", self.device, "root", *queue)
 
     def sent(self) -> float:
-        """Return the bytes that have gone through a side's queue, the mean of both."""
+        """Return the bytes sent through a side's queue, the mean of both sides."""
         counts: list[int] = []
         for name in self.names:
             queue = _tool("tc", "-n", name, "-s", "-j", "qdisc", "show", "dev", self.device)
@@ -109,7 +109,7 @@ def _tool(*command: str) -> str:
 def run(
     wire: Wire, folder: Path, rates: list[int], config: Path, every: int, options: list[str]
 ) -> dict[int, list[Measured]]:
-    """Return {rate: what each of its turns shows} of a run in `folder`; stop where it fails."""
+    """Return {rate: measurements of its turns} of a run in `folder`; exit if it fails."""
     wire.limit(rates[0])
     arguments = [
         "jobs/train.py", "--config", str(config), "--run.name", "network", "--run.storage", str(folder),
@@ -117,6 +117,7 @@ def run(
         "--train.report_every_steps", str(every), "--train.pictures_every_steps", "0",
         "--checkpoint.every_steps", "1000000", *options,
     ]  # fmt: skip
+    # One torchrun in each namespace.
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     environment["GLOO_SOCKET_IFNAME"] = wire.device
     launcher = [
@@ -134,6 +135,7 @@ def run(
         )
         for rank, name in enumerate(wire.names)
     ]
+    # Change the rate at each report, between two steps.
     lines: list[str] = []
     sent: list[float] = []
     before = 0.0
@@ -142,13 +144,14 @@ def run(
     with output:
         for line in output:
             lines.append(line)
-            if "images/s" in line:  # both ranks turn to the next step's chain, and send nothing
+            if "images/s" in line:  # both ranks now run the next chain and send nothing
                 sent.append(wire.sent() - before)
                 wire.limit(rates[(len(sent) - 1) % len(rates)])
                 before = wire.sent()
     codes = [process.wait() for process in processes]
     if any(codes):
         sys.exit("".join(lines))
+    # Assign the reports to the rates.
     rows = (folder / "network" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     found = [json.loads(row) for row in rows]
     turns = (len(found) - 1) // len(rates)
@@ -157,7 +160,7 @@ def run(
             f"reports: {len(found)}, too few for {len(rates)} rates; more --train.epochs or a smaller --every"
         )
     seen: dict[int, list[Measured]] = {megabits: [] for megabits in rates}
-    for i in range(1, 1 + turns * len(rates)):  # the steps before the first report warm up
+    for i in range(1, 1 + turns * len(rates)):  # the steps before the first report are warm-up
         step = found[i]["time/seconds_per_step"]
         seen[rates[(i - 1) % len(rates)]].append(
             Measured(
@@ -171,17 +174,17 @@ def run(
 
 
 def extra(seen: dict[int, list[Measured]], megabits: int) -> list[float]:
-    """Return by how many seconds a step is longer than without a limit, for each turn."""
+    """Return how many seconds longer a step is than without a limit, for each turn."""
     return [limited.seconds - free.seconds for limited, free in zip(seen[megabits], seen[0], strict=True)]
 
 
 def wire_seconds(seen: dict[int, list[Measured]], megabits: int) -> float:
-    """Return what the wire alone takes for the bytes of a step."""
+    """Return the seconds that the wire alone needs for a step's bytes."""
     return statistics.median(turn.sent for turn in seen[megabits]) * 8 / (megabits * 1e6)
 
 
 def table(seen: dict[int, list[Measured]]) -> Iterator[str]:
-    """Yield the table's lines; in brackets quartiles."""
+    """Yield the table's lines, with quartiles in parentheses."""
     yield (
         "| Mbit/s | images/s | step, ms | chains, ms | sent per step, MB | wire, ms | extra, ms | hidden "
         "| times the step without a limit |"
@@ -212,7 +215,7 @@ def _quartiles(seconds: list[float]) -> str:
 
 
 def plot(seen: dict[int, list[Measured]], config: Path, folder: Path) -> None:
-    """Draw the extra time of a step against the rate, beside the wire's."""
+    """Draw the extra time of a step against the rate, with the wire's time."""
     rates = [megabits for megabits in seen if megabits]
     draw(
         folder / f"network-{config.stem}.svg",
@@ -228,7 +231,7 @@ def plot(seen: dict[int, list[Measured]], config: Path, folder: Path) -> None:
 
 
 def main() -> int:
-    """Print the table; returns the exit code."""
+    """Print the table; return the exit code."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(
         prog="benchmarks/network.py",
@@ -242,6 +245,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=3, help="steps of a turn")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw it, too")
     arguments, options = parser.parse_known_args()
+    # What this benchmark needs from the machine.
     missing = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
     if missing:
         print(f"error: no {' and no '.join(missing)} on this machine; install iproute2", file=sys.stderr)
@@ -249,7 +253,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("error: network namespaces need root; run it with sudo", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the namespaces go
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the namespaces are removed
     rates = [0, *(megabits for megabits in arguments.rates if megabits)]
     try:
         with tempfile.TemporaryDirectory() as folder, Wire() as wire:

@@ -1,4 +1,4 @@
-"""What the benchmarks share to draw a cost against something, as an SVG file."""
+"""Helpers that the benchmarks share to plot a cost as an SVG file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +9,13 @@ from jebm.report.plots import curve_svg
 __all__ = ["MILLISECONDS", "draw"]
 
 MILLISECONDS = {"wall": "milliseconds, wall time", "cpu": "milliseconds, CPU time"}
-"""How an axis of time is named, by the clock."""
+"""The name of a time axis, by clock."""
 
 
 def draw(
     file: Path, title: str, x_name: str, y_name: str, x: Sequence[float], lines: Mapping[str, Sequence[float]]
 ) -> None:
-    """Write the lines over `x` on logarithmic axes to `file`, in a folder that is made where it is absent."""
+    """Write the lines over `x` on logarithmic axes to `file`; creates its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     curve = Curve(title, x_name, y_name, tuple(x), {name: tuple(line) for name, line in lines.items()}, "")
     file.write_bytes(curve_svg(curve, logarithmic=True) or b"")

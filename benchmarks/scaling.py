@@ -1,11 +1,11 @@
-"""Speed of whole runs: processes against threads, Ray against torchrun, and the way to the first step.
+"""Speed of whole runs: processes against threads, Ray against torchrun, and the time to the first step.
 
     benchmarks/scaling.py                                        smoke config, six ways to run it
     benchmarks/scaling.py --config jobs/configs/svhn_hierarchical.yaml --data.train data/svhn/extra
 
-Each way is a run of jobs/train.py with equal global batch and data order. They take turns.
-Images per second are of the reports after the first (metrics.jsonl): medians, and quartiles over all turns.
-What comes before the first step is timed at the lines that the job prints.
+Each way is a run of jobs/train.py with the same global batch and data order. They take turns. Images per
+second come from the reports after the first (metrics.jsonl): medians and quartiles over all turns. The
+start-up is timed by the lines that the job prints.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 class Way(NamedTuple):
-    """How to start a run on two cores; with one process and one thread a core is left for Ray itself."""
+    """How to start a run on two cores; one process with one thread leaves a core for Ray itself."""
 
     launcher: list[str]
     engine: str
@@ -55,19 +55,19 @@ BASES = {
 
 
 class Measured(NamedTuple):
-    """What one run shows, in seconds and images per second."""
+    """The measurements of one run, in seconds and images per second."""
 
     speeds: list[float]
     plan: float
     """From the command to the plan: imports, the config, the data's manifest."""
     nets: float
-    """From there to "run …: step 0": Ray where it takes part, workers, data, nets."""
+    """From there to "run …: step 0": Ray if used, workers, data, nets."""
     steps: float
-    """From there to the first report, less what its steps take later."""
+    """From there to the first report, minus the usual time of its later steps."""
 
 
 def run(way: Way, config: Path, every: int, options: list[str]) -> Measured:
-    """Do one run and return what it shows; stop with its output where it fails."""
+    """Do one run and return its measurements; exit with its output if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *way.launcher, "jobs/train.py", "--config", str(config), "--run.name", "scaling",
@@ -75,6 +75,7 @@ def run(way: Way, config: Path, every: int, options: list[str]) -> Measured:
             "--cluster.cpus_per_worker", str(way.threads), "--train.report_every_steps", str(every),
             "--train.pictures_every_steps", "0", "--checkpoint.every_steps", "1000000", *options,
         ]  # fmt: skip
+        # Note the times of the plan, of the nets and of the first report.
         environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
         began = time.perf_counter()
         marks: dict[str, float] = {}
@@ -91,6 +92,7 @@ def run(way: Way, config: Path, every: int, options: list[str]) -> Measured:
                     marks.setdefault(key, time.perf_counter() - began)
         if process.wait():
             sys.exit("".join(lines))
+        # The first report includes warm-up: leave it out.
         rows = (Path(folder) / "scaling" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         later = [json.loads(row) for row in rows[1:]]
         step = statistics.median(row["time/seconds_per_step"] for row in later)
@@ -103,7 +105,7 @@ def run(way: Way, config: Path, every: int, options: list[str]) -> Measured:
 
 
 def main() -> int:
-    """Print the table; returns the exit code."""
+    """Print the table; return the exit code."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(
         prog="benchmarks/scaling.py",
@@ -115,6 +117,7 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--every", type=int, default=10, help="steps of a report")
     arguments, options = parser.parse_known_args()
+    # The ways take turns; then one row for each.
     seen: dict[str, list[Measured]] = {name: [] for name in arguments.ways}
     for _ in range(arguments.turns):
         for name, found in seen.items():

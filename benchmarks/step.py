@@ -1,18 +1,18 @@
-"""One training iteration: ours against the paper's released one, each in a process of its own.
+"""Time one training iteration: ours against the paper's released one, each in a separate process.
 
     benchmarks/step.py                          four configurations, float32
-    benchmarks/step.py --precisions fp32 bf16   and bfloat16, where the CPU has it
+    benchmarks/step.py --precisions fp32 bf16   also bfloat16, if the CPU has it
     benchmarks/step.py --clock cpu --threads 1  on a busy machine: CPU time instead of wall time
     benchmarks/step.py --device cuda            on a GPU
     benchmarks/step.py --configs hs_small --batches 25 50 100 200 --plot FOLDER   also a plot
 
-The released iteration is written anew here: its nets (channels first in memory), its two losses with the
+The released iteration is reimplemented here: its nets (channels first in memory), its two losses with the
 energy evaluated in both, torch's old spectral norm in training mode, a Langevin chain by autograd, Adam in
-torch's plain loop, and every figure of its log brought to the host at each step. Before anything is measured,
-losses and gradients of both are compared at the same weights and noise. Both are handed the same batch; what
-ours takes to get one is a column of its own (the released code decodes and resizes pictures in the training
-process; that is left out). The processes take turns, one iteration each; figures are medians with quartiles.
-Ours is `JointUpdate` with all that `fit` sets for a process.
+torch's plain loop, and every logged figure copied to the host at each step. Before measuring, the losses and
+gradients of both are compared at the same weights and noise. Both get the same batch; the time that ours
+needs to load one has its own column (the released code decodes and resizes pictures in the training process;
+that is left out). The processes take turns, one iteration each; figures are medians with quartiles. Ours is
+`JointUpdate` with all process settings of `fit`.
 """
 
 import argparse
@@ -75,14 +75,14 @@ PARTS = ("chain", "forward", "backward", "optimizer")
 
 
 def config_of(name: str, precision: str = "fp32", batch: int | None = None) -> Config:
-    """Return the configuration of that name in `CONFIGS`, with its own batch unless one is given."""
+    """Return the configuration of that name in `CONFIGS`, by default with its own batch size."""
     file, changes = CONFIGS[name]
     batches = {} if batch is None else {"train.batch_size": batch}
     return load_config(_JOBS / f"{file}.yaml", {**changes, **batches, "train.precision": precision})
 
 
 class ReleasedInference(nn.Module):
-    """The ladder as released: two linear heads a layer, and no word on memory formats."""
+    """The ladder as released: two linear heads per layer, and no choice of memory format."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -98,6 +98,7 @@ class ReleasedInference(nn.Module):
                 nn.LeakyReLU(0.01),
             )
 
+        # The trunk, a head for each layer, then the moments.
         self.trunk = nn.ModuleList(down(a, b) for a, b in pairwise(channels))
         self.heads = nn.ModuleList(nn.Sequential(down(a, b), nn.Flatten()) for a, b in pairwise(channels))
         self.heads.append(
@@ -127,7 +128,7 @@ class ReleasedInference(nn.Module):
 
 
 class ReleasedGenerator(nn.Module):
-    """The generator as released: 3 × 3 convolutions are transposed ones too."""
+    """The generator as released: 3 × 3 convolutions are transposed, too."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -145,6 +146,7 @@ class ReleasedGenerator(nn.Module):
         def up(channels_in: int, channels_out: int) -> nn.Module:
             return nn.ConvTranspose2d(channels_in, channels_out, 4, 2, 1, bias=False)
 
+        # Levels top first, in the order of computation.
         self.joins, self.bodies = nn.ModuleList(), nn.ModuleList()
         for i in range(levels, 0, -1):
             a, b, plane = channels[i], channels[i - 1], (channels[i], sizes[i], sizes[i])
@@ -182,7 +184,7 @@ class Released:
         self.dims, self.device = list(config.model.latent_dims), device
         self.factor = 1 / (2 * config.model.likelihood_std**2)
         energy, langevin = config.energy, config.langevin
-        # The energy's factor is ours; released it is 1, and costs nothing.
+        # The energy's scale is ours; in the released code it is 1, and costs nothing.
         self.scale = energy.output_scale
         self.shape = Shape(tuple(self.dims), energy.depth, energy.width, langevin.steps, langevin.step_size)
         self.inference = ReleasedInference(config).to(device)
@@ -207,7 +209,7 @@ class Released:
     def first_loss(
         self, x_BCHW: Tensor, noise: Sequence[Tensor], *, exact_rate: bool = False
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Return the loss of generator and inference net, what the log shows, and z_q.
+        """Return the loss of generator and inference net, the logged values, and z_q.
 
         The rate is estimated from z_q as released, or exact as in ours (`exact_rate`): equal in expectation.
         """
@@ -226,7 +228,7 @@ class Released:
         return loss, [error, *rates], zs
 
     def second_loss(self, zs: Sequence[Tensor], prior_zs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Return the energy's loss, and what the log shows."""
+        """Return the energy's loss, and the logged values."""
         f_posterior, f_prior = self.f([z.detach() for z in zs]).mean(), self.f(prior_zs).mean()
         return f_prior - f_posterior, [f_posterior, f_prior]
 
@@ -254,9 +256,9 @@ class Released:
         mark("optimizer")
 
     def pairs(self, model: JointModel) -> list[tuple[Tensor, str, Callable[[Tensor], Tensor]]]:
-        """Return (our parameter here, its name in `model`, how it lies there), for every parameter.
+        """Return (parameter here, its name in `model`, map from that one to it), for every parameter.
 
-        The third one is linear and orthogonal, so that it holds for gradients as well.
+        The map is linear and orthogonal, so it is valid for gradients as well.
         """
 
         def turned(w: Tensor) -> Tensor:
@@ -274,6 +276,7 @@ class Released:
         named = dict(model.named_parameters())
         pairs: list[tuple[Tensor, str, Callable[[Tensor], Tensor]]] = []
         ladder = self.inference
+        # The ladder, whose moments we hold in one map and the released code in two.
         names = [n for n in named if n.startswith("inference.") and ".moments." not in n]
         pairs += zip(
             [*ladder.trunk.parameters(), *ladder.heads.parameters()], names, [same] * len(names), strict=True
@@ -283,6 +286,7 @@ class Released:
                 name = f"inference.moments.{i}.{part}"
                 pairs.append((getattr(mean, part), name, lambda w: w.chunk(2)[0]))
                 pairs.append((getattr(log_variance, part), name, lambda w: w.chunk(2)[1]))
+        # The generator, then the energy.
         theirs = [
             p
             for join, body in zip(self.generator.joins, self.generator.bodies, strict=True)
@@ -301,7 +305,7 @@ class Released:
 
     @torch.no_grad()
     def copy_from(self, model: JointModel) -> None:
-        """Take the weights of `model` and its vectors of the spectral norm."""
+        """Copy the weights of `model` and its spectral norm's vectors."""
         named = dict(model.named_parameters())
         for parameter, name, lay in self.pairs(model):
             parameter.copy_(lay(named[name]))
@@ -315,12 +319,12 @@ class Released:
 def gradients_of_both(
     config: Config, batch: int, autocast: torch.dtype | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return {name: (ours, released)}: both losses and every gradient, for the same weights and noise."""
+    """Return {name: (ours, released)}: both losses and all gradients, for the same weights and noise."""
     model = build_model(config)
     assert model.energy is not None
     for linear in model.energy.linears:
         if isinstance(linear, SpectralLinear):
-            linear.iterate(1000)  # so that the released code's own iterations move nothing
+            linear.iterate(1000)  # so that the released code's own iterations change nothing
     released_ = Released(config, torch.device("cpu"))
     released_.copy_from(model)
     stream = torch.Generator().manual_seed(0)
@@ -328,11 +332,12 @@ def gradients_of_both(
     x = torch.tanh(torch.randn(batch, *image, generator=stream))
     noise, prior_z = (torch.randn(batch, model.latent_dim, generator=stream) for _ in range(2))
 
+    # Both losses of both, at the same point.
     terms = Objective(model, autocast=autocast)(x, noise, prior_z)
     torch.autograd.backward(terms.loss)
     loss, _, zs = released_.first_loss(x, torch.split(noise, released_.dims, 1), exact_rate=True)
     torch.autograd.backward(loss)
-    released_.energy_adam.zero_grad()  # the released loop drops what the first loss left in the energy
+    released_.energy_adam.zero_grad()  # the released loop drops the first loss's energy gradients
     second, _ = released_.second_loss(zs, torch.split(prior_z, released_.dims, 1))
     torch.autograd.backward(second)
     both = {
@@ -349,7 +354,7 @@ def gradients_of_both(
 
 
 class Ours:
-    """The iteration of `fit`: an update, and its metrics added up."""
+    """The iteration of `fit`: an update and the sum of its metrics."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         runtime, self.meter = Runtime(0, 1, device), Meter()
@@ -377,7 +382,7 @@ class Turn(NamedTuple):
     parts: dict[str, float]
     data: float
     convolution: float
-    """Of a 3 x 3 convolution of 64 channels on 100 planes of 16 x 16: `CONVOLUTION_FLOP`."""
+    """Seconds of a 3 x 3 convolution of 64 channels on 100 planes of 16 x 16: `CONVOLUTION_FLOP`."""
 
 
 CONVOLUTION_FLOP = 2 * 100 * 16**2 * 9 * 64**2
@@ -393,7 +398,7 @@ def process(
     threads: int,
     clock: str,
 ) -> None:
-    """Build one way; send its GFLOP; then do an iteration and send a `Turn` for each message, until None."""
+    """Build one way and send its FLOP; then do an iteration and send a `Turn` per message, until None."""
     warnings.simplefilter("ignore")
     device = torch.device(device_name)
     config = config_of(name, precision, batch)
@@ -404,6 +409,7 @@ def process(
     torch.manual_seed(0)
     it = Ours(config, device) if way == "ours" else Released(config, device)
     model = config.model
+    # A batch of images, and a convolution that shows the machine's rate.
     images = np.random.default_rng(0).integers(
         256, size=(5000, model.image_size, model.image_size, model.image_channels), dtype=np.uint8
     )
@@ -424,6 +430,7 @@ def process(
         work()
         return now() - began
 
+    # Count operations in a first iteration, warm up, then take turns.
     with FlopCounterMode(display=False) as counter:
         it.iterate(x, lambda _: None)
     it.iterate(x, lambda _: None)
@@ -441,7 +448,7 @@ def process(
         it.iterate(x, mark if device.type == "cpu" else lambda _: None)
         whole = now() - began
         busy = (time.process_time() - cpu) / (time.perf_counter() - wall)
-        if device.type == "cuda":  # once more: to look at the parts is to wait for each of them
+        if device.type == "cuda":  # again, since timing the parts synchronises
             last = now()
             it.iterate(x, mark)
         with torch.no_grad():
@@ -450,12 +457,12 @@ def process(
 
 
 def measure(name: str, batch: int | None, arguments: argparse.Namespace) -> dict[str, float]:
-    """Let the ways of one configuration take turns, print their table, and return their milliseconds."""
+    """Time the ways of one configuration in turn, print their table and return their milliseconds."""
     worst = 0.0
     for key, (ours, theirs) in gradients_of_both(config_of(name), 4).items():
         error = ((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)).item()
         worst = max(worst, error)
-        # In the wide nets of fid both are up to 1e-3 from the gradients in float64.
+        # In the wide nets of fid, both differ from the float64 gradients by up to 1e-3.
         assert error < 1e-2, f"{name}: {key} differs by {error}"
     size = config_of(name, batch=batch).train.batch_size
     print(f"\n{name}, batch {size}")
@@ -483,7 +490,7 @@ def measure(name: str, batch: int | None, arguments: argparse.Namespace) -> dict
         pipe.send(None)
         child.join()
     config = config_of(name, batch=batch)
-    # A C kernel's operations are not torch's: both ways get the chain's products from its shape.
+    # torch does not count a C kernel's operations: ours get the chain's products from its shape.
     chain = Shape(
         config.model.latent_dims, config.energy.depth, config.energy.width, config.langevin.steps, 0.0
     ).flop(config.train.batch_size)
@@ -512,7 +519,7 @@ def measure(name: str, batch: int | None, arguments: argparse.Namespace) -> dict
 
 
 def main() -> int:
-    """Print a table for each configuration; returns the exit code."""
+    """Print a table for each configuration; return the exit code."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(prog="benchmarks/step.py", description=__doc__.splitlines()[0])
     parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=list(CONFIGS))

@@ -1,21 +1,22 @@
-r"""How well scores of images tell anomalies from normal images, for several priors, over seeds.
+r"""How well scores separate anomalies from normal images, for several priors, over seeds.
 
   python experiments/anomalies.py digits --config jobs/configs/mnist_digits.yaml --output runs/anomalies
   python experiments/anomalies.py ood --config jobs/configs/fashion_mnist.yaml --output runs/ood
   python experiments/anomalies.py ood --runs '[runs/fashion-0, runs/fashion-1]' --output runs/ood
 
-digits: the paper's table 3. A digit is left out of training, and looked for among the test images of the
-other nine (a fifth of the images; scripts/fetch-mnist-digits brings them). AUPRC depends on the share of
-anomalies, and the paper's VAE (.063 for digit 1) is below what the worst ranking has where more than 12 % are
-anomalies. So beside AUPRC with all images of the digit (a third of all), there is AUPRC at about one in ten:
+digits: the paper's table 3. A digit is left out of training and must be detected among test images of the
+other nine (a fifth of the images; scripts/fetch-mnist-digits downloads them). AUPRC depends on the share of
+anomalies, and the paper's VAE (.063 for digit 1) is below the worst possible ranking if more than 12 % are
+anomalies. So besides AUPRC with all images of the digit (a third of all), there is AUPRC at about one in ten:
 the mean over disjoint fifths of the digit, each against all normal images.
 
-ood: as many images of another data set (--outliers) as held-out ones, models trained here or given by --runs
-(storage/name of finished runs, or storage/name/checkpoints/…; they tell their arm, seed and held-out images).
+ood: equal numbers of images of another data set (--outliers) and of held-out ones, for models trained here or
+given by --runs (storage/name of finished runs, or storage/name/checkpoints/…, which determine arm, seed and
+held-out images).
 
-Scores are those of `jebm.evaluate.ood.scores`, without log Z: it is the same for all images. Arms have the
-same initial weights of generator and inference net, order of the images, and noise. What was measured of each
-(anomaly, seed, arm) is kept in OUTPUT/rows and not measured again; a training that was cut off resumes.
+Scores are those of `jebm.evaluate.ood.scores` without log Z, which is the same for all images. Arms share the
+initial generator and inference weights, the order of the images and the noise. Results for each (anomaly,
+seed, arm) are kept in OUTPUT/rows and not measured again; interrupted training resumes.
 """
 
 import dataclasses
@@ -76,19 +77,19 @@ class Case(Trial):
     """One model and its anomalies."""
 
     anomaly: str
-    """The digit, or the URI of the other data set."""
+    """The digit, or the URI of another data set."""
     anomalies: str
-    """Data set that holds them."""
+    """Data set that contains the anomalies."""
     normal: str
-    """Data set that the model has not seen, of the kind it was trained on."""
+    """Data set of the kind that the model was trained on, but has not seen."""
     images: int | None
-    """Of each kind, where not all are taken."""
+    """The number used of each kind; None for all."""
     given: str = ""
-    """The checkpoint of a finished run; empty where the run is ours to train."""
+    """The checkpoint of a finished run; empty if we train the run."""
 
     @property
     def key(self) -> str:
-        """What its row is kept under."""
+        """Key of its row."""
         return re.sub(r"[^A-Za-z0-9]+", "-", f"{self.given or self.name}-{self.anomaly}")
 
     def finished(self) -> bool:
@@ -97,10 +98,10 @@ class Case(Trial):
 
 
 class Scores:
-    """How well the scores of images tell the anomalies of a case."""
+    """How well scores detect the anomalies of a case."""
 
     def identity(self, case: Case) -> JsonObject:
-        """Return what a row depends on beside the run."""
+        """Return what a row depends on besides the run."""
         return {key: getattr(case, key) for key in ("anomaly", "seed", "given", "normal", "images")}
 
     def measure(self, case: Case) -> Row:
@@ -125,7 +126,7 @@ class Scores:
 
 @torch.no_grad()
 def scored(model: JointModel, case: Case, images: ImageSet, kind: str) -> dict[str, Tensor]:
-    """Return the scores, (N,) each, of the normal or the anomalous images (of the digit, if it is one)."""
+    """Return the scores, (N,) each, of the normal or the anomalous images (a digit's, if it is one)."""
     images_NHWC = images.images_NHWC
     if kind == "anomalous" and case.anomaly.isdigit() and images.labels_N is not None:
         images_NHWC = images_NHWC[images.labels_N == int(case.anomaly)]
@@ -148,13 +149,13 @@ def scored(model: JointModel, case: Case, images: ImageSet, kind: str) -> dict[s
 
 
 def arm_of(config: Config) -> str:
-    """Return the name of the arm that a run is."""
+    """Return the name of a run's arm."""
     kind = config.prior.kind if config.has_energy else "gaussian"
     return kind if config.train.regime == "joint" else f"{kind}, {config.train.regime}"
 
 
 def digit_cases(config: Config, arguments: Namespace, output: Path) -> Iterator[Case]:
-    """Yield a case for each seed, digit, arm, in this order; makes the data sets that are not there yet."""
+    """Yield a case for each seed, digit and arm, in this order; writes missing data sets."""
 
     def data_set(name: str, split: str, digit: int | None) -> str:
         store = open_store(str(output / "data" / name))
@@ -180,13 +181,13 @@ def digit_cases(config: Config, arguments: Namespace, output: Path) -> Iterator[
 
 
 def arm_config(config: Config, arm: str, seed: int, output: Path, changes: dict[str, str]) -> Config:
-    """Return the config of an arm: the same but for its prior, its seed, its place, and `changes`."""
+    """Return an arm's config: the same except for prior, seed, storage and `changes`."""
     place = {"run.seed": seed, "run.storage": str(output / "runs")}
     return override(config, {"prior.kind": arm, **place, **changes})
 
 
 def total_steps(config: Config) -> int:
-    """Return the length of a whole training."""
+    """Return the number of steps of a full training."""
     images = read_manifest(open_store(config.data.train)).images
     return total_steps_of(config, images // config.train.batch_size)
 
@@ -217,7 +218,7 @@ def ood_cases(config: Config, arguments: Namespace, output: Path) -> Iterator[Ca
 
 
 def cases_of(config: Config, arguments: Namespace) -> list[Case]:
-    """Return all cases, those first that are to be done first."""
+    """Return all cases, in the order to run them."""
     output = Path(arguments.output)
     make = digit_cases if arguments.experiment == "digits" else ood_cases
     return [*make(config, arguments, output)]
@@ -227,7 +228,7 @@ def cases_of(config: Config, arguments: Namespace) -> list[Case]:
 
 
 def shown(values: Sequence[float]) -> str:
-    """Return the mean with its 95 % t-interval over seeds; of one seed, the value."""
+    """Return the mean with its 95 % t-interval over seeds; for one seed, the value."""
     found = t_interval(values)
     return f"{found.mean:.3f} ± {found.half_width:.3f}" if len(values) > 1 else f"{found.mean:.3f}"
 
@@ -238,7 +239,7 @@ def line(*cells: object) -> str:
 
 
 def by_seed(rows: Iterable[Row], measure: str, score: str = SCORE, **wanted: object) -> dict[int, float]:
-    """Return seed -> value of one measure of one score, in the rows that are as wanted."""
+    """Return seed -> value of one measure of one score, in the rows that match `wanted`."""
     return {
         row["seed"]: row["measures"][score][measure]
         for row in rows
@@ -247,13 +248,14 @@ def by_seed(rows: Iterable[Row], measure: str, score: str = SCORE, **wanted: obj
 
 
 def digit_tables(rows: Sequence[Row], arms: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of the tables beside the paper's."""
+    """Yield the lines of the tables, with the paper's numbers."""
+    # Rows by digit, with a mean over the digits.
     digits = sorted({int(row["anomaly"]) for row in rows})
     seeds = sorted({row["seed"] for row in rows})
     head = [line("", *digits, "mean"), line(*["---"] * (len(digits) + 2))]
 
     def per_digit(title: str, measure: str, arm: str, score: str = SCORE, less: str = "") -> str:
-        """One line: of an arm, or of its difference to another arm, paired by seed."""
+        """Return one line: an arm, or its difference from another arm, paired by seed."""
         columns = []
         for digit in digits:
             values = by_seed(rows, measure, score, anomaly=str(digit), arm=arm)
@@ -291,6 +293,7 @@ def digit_tables(rows: Sequence[Row], arms: Sequence[str]) -> Iterator[str]:
             yield f"\n**{title}, arm {arm}, each score**\n"
             yield from head
             yield from (per_digit(score, measure, arm, score) for score in rows[0]["measures"])
+    # How these numbers differ from the paper's.
     steps = sorted({row["step"] for row in rows})
     yield (
         f"\n± is a 95 % t-interval over seeds {seeds}; the paper's ± (left out) is over its last ten epochs."
@@ -341,6 +344,7 @@ def main() -> int:
     add("--images", type=int, default=2000, help="ood: of each data set, the first ones")
     add("--runs", type=list[str], default=[], help="ood: finished runs, storage/name, instead of training")
     config, arguments = parse_arguments(parser)
+    # Every run trains in this process, or in one of its own.
     engine = dataclasses.replace(config.cluster, engine="process", workers=1, min_workers=None)
     cases = cases_of(dataclasses.replace(config, cluster=engine), arguments)
     prepare_process(cases[0].config, torch.device("cpu"))

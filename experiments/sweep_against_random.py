@@ -1,23 +1,24 @@
-r"""Optuna with pruning against random search, at equal budget, on real training curves.
+r"""Compare Optuna with pruning to random search, at equal budget, on real training curves.
 
   python experiments/sweep_against_random.py --config jobs/configs/smoke.yaml --table table.jsonl \
     --data.train data/fashion_mnist/train --data.held_out data/fashion_mnist/test --run.storage runs/sweep \
     --cluster.engine process --cluster.workers 1 --evaluation.every_steps 44 --train.epochs 0.66 …
 
-First the table: every point of a grid of Langevin step sizes and energy widths is trained by `fit`, and the
-objective is measured on the way and at the end. What is in the file already is not trained again. Then sweeps
-are played on it, many seeds of each kind: a trial's step size becomes the nearest of the grid, its curve is
-the table's, and time is images. Two trials run at once. Suggestions come from the sampler that jobs/tune.py
-uses, pruning from Ray's ASHA with its settings.
+First the table: `fit` trains every point of a grid of Langevin step sizes and energy widths, and the
+objective is measured along the way and at the end. Points already in the file are not trained again. Then
+sweeps are simulated on it, with many seeds of each kind: a trial's step size is rounded to the nearest in the
+grid, its curve comes from the table, and time is counted in images. Two trials run at once. Suggestions come
+from the sampler that jobs/tune.py uses, pruning from Ray's ASHA with the same settings.
 
-  random          random points, each trained to its end
+  random          random points, each trained in full
   random + asha   random points, pruned
-  tpe             Optuna's TPE, each trained to its end
-  tpe + asha      what the ready searches do
+  tpe             Optuna's TPE, each trained in full
+  tpe + asha      what the shipped searches do
 
-Printed: how far the best fully trained trial is from the best of the table (regret), after budgets of so many
-full trainings, as means over seeds with 95 % intervals; and the paired differences to random search. Before,
-the rank correlation of earlier measurements with the last: where it is low, pruning ends the wrong trials.
+Prints the distance of the best fully trained trial from the best of the table (regret), for budgets counted
+in full trainings, as means over seeds with 95 % intervals, and the paired differences from random search.
+Before that, it prints the rank correlation of earlier measurements with the last: if it is low, pruning ends
+the wrong trials.
 """
 
 import heapq
@@ -53,7 +54,7 @@ from jebm.train.runtime import process_runtime
 
 Point = tuple[float, int]
 Curve = list[tuple[int, float]]
-"""(images, objective) at each measurement; the objective is inf where training had diverged by then."""
+"""(images, objective) at each measurement; the objective is inf if training had diverged by then."""
 
 _WORKERS = 2
 _KINDS = (("random", False), ("random", True), ("tpe", False), ("tpe", True))
@@ -79,7 +80,7 @@ def trained(config: Config, objective: str) -> Curve:
 
 
 def table(config: Config, path: Path, points: Sequence[Point], objective: str) -> dict[Point, Curve]:
-    """Return the curve of every point; trains those that the file does not have."""
+    """Return the curve of every point; trains those missing from the file."""
     curves: dict[Point, Curve] = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -108,7 +109,7 @@ def play(curves: dict[Point, Curve], search: Search, *, pruned: bool, budget: in
     whole = max(images for curve in curves.values() for images, _ in curve)
     step_sizes = np.array(sorted({step_size for step_size, _ in curves}))
     study = optuna.create_study(direction="minimize")
-    scheduler: Any = ASHAScheduler(  # it asks of a trial nothing but its name
+    scheduler: Any = ASHAScheduler(  # it uses only a trial's name
         time_attr="images",
         metric="value",
         mode="min",
@@ -133,6 +134,7 @@ def play(curves: dict[Point, Curve], search: Search, *, pruned: bool, budget: in
         scheduler.on_trial_add(None, SimpleNamespace(trial_id=str(number)))
         heapq.heappush(events, (time + curve[0][0], number, 0))
 
+    # Simulate in order of time: each event is the next measurement of a running trial.
     for _ in range(_WORKERS):
         begin(0)
     while events:
@@ -165,18 +167,18 @@ def play(curves: dict[Point, Curve], search: Search, *, pruned: bool, budget: in
 
 
 def regret(best: list[tuple[int, float]], budget: int, floor: float, worst: float) -> float:
-    """Return best value at a budget minus the best of the table; of nothing trained yet, the worst of it."""
+    """Return best value at a budget minus the best of the table; with none yet, the worst."""
     values = [value for spent, value in best if spent <= budget]
     return (values[-1] if values else worst) - floor
 
 
 def interval(values: Sequence[float]) -> str:
-    """Return the mean with the half width of its 95 % interval (normal: there are many seeds)."""
+    """Return the mean with the half width of its 95 % interval (normal, since there are many seeds)."""
     return f"{statistics.fmean(values):.2f} ± {1.96 * statistics.stdev(values) / math.sqrt(len(values)):.2f}"
 
 
 def main() -> None:
-    """Make or read the table, play the sweeps, print a Markdown table."""
+    """Make or read the table, simulate the sweeps, print a Markdown table."""
     parser = argument_parser(__doc__ or "")
     parser.add_argument("--table", type=Path, required=True, help="file of curves, made where it is missing")
     parser.add_argument("--objective", default="evaluation/frechet_long", help="metric to minimise")
@@ -191,6 +193,7 @@ def main() -> None:
         raise ConfigError("evaluation.every_steps: must be set, to when curves are measured")
     logging.getLogger("jebm").setLevel(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # The curves, and how well early measurements predict the last.
     step_sizes = [round(float(value), 4) for value in np.geomspace(0.05, 1, arguments.step_sizes)]
     points = [(step_size, width) for width in arguments.widths for step_size in step_sizes]
     curves = table(config, arguments.table, points, arguments.objective)
@@ -209,6 +212,7 @@ def main() -> None:
         correlation = rank_correlation(*zip(*((c[place], c[-1]) for c in whole_curves), strict=True))
         print(f"rank correlation of {rung} images with the last: {correlation:.2f}")
     print()
+    # Regret of each kind of sweep, by budget.
     budgets = [4, 8, 16, 32]
     rows: dict[str, dict[int, list[float]]] = {}
     for sampler, pruned in _KINDS:

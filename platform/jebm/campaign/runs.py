@@ -50,6 +50,7 @@ def rows_of(
 
     found: dict[str, Row] = {}
     with first_signal(stop):
+        # Train in parallel first; then measure, and train what is still missing, in order.
         if parallel > 1:
             _train_side_by_side(trials, rows, processes, parallel)
         for trial in trials:

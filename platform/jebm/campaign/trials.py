@@ -84,6 +84,7 @@ def trials_of(config: Config, arms: Sequence[str], seeds: Sequence[int]) -> list
         ConfigError: an arm is unknown, an arm or seed is repeated, or the Gaussian arm or any other arm is
         missing.
     """
+    # Check the names of arms and seeds.
     changes = [_changes_of(arm) for arm in arms]
     names = [name for name, _ in changes]
     for option, values in (("--arms", names), ("--seeds", seeds)):
@@ -92,6 +93,7 @@ def trials_of(config: Config, arms: Sequence[str], seeds: Sequence[int]) -> list
     if REFERENCE not in names or len(names) < 2:
         raise ConfigError(f"--arms: needs {REFERENCE}, which the others are held against, and another one")
     changes.sort(key=lambda arm: arm[0] != REFERENCE)
+    # One run per seed and arm; two_stage starts from the Gaussian run of its seed.
     images = read_manifest(open_store(config.data.train)).images
     trials = []
     for seed in seeds:

@@ -241,6 +241,7 @@ def difference_of(contrast: Contrast, measure: Measure) -> str:
 
 def document(comparison: Comparison) -> dict[str, Any]:
     """Return the comparison as plain values; `jebm.report.write.finite` makes them JSON."""
+    # Arms, gates and claims, then the numbers for each arm and measure.
     values: dict[str, Any] = {
         "arms": comparison.arms,
         "seeds": comparison.seeds,

@@ -89,6 +89,7 @@ def write(
     Raises StoreError if the output cannot be written.
     """
     files = 0
+    # One file per sample for png, per batch for grid, per `_BATCHES` batches for npz.
     for images_NHWC, z_ND in drawn if form != "npz" else _together(drawn):
         if form == "png":
 

@@ -128,6 +128,7 @@ class LikelihoodSums:
         model = self.model
         posterior = model.inference(x_BCHW)
         z_BD = posterior.rsample(normal(*posterior.mean_BD.shape))
+        # The terms of the ELBO, with one posterior sample.
         constant = _constant(model, x_BCHW)
         distortion_B = distortion(model, x_BCHW, model.generator(z_BD)).double() + constant
         f_B = _f(model, z_BD).double()
@@ -139,6 +140,7 @@ class LikelihoodSums:
             weighted_B = importance_weighted_bound(
                 model, x_BCHW, normal, 0.0, samples=self.importance_samples
             )
+        # One row per image: the figures, the layers' rates, the posterior means.
         figures = [
             torch.full_like(f_B, x_BCHW[0].numel()),
             torch.full_like(f_B, constant),

@@ -88,6 +88,7 @@ def measure_model(model: JointModel, config: Config, held_out: ImageSet, net: Fe
         ConfigError: too few held-out images for a distance.
     """
     samples, images_NHWC = config.evaluation.samples, held_out.images_NHWC
+    # Passing the real images' features makes the subject use this net.
     known = real_images(images_NHWC[:samples], net)
     subject = Subject(
         model, config, held_out, samples=samples, seed=config.run.seed, sizes=COMPARED, known=known

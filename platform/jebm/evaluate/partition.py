@@ -177,10 +177,12 @@ def _transition(
     of f costs acceptance, in any dimension. Each chain draws its own angle, half to one and a half times
     `angle`: with a fixed angle, orbits of a quadratic f would return to their start.
     """
+    # Fresh momentum, and a random angle for each chain.
     momentum_BD = normal(*state.z_BD.shape)
     angle_B1 = angle * (0.5 + log_uniform(normal, len(momentum_BD)).exp()[:, None])
     kick = 0.5 * inverse * angle_B1
     cos, sin = angle_B1.cos(), angle_B1.sin()
+    # Half kick, rotation, half kick.
     new, velocity_BD = state, momentum_BD
     for _ in range(_LEAPFROGS):
         velocity_BD = velocity_BD + kick * new.gradient_BD
@@ -188,6 +190,7 @@ def _transition(
         velocity_BD = cos * velocity_BD - sin * new.z_BD
         new = _State.at(evaluate, rotated_BD)
         velocity_BD = velocity_BD + kick * new.gradient_BD
+    # Metropolis step on the change in total energy.
     squares_B = (state.z_BD.square() + momentum_BD.square() - new.z_BD.square() - velocity_BD.square()).sum(1)
     log_ratio_B = inverse * (new.f_B - state.f_B) + 0.5 * squares_B
     taken_B = log_uniform(normal, len(log_ratio_B)) < log_ratio_B

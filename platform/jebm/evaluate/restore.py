@@ -69,6 +69,7 @@ def restored(uri: str, *, device: torch.device | str = "cpu") -> Restored:
     place = f"{run.uri}/checkpoints/{manifest.name}"
     config = stored_config(manifest, place)
     model = build_model(config)
+    # Compare the stored tensors with those of the config before reading any.
     stored = {name: entry.shape for name, entry in tensor_table(run.folder(manifest.name), manifest).items()}
     weights: Literal["ema", "model"] = "ema" if any(name.startswith("ema.") for name in stored) else "model"
     expected = {f"{weights}.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()}

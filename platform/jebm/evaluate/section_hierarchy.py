@@ -52,6 +52,7 @@ def hierarchy_section(subject: Subject, *, full: bool = False) -> Section:
     if not full:
         return Section("hierarchy", "Hierarchy", meaning, pictures=tuple(pictures))
     pictures += _hierarchical_pictures(subject, "marginal") + _walks(subject)
+    # In full: how each layer relates to the class.
     accuracy = _latent_accuracy(subject)
     changed = {source: _changed(subject, source) for source in _SOURCES}
     top, bottom = subject.layers[-1], subject.layers[0]

@@ -194,6 +194,7 @@ def evaluate_request(
     checked = check(request)
     place = f"{checked.run}/checkpoints/{checked.manifest.name}"
     origin = replace(restored(place, device=device), config=checked.config)
+    # Load the data and fail early if the feature net is missing.
     subject = Subject(
         origin.model,
         origin.config,
@@ -220,6 +221,7 @@ def evaluate(
     """
     began = datetime.now(UTC)
     sections = []
+    # One section per measure; rank 0 logs its first figures.
     for name, full in measures.items():
         if subject.share.rank == 0:
             _LOG.info("%s …", name)
@@ -232,6 +234,7 @@ def evaluate(
             _LOG.info("%s: %s  (%.0f s)", name, ", ".join(shown) or "done", section.seconds)
             for line in section.warnings:
                 _LOG.info("  warning: %s", line)
+    # The findings, with their provenance.
     facts = _origin(subject, origin, began)
     latents = " + ".join(map(str, subject.config.model.latent_dims))
     return Findings(

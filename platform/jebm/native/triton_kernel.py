@@ -107,6 +107,7 @@ def chain_kernel(
     at_BD = chain_B.to(tl.int64)[:, None] * dims + dim_D[None, :]
     at_WW = unit_W[:, None] * WIDTH + unit_W[None, :]
 
+    # Positions and weights; those of further layers stay on chip if HELD.
     z = tl.load(z_BD + at_BD, mask=inside, other=0.0)
     gradient = tl.zeros((BLOCK, DIMS), tl.float32)
     forth = (tl.load(first_DW + dim_D[:, None] * WIDTH + unit_W[None, :]),)
@@ -127,6 +128,7 @@ def chain_kernel(
             for layer in range(1, DEPTH):
                 weight = tl.load(transposed_LWW + (layer - 1) * WIDTH * WIDTH + at_WW)
                 x, above = _forth(x, weight, biases_LW + layer * WIDTH + unit_W, above, layer, slope)
+        # Backward: the gradient of f, layer by layer.
         x = _sloped(last, above, DEPTH - 1, slope)
         if HELD:
             for layer in tl.static_range(DEPTH - 1, 0, -1):
@@ -137,6 +139,7 @@ def chain_kernel(
                 weight = tl.load(hidden_LWW + (layer - 1) * WIDTH * WIDTH + at_WW)
                 x = _sloped(tl.dot(x, weight, input_precision="ieee"), above, layer - 1, slope)
         gradient = tl.dot(x, back[0], input_precision="ieee") - z
+        # The Langevin step.
         if noise_KBD is None:
             noise = tl.where(inside, _drawn(chain_B, first_step + step, key0, key1, BLOCK, DIMS), 0.0)
         else:

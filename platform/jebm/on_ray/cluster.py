@@ -217,6 +217,7 @@ def check_capacity(config: Config) -> None:
     if room >= (cluster.min_workers or cluster.workers):
         return
     nodes = _nodes()
+    # Say what was requested, what there is, and the remedy.
     cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
     asked = f"cluster.workers: {cluster.workers} workers of {cluster.cpus_per_worker} CPU"
     remedy = "lower it"

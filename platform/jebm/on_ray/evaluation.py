@@ -103,11 +103,13 @@ def _evaluate(request: Request, *, workers: int, gpu: bool, provenance: Mapping[
     remote = ray.remote(num_cpus=1, num_gpus=int(gpu))(_Worker)
     actors: list[Any] = [remote.remote() for _ in range(workers)]  # no type knows their methods
     try:
+        # Once rank 0 runs, all workers meet at its address.
         meeting = [actor.open_meeting_place.remote() for actor in actors[:1]]
         waiting = Waiting(f"{workers} workers x 1 CPU" + (" and 1 GPU" if gpu else ""), free_room)
         while not ray.wait(meeting, timeout=_LOOK_SECONDS)[0]:
             waiting.look(waits=True)
         (address,) = ray.get(meeting)
+        # Every worker evaluates; rank 0's findings are returned.
         pending = {
             actor.run.remote(rank, workers, address, request, dict(provenance), gpu): rank
             for rank, actor in enumerate(actors)

@@ -58,6 +58,7 @@ def train(config: Config, provenance: Mapping[str, str]) -> Result:
         request.ask()
         return request.heeded(config.run.name)
 
+    # Only one job may train a run.
     with Lease(open_store(config.run.storage).child(config.run.name), ray_job=submission_id()):
         try:
             return attend(start, stop=stop)

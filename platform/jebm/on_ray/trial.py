@@ -149,6 +149,7 @@ def _train_workers(
     if Tune's driver is late.
     """
     free_abandoned_groups()  # of this sweep's dead trials, among others
+    # Train in a thread; this thread reports to Tune.
     queue = Queue(actor_options={"num_cpus": 0})
     training = in_background(
         lambda: train_workers(

@@ -102,6 +102,7 @@ def plan_sweep(search: Search, plan: Plan) -> SweepPlan:
         raise ConfigError("max_concurrent: is missing; a cluster that grows on demand sets no limit")
     if plan.resumes_at is not None:
         raise ConfigError(f"run.name: {config.run.name} is a run with checkpoints; choose another name")
+    # Pruning must come before the end of a trial.
     images = whole_images(config, plan.data.images)
     if search.scheduler is not None:
         first = search.scheduler.grace_images
@@ -210,6 +211,7 @@ def _run(
     def prune(number: int) -> None:
         request.ask(run_name(number))
 
+    # The study suggests and records trials; ASHA prunes them if configured.
     trials = StudySearcher(plan, study, stopping, stop)
     scheduler = None
     if plan.search.scheduler is not None:

@@ -37,6 +37,7 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
     logging.getLogger("jebm").setLevel(arguments["log_level"])
     for name in ("ray.train", "ray.train.v2._internal.execution.context"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they print every report in full
+    # The run's config, and this worker's place in the group.
     config = config_from_dict(arguments["config"])
     context = ray.train.get_context()
     device = ray.train.torch.get_device()

@@ -103,6 +103,7 @@ def _pareto(sweep: Sweep) -> Drawing:
             )
         legend(canvas)
 
+    # Which way is better on each axis.
     left = "left" if sweep.objectives[0].sign > 0 else "right"
     down = "down" if sweep.objectives[1].sign > 0 else "up"
     count = len(sweep.objectives)

@@ -41,6 +41,7 @@ def sweep_findings(sweep: Sweep, folder: Store) -> Findings:
     """
     importances = find_importances(sweep)
     keys = _keys(sweep, importances)
+    # The most important keys first, in all tables.
     sections = [
         _answer(sweep, importances, keys, _pictures(folder, sweep)),
         _plots(sweep, importances),
@@ -156,6 +157,7 @@ def _settings(sweep: Sweep, importances: Sequence[Importance], keys: Sequence[st
                 *([_importance(by_key.get(key))] if importances else []),
             )
         )
+    # Importances get a column only if there are enough trials.
     columns: tuple[str, ...] = ("key", "best", "base config", "place in its range", "searched")
     meaning = f"The values of {best.name}, and where they lie between the ends of what was searched."
     if importances:

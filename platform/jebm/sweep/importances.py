@@ -51,6 +51,7 @@ def find_importances(sweep: Sweep) -> list[Importance]:
     ranked = sweep.full_ranking()
     if len(ranked) < FEWEST_RANKED or not sweep.space:
         return []
+    # A study whose values are ranks, for Optuna's evaluator.
     study = _silent_study()
     study.add_trials(
         [
@@ -62,6 +63,7 @@ def find_importances(sweep: Sweep) -> list[Importance]:
             for rank, trial in enumerate(ranked)
         ]
     )
+    # The real ranking, then shuffled ones for the level of chance.
     evaluator = PedAnovaImportanceEvaluator(target_quantile=0.5)
     order = list(range(len(ranked)))
     shuffle = random.Random(0)  # noqa: S311  (the same report from the same sweep)
@@ -107,6 +109,7 @@ def what_mattered(sweep: Sweep, importances: Sequence[Importance]) -> str:
             f"shuffled ranking does."
         )
     deciding = listed([f"{item.key} ({item.share:.0%})" for item in certain])
+    # Keys without an effect: no effect, or too little variation to tell.
     silent = [item.key for item in importances if not item.significant]
     settled = [key for key in silent if _settled(sweep, key)]
     silent = [key for key in silent if key not in settled]

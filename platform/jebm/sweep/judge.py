@@ -110,6 +110,7 @@ def concerns(sweep: Sweep, importances: Sequence[Importance]) -> list[str]:
     ended = sweep.having(*STATUSES[:4])
     finished, diverged, failed = sweep.having("finished"), sweep.having("diverged"), sweep.having("failed")
     sentences = []
+    # Trials that diverged, failed or were pruned.
     if ended and len(diverged) == len(ended):
         sentences.append(
             f"{_all(len(ended))} diverged: there is no best config. Search "

@@ -83,6 +83,7 @@ def key_map(sweep: Sweep, keys: tuple[str, str], *, by_importance: bool) -> Draw
     axis = ValueAxis.of(sweep.objectives[0], [trial.values[0] for trial in finished])
     sides = KeyAxis.of(sweep, keys[0]), KeyAxis.of(sweep, keys[1])
     grids = [side.grid(_CELLS) for side in sides]
+    # Smooth over places in [0, 1], so that both keys count alike.
     surface = smooth(
         np.array([[side.scaled(trial.params[side.key]) for side in sides] for trial in finished]),
         np.array([axis.scaled(trial.values[0]) for trial in finished]),

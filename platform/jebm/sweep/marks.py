@@ -41,6 +41,7 @@ def scatter(
 ) -> None:
     """Draw the marks of trials, grouped by status; the best of a single objective is a star."""
     best = sweep.best() if len(sweep.objectives) == 1 else None
+    # One group, and one legend entry, per status.
     groups = {status: [t for t in trials if t.status == status and t is not best] for status in STATUSES}
     groups["best"] = [trial for trial in trials if trial is best]
     for role, group in groups.items():

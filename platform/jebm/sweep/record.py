@@ -88,6 +88,7 @@ def check_same(
     if record is None:
         check_log(store, name, search)
         return None
+    # Search, space, config and data must be the same, except what may change.
     then, now = record["search"], search.values
     differences = [
         _change(key, old, new)

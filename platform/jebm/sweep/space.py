@@ -132,6 +132,7 @@ def search_from_dict(values: Mapping[str, Any], base: Config) -> Search:
     for key in ("space", "objective"):
         if key not in values:
             raise ConfigError(f"{key}: is missing")
+    # The space determines the default number of trials of a grid.
     sampler = one_of(values.get("sampler", "tpe"), get_args(SamplerName), "sampler")
     space = _space(values["space"], base, grid=sampler == "grid")
     objectives = _objectives(values["objective"], base)
@@ -141,6 +142,7 @@ def search_from_dict(values: Mapping[str, Any], base: Config) -> Search:
     trials = whole_number(values.get("trials", len(points or ())), "trials", 1)
     if points is not None and trials > len(points):
         raise ConfigError(f"trials: {trials} are more than the {len(points)} points of the grid")
+    # What cannot be combined.
     scheduler = _halving(values.get("scheduler"))
     if scheduler is not None and len(objectives) > 1:
         raise ConfigError("scheduler: asha needs one objective to rank by; give one, or set it to none")
@@ -165,6 +167,7 @@ def search_from_dict(values: Mapping[str, Any], base: Config) -> Search:
             "max_concurrent": most,
         },
     )
+    # Points of a grid can be invalid in combination.
     for point in points or ():
         try:
             override(base, point)
