@@ -149,7 +149,7 @@ def server() -> Iterator[dict[str, str]]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-# ── In a process of its own ─────────────────────────────────────────────────────────────────────────────
+# ── In a separate process ───────────────────────────────────────────────────────────────────────────────
 
 
 def measure(arguments: argparse.Namespace) -> Figures:

@@ -50,7 +50,7 @@ Source = Literal["conditional", "marginal"]
 """The distribution that a layer is redrawn from."""
 
 
-# ------------------------------------------------------------------------------------- a layer drawn anew
+# ---------------------------------------------------------------------------------------- a layer redrawn
 
 
 def tilt_of(model: JointModel) -> Tilt | None:

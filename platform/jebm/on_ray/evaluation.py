@@ -48,7 +48,7 @@ def check_output(uri: str) -> None:
 def resolve_request(request: Request) -> Request:
     """Return the request with paths that mean the same in the workers and in this process.
 
-    Fills in the run's data where the request names none. Raises as `check` and `everywhere`.
+    Fills in the run's data if the request names none. Raises as `check` and `everywhere`.
     """
     checkpoint = everywhere("checkpoint", request.checkpoint)
     run, manifest = open_checkpoint(checkpoint)
@@ -77,7 +77,8 @@ def evaluate_on_ray(request: Request, *, workers: int, gpu: bool, provenance: Ma
 
     Raises:
         ConfigError: the cluster cannot hold the workers.
-        JebmError: a worker raised it, which ends the others. KeyboardInterrupt: on SIGINT.
+        JebmError: a worker raised it, which ends the others.
+        KeyboardInterrupt: on SIGINT.
         SystemExit: on SIGTERM, with a shell's exit code for it, 143.
     """
     request = resolve_request(request)

@@ -98,7 +98,7 @@ class Picture:
 
     title: str
     file: str
-    """Name of the PNG beside the report: hierarchy-z3.png."""
+    """Name of the PNG next to the report: hierarchy-z3.png."""
     png: bytes
     meaning: str
     cover: bool = False

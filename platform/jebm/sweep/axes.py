@@ -110,7 +110,7 @@ class ResultAxis:
         return cls(axis, row, note)
 
     def level(self, trial: Trial) -> float:
-        """Return where a trial lies."""
+        """Return a trial's place on the axis."""
         return trial.values[0] if trial.values else self.row
 
 

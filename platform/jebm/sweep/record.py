@@ -18,7 +18,7 @@ RECORD = "sweep.json"
 
 _FORMAT, _VERSION = "jebm-sweep", 1
 _FREE_SEARCH = ("trials", "max_concurrent")
-"""What a later start may change in a search; in a config, only where it runs. Data compare by content."""
+"""What a start may change in a search; in a config, only where it runs. Data are compared by content."""
 
 
 def read_record(store: Store) -> JsonObject | None:
