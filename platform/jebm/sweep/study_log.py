@@ -76,7 +76,7 @@ def read_entries(store: Store) -> tuple[list[JsonObject], str]:
     Raises:
         ObjectMissingError: there is no study.log.
         DamagedRecordError: it is too long, or cannot be read at all.
-        StoreError: the store refuses, or cannot be reached.
+        StoreError: the store denies access or cannot be reached.
     """
     entries = []
     for number, line in enumerate(read_bytes(store, LOG, _LOG_BYTES).splitlines(keepends=True), start=1):
@@ -145,7 +145,7 @@ def _problem(entries: Sequence[JsonObject], name: str, search: Search) -> str:
             for trial in trials:
                 half = trial is trials[-1] and trial.state == TrialState.RUNNING
                 _check_trial(trial, search, half=half)
-    except Exception as error:  # whatever the replay of a damaged journal stumbles over
+    except Exception as error:  # a damaged journal can raise anything
         return f"{type(error).__name__}: {error}"
     return ""
 
