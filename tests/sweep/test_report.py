@@ -172,7 +172,7 @@ def test_the_answer_is_the_best_trial_and_a_config_that_trains_it(made):
     assert said in page.words
     assert said in text
     for place in (page.words, text):
-        assert "python jobs/train.py --config best.yaml" in place
+        assert "jebm train --config best.yaml" in place
         assert f"{best.params['optimizer.generator.lr']:.4g}" in place
 
 

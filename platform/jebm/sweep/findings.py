@@ -29,7 +29,7 @@ from jebm.sweep.results import STATUSES, Sweep, Trial
 
 __all__ = ["sweep_findings"]
 
-_COMMAND = "python jobs/train.py --config best.yaml"
+_COMMAND = "jebm train --config best.yaml"
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
