@@ -53,6 +53,7 @@ from jebm.evaluate.share import ALONE
 from jebm.evaluate.statistics import t_interval
 from jebm.parser import argument_parser, override, parse_arguments
 from jebm.rng import gaussian_noise
+from jebm.store.checkpoint import Manifest
 from jebm.store.retrieve import open_checkpoint
 from jebm.store.storage import LocalStore, open_store
 from jebm.train.runtime import prepare_process
@@ -91,6 +92,10 @@ class Case(Trial):
     def key(self) -> str:
         """Key of its row."""
         return re.sub(r"[^A-Za-z0-9]+", "-", f"{self.given or self.name}-{self.anomaly}")
+
+    def latest(self) -> Manifest | None:
+        """Return the checkpoint to score, which if given may be of any config; else as for any trial."""
+        return open_checkpoint(self.given)[1] if self.given else super().latest()
 
     def finished(self) -> bool:
         """Return whether nothing is left to train."""
@@ -182,7 +187,7 @@ def digit_cases(config: Config, arguments: Namespace, output: Path) -> Iterator[
 
 def arm_config(config: Config, arm: str, seed: int, output: Path, changes: dict[str, str]) -> Config:
     """Return an arm's config: the same except for prior, seed, storage and `changes`."""
-    place = {"run.seed": seed, "run.storage": str(output / "runs")}
+    place = {"run.seed": seed, "run.storage": str(output / "runs"), "evaluation.every_steps": 0}
     return override(config, {"prior.kind": arm, **place, **changes})
 
 
@@ -346,8 +351,11 @@ def main() -> int:
     config, arguments = parse_arguments(parser)
     # Every run trains in this process, or in one of its own.
     engine = dataclasses.replace(config.cluster, engine="process", workers=1, min_workers=None)
-    cases = cases_of(dataclasses.replace(config, cluster=engine), arguments)
-    prepare_process(cases[0].config, torch.device("cpu"))
+    config = dataclasses.replace(config, cluster=engine)
+    cases = cases_of(config, arguments)
+    if not cases:
+        raise ConfigError("--arms, --seeds, --digits: each needs at least one value")
+    prepare_process(config, torch.device("cpu"))
     found = rows_of(
         cases, Rows(LocalStore(Path(arguments.output).absolute()), Scores()), parallel=arguments.parallel
     )

@@ -139,3 +139,14 @@ def test_home_is_written_out_in_files_options_and_the_names_of_files(tmp_path, m
         ConfigError, match=r"run\.storage: ~nobody-here/runs: 'nobody-here' has no home folder"
     ):
         load_config(written(home, "run: {storage: ~nobody-here/runs}"))
+
+
+def test_overrides_and_file_are_one_config_and_home_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "other.yaml").write_text("cluster: {workers: 3}")
+    with pytest.raises(ConfigError, match=r"train\.batch_size"):  # 100 images by 3 workers
+        load_config("~/other.yaml", {"train.batch_size": 100})
+    config = load_config("~/other.yaml", {"train.batch_size": 129, "data": {"held_out": None}})
+    assert (config.cluster.workers, config.train.batch_size, config.data.held_out) == (3, 129, None)

@@ -163,8 +163,10 @@ def _attended(plan: SweepPlan, study: SweepStudy, provenance: Mapping[str, str])
         finally:
             # Process exit is too late: a local Ray ends with the thread that started it; Tune would wait a
             # minute for it and exit with code 1.
-            _unregister_all()  # type: ignore[no-untyped-call]
-            free_abandoned_groups()
+            try:
+                _unregister_all()  # type: ignore[no-untyped-call]
+            finally:
+                free_abandoned_groups()
 
     def on_signal() -> bool:
         if not running.is_set():

@@ -18,7 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 
 from jebm.config import Config, config_to_dict
 from jebm.errors import ConfigError
-from jebm.parser.values import config_from_dict, override
+from jebm.parser.values import checked, config_from_dict
 from jebm.parser.words import Option, checked_words, read_config
 
 __all__ = [
@@ -136,8 +136,7 @@ def parse_arguments(parser: JobParser, arguments: Sequence[str] | None = None) -
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Return the config from a YAML file, with dotted `overrides` (`{"energy.width": 50}`) on top."""
-    config = config_from_dict(read_config(path))
-    return override(config, overrides) if overrides else config
+    return config_from_dict(read_config(path) | dict(checked(overrides or {})))
 
 
 def config_to_yaml(config: Config) -> str:

@@ -79,7 +79,7 @@ class _Words:
             if name in self._named:
                 yield from self._option(self._named[name], value if given else None)
             elif self._keys and name == "--config":
-                yield from _plain(read_config(with_home(value if given else self._value(name), name)))
+                yield from _plain(read_config(value if given else self._value(name)))
             elif self._keys and name[2:] in {**key_types(), **sections()} and name.startswith("--"):
                 yield from self._key(name[2:], value if given else None)
             elif word.startswith("--print_config") and self._keys:
@@ -153,7 +153,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is invalid; one line that names it.
     """
-    path = shipped(path, "configs")
+    path = shipped(with_home(str(path), "--config"), "configs")
     values = read_yaml(path)
     if all(key in values for key in _SEARCH):
         raise ConfigError(f"{path}: that is a search file; give it to jebm tune as --search {path}")

@@ -12,7 +12,7 @@ from jebm.store.records import (
     set_aside,
     understood,
 )
-from jebm.store.storage import ObjectMissingError, Store
+from jebm.store.storage import ObjectChangedError, ObjectMissingError, Store
 from jebm.untrusted import JsonObject, parsed_object, typed, whole_number
 
 __all__ = ["METRICS", "RUN", "Rows", "attempts_before", "last_row", "planned_steps", "rows_before"]
@@ -70,7 +70,7 @@ def planned_steps(run: Store) -> int | None:
 
 
 def last_row(run: Store) -> JsonObject | None:
-    """Return the newest row of metrics.jsonl, with an integer `step`; None if there is none yet.
+    """Return the newest row of metrics.jsonl, with an integer `step`; None if there is none now.
 
     Only the end of the file is read. Raises StoreError if the store cannot be reached.
     """
@@ -78,7 +78,10 @@ def last_row(run: Store) -> JsonObject | None:
     if info is None:
         return None
     end = bytearray(min(info.size, _ROW_BYTES))
-    run.read_into(METRICS, info.size - len(end), [memoryview(end)])
+    try:
+        run.read_into(METRICS, info.size - len(end), [memoryview(end)])
+    except (ObjectChangedError, ObjectMissingError):  # a resume has just cut it
+        return None
     for line in reversed(bytes(end).splitlines()):
         try:
             _step_of(line)  # raises for anything but our rows
