@@ -39,6 +39,11 @@ def test_a_file_of_this_folder_comes_first_and_a_run_is_no_config(elsewhere: Pat
     assert load_config("first").run.name == "mine"
 
 
+@pytest.mark.parametrize("name", ["jobs", "jobs/data", "jobs/configs", "jobs/data/fashion_mnist_2000"])
+def test_what_is_written_never_lies_in_the_installation(name: str, elsewhere: Path) -> None:
+    assert open_store(name).uri == (elsewhere / name).as_uri()
+
+
 @pytest.mark.parametrize("name", ["runs/mine", "jobs/none", "jobs/../setup.cfg", "/etc/none", "~", ""])
 def test_any_other_path_stays_as_it_is(name: str) -> None:
     assert shipped(name) == shipped(name, "configs") == Path(name)

@@ -37,8 +37,9 @@ def expanded(path: str | Path) -> Path:
 def shipped(path: str | Path, folder: str = "") -> Path:
     """Return the path, or, if it does not exist, the file that jebm ships under this name.
 
-    For example `jobs/configs/smoke.yaml` from any working directory, or just `smoke` with `folder` "configs".
-    In a wheel such files are in jebm/shipped/, in a checkout in jobs/.
+    For example `jobs/configs/smoke.yaml` from any working directory, or just `smoke` with `folder` "configs";
+    without `folder` only data sets, so that nothing else is ever written into the installation. In a wheel
+    such files are in jebm/shipped/, in a checkout in jobs/.
     """
     path = Path(path)
     there = os.path.lexists(path) and not (folder and path.is_dir())  # a run's folder may be named smoke
@@ -48,7 +49,7 @@ def shipped(path: str | Path, folder: str = "") -> Path:
     name = root / folder / f"{path}.yaml" if folder and len(path.parts) == 1 else path
     if path.parts[:1] == ("jobs",):
         name = root.joinpath(*path.parts[1:])
-    return name if os.path.lexists(name) else path
+    return name if os.path.lexists(name if folder else name / "dataset.json") else path
 
 
 def cache_folder() -> Path:

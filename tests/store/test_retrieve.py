@@ -1,5 +1,6 @@
 """Checkpoints come back: whole, by part, and never as something that they are not."""
 
+import math
 import shutil
 import subprocess
 import sys
@@ -426,6 +427,20 @@ def test_only_what_checksums_leave_open_is_read(local: RunStore) -> None:
     assert max(size for _, size in store.reads) <= SLICE
     everything = compare(local, first, save(local.checkpoints, 3, state(seed=1)))
     assert set(everything.changed) == set(tensors) - {"model.empty"}
+
+
+def test_tensors_with_nan_are_compared_by_their_bytes(local: RunStore) -> None:
+    tensors = {"model.a": torch.tensor([1.0, math.nan]), "model.b": torch.tensor([math.nan])}
+    first = save(local.checkpoints, 1, tensors)
+    found = compare(local, first, save(local.checkpoints, 2, tensors | {"model.a": torch.ones(2)}))
+    assert (found.changed, found.equal) == (("model.a",), 1)
+
+
+def test_what_lies_in_parts_of_its_own_is_changed_by_a_checksum_alone(local: RunStore) -> None:
+    tensors = {"model.large": torch.zeros(4 * PART // 4)}
+    first = save(local.checkpoints, 1, tensors)
+    found = compare(local, first, save(local.checkpoints, 2, {"model.large": torch.ones(4 * PART // 4)}))
+    assert (found.changed, found.bytes_read) == (("model.large",), 0)
 
 
 def test_tensors_that_come_go_or_change_their_shape_are_told_apart(local: RunStore) -> None:

@@ -132,6 +132,13 @@ def test_the_command_tells_a_run_and_a_storage_and_lets_nothing_reach_the_termin
     assert [line.split()[:5] for line in out.splitlines()[1:]] == [["mine", "unknown", "7", "of", "40"]]
     document = json.loads(status(str(tmp_path / "mine"), "--json")[1])
     assert document["runs"][0]["checkpoint"] == "step-00000005-a0001"
+    journal(store, "odd", '{"step": 1, "loss": 1' + "0" * 400 + "}")
+    assert status(str(tmp_path / "odd"))[0] == 0
+    journal(store, "sweep/trials/00003", '{"step": 4}')
+    store.put("sweep/sweep.json", b"{}")
+    store.put("sweep/lease/00000001.json", b"{}")  # a sweep's own, with no run in its place
+    code, out, _ = status(str(tmp_path / "sweep"))
+    assert [line.split()[0] for line in out.splitlines()] == ["run", "trials/00003"]
     code, out, err = status(str(tmp_path / "nothing"))
     assert (code, out) == (2, "")
     assert err.count("\n") == 1

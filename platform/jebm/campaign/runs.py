@@ -141,7 +141,7 @@ class _Processes:
                     return
                 # In its own session, so that Ctrl-C reaches it only once, through `stop`.
                 process = subprocess.Popen(  # noqa: S603
-                    [sys.executable, "-m", "jebm", "train", "--config", str(path)],
+                    [sys.executable, "-P", "-m", "jebm", "train", "--config", str(path)],
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,

@@ -142,7 +142,7 @@ def _facts(config: Config, trials: Sequence[Trial], measures: PriorMeasures) -> 
         f"sha256 {held_out.sha256[:12]}",
         "prior samples": f"{config.evaluation.samples:,} of each model",
         "features": f"{measures.net.name}, sha256 {measures.net.sha256}",
-        "command": f"`{shlex.join(['python', 'jobs/compare.py', *sys.argv[1:]])}`",
+        "command": f"`{shlex.join(['jebm', 'compare', *sys.argv[1:]])}`",
         "git revision": made["git_revision"],
         "source": f"jebm {made['jebm']}, sha256 {made['source_sha256'][:12]}",
         "versions": ", ".join(f"{name} {made[name]}" for name in versions),

@@ -7,8 +7,9 @@
 running   its job renews its lease
 finished  the last step has a checkpoint
 stopped   its job ended before that; the same command resumes the run
-dead      its job has not renewed its lease for a minute; the same command resumes the run
-unknown   no job has ever held a lease on it, as for a sweep's trial
+dead      its job has not renewed its lease for a minute, by this machine's clock and the storage's, which
+          must agree; the same command resumes the run
+unknown   no job has ever held a lease on it, as for a sweep's trial, or it cannot be read
 
 Exit code 0: status printed; 2: usage error, no run there, or the storage cannot be reached.
 """
@@ -22,7 +23,7 @@ from typing import Any
 from jebm.cli import age_text, log_lines, table, tell, tell_json
 from jebm.parser import job_parser, parse
 from jebm.store.retrieve import open_run
-from jebm.store.storage import open_store
+from jebm.store.storage import Store, open_store
 from jebm.train.status import RunStatus, run_status, statuses
 
 __all__ = ["main"]
@@ -37,7 +38,7 @@ def main() -> None:
     arguments = parse(parser)
     store = open_store(arguments.place)
     store.probe(write=False)
-    if any(next(iter(store.list(part)), None) for part in ("run.json", "checkpoints/", "lease/")):
+    if is_run(store):
         run = open_run(arguments.place)
         status = run_status(run.root, run.name)
         found, text = [status], f"run         {run.uri}\n{described(status)}"
@@ -48,6 +49,15 @@ def main() -> None:
         tell_json({"place": store.uri, "runs": [plain(status) for status in found]})
     else:
         tell(text)
+
+
+def is_run(store: Store) -> bool:
+    """Return whether the place is a run, not a storage, nor a sweep, whose job holds a lease as well."""
+
+    def holds(part: str) -> bool:
+        return next(iter(store.list(part)), None) is not None
+
+    return holds("run.json") or holds("checkpoints/") or (holds("lease/") and not holds("sweep.json"))
 
 
 def described(status: RunStatus) -> str:

@@ -35,14 +35,17 @@ class Comparison:
 def compare(run: RunStore, first: Manifest, second: Manifest) -> Comparison:
     """Return which tensors of `second` differ in bytes from `first`, were added, or were removed.
 
-    Raises CheckpointError if a part that must be read is damaged or holds NaN, and StoreError.
+    Raises CheckpointError if a part that must be read is damaged, and StoreError.
     """
     one, other = _located(run, first), _located(run, second)
     common = one.keys() & other.keys()
     changed = {name for name in common if _form(one[name]) != _form(other[name])}
-    doubtful = {name: one[name] for name in common - changed if not _equal_parts(one[name], other[name])}
+    # Ask the CRC32s first, and read only what they leave open.
+    verdicts = {name: _equal_by_crc32(one[name], other[name]) for name in common - changed}
+    changed |= {name for name, equal in verdicts.items() if equal is False}
+    doubtful = {name: one[name] for name, equal in verdicts.items() if equal is None}
     for names in _batches(doubtful):
-        before, after = read_tensors(run, first, names), read_tensors(run, second, names)
+        before, after = (read_tensors(run, each, names, finite=False) for each in (first, second))
         changed |= {name for name in names if not torch.equal(_bits(before[name]), _bits(after[name]))}
     return Comparison(
         changed=tuple(sorted(changed)),
@@ -87,19 +90,25 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1).view(torch.uint8)  # -0.0 differs from 0.0
 
 
-def _equal_parts(one: _Place, other: _Place) -> bool:
-    """Return whether a tensor is empty, or has the same position in parts of equal length and CRC32."""
+def _equal_by_crc32(one: _Place, other: _Place) -> bool | None:
+    """Return whether a tensor's bytes are equal by the CRC32s of its parts; None if these cannot tell.
+
+    Equal parts make it equal; a differing part that holds nothing else makes it changed.
+    """
     if _size(one) == 0:
         return True
     (a, entry), (b, other_entry) = one, other
     size = a.part_size
     if (entry.begin, size) != (other_entry.begin, b.part_size):
-        return False
+        return None
+    # The parts that differ, and the ends of each in both objects.
     parts = range(entry.begin // size, math.ceil(entry.end / size))
-    return all(
-        a.crc32[part] == b.crc32[part] and min((part + 1) * size, a.size) == min((part + 1) * size, b.size)
-        for part in parts
-    )
+    ends = {part: {min((part + 1) * size, a.size), min((part + 1) * size, b.size)} for part in parts}
+    differing = [part for part in parts if a.crc32[part] != b.crc32[part] or len(ends[part]) > 1]
+    if not differing:
+        return True
+    within = (entry.begin <= part * size and max(ends[part]) <= entry.end for part in differing)
+    return False if any(within) else None
 
 
 def _batches(places: Mapping[str, _Place]) -> Iterator[list[str]]:

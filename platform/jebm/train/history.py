@@ -1,6 +1,7 @@
 """The journal left by earlier attempts at a run, read strictly, since anyone may have changed it."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -132,6 +133,8 @@ def _step_of(line: bytes) -> int:
     for name, value in row.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{name[:40]} is no number")
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise ValueError(f"{name[:40]} is too large")
     return whole_number(row, "step", 0, _LAST_STEP)
 
 

@@ -1,5 +1,6 @@
 """A run's status, read only from its storage: no cluster, no request to the job that trains it."""
 
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -8,12 +9,14 @@ from jebm.errors import CheckpointError, StoreError
 from jebm.store.checkpoint import Checkpoints
 from jebm.store.manifest import RUN_NAME, step_and_attempt
 from jebm.store.protocol import in_parallel
-from jebm.store.storage import Store
+from jebm.store.storage import AccessDeniedError, Store
 from jebm.train.history import METRICS, RUN, last_row, planned_steps
 from jebm.train.lease import LastHolder, last_holder
 from jebm.untrusted import JsonObject
 
 __all__ = ["RunStatus", "State", "run_status", "statuses"]
+
+_LOG = logging.getLogger("jebm.train")
 
 State = Literal["running", "finished", "dead", "stopped", "unknown"]
 
@@ -87,4 +90,13 @@ def statuses(store: Store) -> list[RunStatus]:
     names = {name for name in names if RUN_NAME.fullmatch(name)}
     if not names:
         raise StoreError(f"{store.uri}: holds no run; give run.storage, or run.storage/run.name")
-    return in_parallel(lambda _, name: run_status(store, name), sorted(names))
+    return in_parallel(lambda _, name: _status_or_unknown(store, name), sorted(names))
+
+
+def _status_or_unknown(store: Store, name: str) -> RunStatus:
+    """Return a run's status; one that may not be read hides no other."""
+    try:
+        return run_status(store, name)
+    except AccessDeniedError as error:
+        _LOG.error("%s: %s", name, error)
+        return RunStatus(name, "unknown", 0, None, None, None, None, {}, None)
