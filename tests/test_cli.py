@@ -1,6 +1,8 @@
 """From errors to exit codes."""
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -68,3 +70,17 @@ def test_the_log_is_escaped(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     out = capsys.readouterr().out
     assert out.startswith("run a\\x1b[2Jb\\nc\nTraceback")
     assert "\x1b" not in out
+
+
+def test_lines_that_nobody_reads_any_more_are_dropped() -> None:
+    many = "[logging.getLogger('jebm').info('x' * 1000) for _ in range(500)]; tell('end')"
+    program = f"import logging\nfrom jebm.cli import log_lines, tell\nlog_lines()\n{many}"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

@@ -149,9 +149,19 @@ class _Lines(logging.Formatter):
         return _safe_lines(super().formatException(ei))
 
 
+class _LineHandler(logging.StreamHandler[TextIO]):
+    """Writes lines, and drops them once nobody reads them, as after `… | head`."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
+        if isinstance(sys.exception(), BrokenPipeError):
+            _drop(self.stream)
+        else:
+            super().handleError(record)
+
+
 def log_lines(level: int = logging.INFO, stream: TextIO | None = None) -> None:
     """Print this package's log, from `level` up, as bare lines on `stream` (stdout), and others' warnings."""
-    handler = logging.StreamHandler(stream or sys.stdout)
+    handler = _LineHandler(stream or sys.stdout)
     handler.setFormatter(_Lines())
     handler.setLevel(level)
     logging.basicConfig(handlers=[handler])
@@ -167,8 +177,13 @@ def _report(kind: str, error: Exception | str, code: int) -> int:
 def _print(text: str) -> None:
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # as in `… | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        _drop(sys.stdout)
+
+
+def _drop(stream: TextIO) -> None:
+    """Send what is still written to a stream nowhere: its reader has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _plain(value: object) -> object:
