@@ -75,6 +75,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.long
 def test_a_comparison_goes_on_where_it_was_and_does_nothing_twice(job, tmp_path: Path, cache: Path) -> None:
     arms = "--arms=[gaussian, 'boom=optimizer.generator.lr:1e30']"
     code, out, _ = job(arms, "--seeds=[0]", "--train.epochs=0.2")

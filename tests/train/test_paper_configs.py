@@ -19,7 +19,11 @@ from jebm.train.update import JointUpdate
     ("name", "counts"),
     [
         ("svhn_hierarchical", {"generator": 392_288, "inference": 752_160, "energy": 8_551}),
-        ("svhn_fid", {"generator": 55_348_608, "inference": 18_999_396, "energy": 15_301}),
+        pytest.param(
+            "svhn_fid",
+            {"generator": 55_348_608, "inference": 18_999_396, "energy": 15_301},
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_three_updates_at_full_size(name: str, counts: dict[str, int], tmp_path: Path) -> None:
