@@ -7,13 +7,13 @@ import json
 import math
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
 
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from html_page import HtmlPage
 from jebm.report.findings import (
     Curve,
     Drawing,
@@ -118,36 +118,11 @@ def hostile(*, pictures: bool, text: str = HOSTILE) -> Findings:
     )
 
 
-class Page(HTMLParser):
-    """What a browser makes of a page: elements with their attributes, text, style."""
+class Page(HtmlPage):
+    """The page of a stored report."""
 
     def __init__(self, store: Store) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = self.style = self._inside = ""
-        self.feed(store.get("evaluation.html").decode())
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        self._inside = tag
-
-    def handle_endtag(self, tag):
-        self._inside = ""
-        self.text += " "
-
-    def handle_data(self, data):
-        if self._inside == "style":
-            self.style += data
-        else:
-            self.text += data
-
-    @property
-    def words(self) -> str:
-        return " ".join(self.text.split())
-
-    def having(self, attribute: str) -> list[str]:
-        return [found[attribute] for _, found in self.elements if attribute in found]
+        super().__init__(store.get("evaluation.html").decode())
 
 
 @pytest.fixture

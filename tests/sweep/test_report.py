@@ -7,7 +7,6 @@ import math
 import random
 import re
 from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -24,6 +23,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from html_page import HtmlPage
 from jebm.config import Config, config_to_dict, leaves
 from jebm.errors import CheckpointError, ConfigError, StoreError
 from jebm.parser import load_config
@@ -42,39 +42,11 @@ def png(level: int) -> bytes:
     return file.getvalue()
 
 
-class Page(HTMLParser):
-    """What a browser would make of a page: elements with their attributes, text, scripts."""
+class Page(HtmlPage):
+    """A sweep's page, with its plots and pictures."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text, self.scripts, self.styles = "", [], []
-        self._inside = ""
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        self._inside = tag
-        if tag in ("script", "style"):
-            getattr(self, f"{tag}s").append("")
-
-    def handle_endtag(self, tag):
-        self._inside = ""
-        self.text += " "
-
-    def handle_data(self, data):
-        if self._inside in ("script", "style"):
-            getattr(self, f"{self._inside}s")[-1] += data
-        else:
-            self.text += data
-
-    @property
-    def words(self) -> str:
-        return " ".join(self.text.split())
-
-    def having(self, attribute: str) -> list[str]:
-        return [found[attribute] for _, found in self.elements if attribute in found]
+        super().__init__(path.read_text(encoding="utf-8"))
 
     @property
     def plots(self) -> dict[str, ET.Element]:
