@@ -9,7 +9,7 @@ r"""Compare priors fairly: train each arm with each seed, evaluate every model, 
 Arms differ only in this:
   gaussian           the prior is N(0, I); always needed as the baseline
   joint              one energy over all latent layers, trained together with the nets
-  top                an energy over only the top layer (as LEBM)
+  top                an energy over only the top layer of the same ladder
   two_stage          a joint energy on the frozen nets of the finished gaussian run of the same seed
   NAME=KEY:VALUE,…   joint with some keys changed, e.g. 'wide=energy.width:200,optimizer.energy.lr:3e-4'
 

@@ -79,8 +79,8 @@ class Prior:
     """The prior of the latents.
 
     Args:
-        kind: joint (one energy over all latent layers, as in the paper), top (over only the top layer, as
-            LEBM; the others are N(0, I)) or gaussian (N(0, I), no energy).
+        kind: joint (one energy over all latent layers, as in the paper), top (over only the top layer of the
+            same ladder; the others are N(0, I)) or gaussian (N(0, I), no energy).
 
     """
 

@@ -112,8 +112,7 @@ class ResolvedEnergy:
 class EnergyNet(nn.Module):
     """f(z) = scale * MLP(z), hidden layers with LeakyReLU 0.2, one output.
 
-    f ignores the first `unseen` columns of z: if these are all layers but the top one, it is the energy of
-    LEBM (Pang et al. 2020).
+    f ignores the first `unseen` columns of z: all layers but the top one if the prior is `top`.
     """
 
     def __init__(self, latent_dim: int, config: Energy, *, unseen: int = 0) -> None:

@@ -41,7 +41,7 @@ _CLAIMS = (
 """Measure, and the claim about an arm that is better in it."""
 _GAIN_CLAIM = ("elbo_gain_above", "the tilt adds to the ELBO, by the bound that does not flatter it")
 _JOINT_AGAINST_TOP = ("joint", "top")
-"""The paper's claim against LEBM: an energy over all layers models more than one over the top layer."""
+"""An energy over all layers models more than one over only the top layer of the same ladder (not LEBM)."""
 
 
 @dataclass(frozen=True)
