@@ -14,6 +14,7 @@ COMMANDS = (
     "evaluate",
     "fetch",
     "ingest",
+    "runs",
     "sample",
     "status",
     "train",

@@ -13,11 +13,10 @@ import pytest
 import torch
 
 from jebm.commands import run_command
-from jebm.errors import StoreError
 from jebm.store.checkpoint import Checkpoints, Facts
 from jebm.store.storage import Store, open_store
 from jebm.train.lease import Lease
-from jebm.train.status import run_status, statuses
+from jebm.train.status import run_status
 
 FACTS = Facts(step=0, attempt=1, state={}, config={}, metrics={}, provenance={}, world_size=1, parent=None)
 
@@ -96,21 +95,7 @@ def test_damaged_records_count_as_missing(store: Store) -> None:
     assert status.metrics == {}
 
 
-def test_a_storage_tells_each_of_its_runs(store: Store) -> None:
-    with pytest.raises(StoreError, match="holds no run"):
-        statuses(store)
-    journal(store, "first")
-    save(store, "team/second", 5)
-    journal(store, "sweep/trials/00003", '{"step": 4}')
-    store.put("sweep/sweep.json", b"{}")
-    assert [(status.name, status.state, status.step) for status in statuses(store)] == [
-        ("first", "unknown", 0),
-        ("sweep/trials/00003", "unknown", 4),
-        ("team/second", "unknown", 5),
-    ]
-
-
-def test_the_command_tells_a_run_and_a_storage_and_lets_nothing_reach_the_terminal(
+def test_the_command_tells_a_run_and_lets_nothing_reach_the_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = open_store(str(tmp_path))
@@ -128,17 +113,17 @@ def test_the_command_tells_a_run_and_a_storage_and_lets_nothing_reach_the_termin
     assert "state       unknown, step 7 of 40\n" in out
     assert "checkpoint  step-00000005-a0001, " in out
     assert "\n  a\\x1b[2J\\nb  1.5\n  none         -\n" in out
-    code, out, _ = status(str(tmp_path))
-    assert [line.split()[:5] for line in out.splitlines()[1:]] == [["mine", "unknown", "7", "of", "40"]]
     document = json.loads(status(str(tmp_path / "mine"), "--json")[1])
-    assert document["runs"][0]["checkpoint"] == "step-00000005-a0001"
+    assert document["checkpoint"] == "step-00000005-a0001"
     journal(store, "odd", '{"step": 1, "loss": 1' + "0" * 400 + "}")
     assert status(str(tmp_path / "odd"))[0] == 0
     journal(store, "sweep/trials/00003", '{"step": 4}')
     store.put("sweep/sweep.json", b"{}")
     store.put("sweep/lease/00000001.json", b"{}")  # a sweep's own, with no run in its place
-    code, out, _ = status(str(tmp_path / "sweep"))
-    assert [line.split()[0] for line in out.splitlines()] == ["run", "trials/00003"]
+    for place in ("sweep", ""):
+        code, out, err = status(str(tmp_path / place))
+        assert (code, out) == (2, "")
+        assert err.endswith(": is no run; jebm runs lists the runs of a storage\n")
     code, out, err = status(str(tmp_path / "nothing"))
     assert (code, out) == (2, "")
     assert err.count("\n") == 1

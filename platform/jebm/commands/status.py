@@ -1,7 +1,6 @@
-"""Show the status of a run, or of each run in a storage. Needs only the storage, not Ray.
+"""Show the status of a run. Needs only the storage, not Ray; `jebm runs STORAGE` lists all its runs.
 
   jebm status runs/fashion_mnist
-  jebm status s3://bucket/runs
   jebm status s3://bucket/runs/fashion_mnist --json
 
 running   its job renews its lease
@@ -9,7 +8,7 @@ finished  the last step has a checkpoint
 stopped   its job ended before that; the same command resumes the run
 dead      its job has not renewed its lease for a minute, by this machine's clock and the storage's, which
           must agree; the same command resumes the run
-unknown   no job has ever held a lease on it, as for a sweep's trial, or it cannot be read
+unknown   no job has ever held a lease on it, as for a sweep's trial
 
 Exit code 0: status printed; 2: usage error, no run there, or the storage cannot be reached.
 """
@@ -21,10 +20,11 @@ from datetime import datetime
 from typing import Any
 
 from jebm.cli import age_text, log_lines, table, tell, tell_json
+from jebm.errors import StoreError
 from jebm.parser import job_parser, parse
 from jebm.store.retrieve import open_run
 from jebm.store.storage import Store, open_store
-from jebm.train.status import RunStatus, run_status, statuses
+from jebm.train.status import RunStatus, run_status
 
 __all__ = ["main"]
 
@@ -33,22 +33,19 @@ def main() -> None:
     """Read the status and print it."""
     log_lines(logging.ERROR, sys.stderr)
     parser = job_parser(__doc__ or "")
-    parser.add_argument("place", type=str, help="run.storage/run.name, or run.storage for all its runs")
+    parser.add_argument("place", type=str, help="run.storage/run.name")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     arguments = parse(parser)
     store = open_store(arguments.place)
     store.probe(write=False)
-    if is_run(store):
-        run = open_run(arguments.place)
-        status = run_status(run.root, run.name)
-        found, text = [status], f"run         {run.uri}\n{described(status)}"
-    else:
-        found = statuses(store)
-        text = table([["run", "state", "step", "checkpoint", "lease renewed"], *map(row, found)])
+    if not is_run(store):
+        raise StoreError(f"{store.uri}: is no run; jebm runs lists the runs of a storage")
+    run = open_run(arguments.place)
+    status = run_status(run.root, run.name)
     if arguments.json:
-        tell_json({"place": store.uri, "runs": [plain(status) for status in found]})
+        tell_json({"place": store.uri, **plain(status)})
     else:
-        tell(text)
+        tell(f"run         {run.uri}\n{described(status)}")
 
 
 def is_run(store: Store) -> bool:
@@ -76,12 +73,6 @@ def described(status: RunStatus) -> str:
         (f"  {name}", "-" if value is None else f"{value:.6g}") for name, value in status.metrics.items()
     ]
     return "\n".join([table(list(facts.items())), *([table(values)] if values else [])])
-
-
-def row(status: RunStatus) -> list[str]:
-    """Return a run's row in the table of a storage."""
-    renewed = ago(status.holder.renewed) if status.holder else "-"
-    return [status.name, status.state, steps(status), ago(status.checkpoint_written), renewed]
 
 
 def steps(status: RunStatus) -> str:

@@ -16,7 +16,17 @@ from jebm.store.records import (
 from jebm.store.storage import ObjectChangedError, ObjectMissingError, Store
 from jebm.untrusted import JsonObject, parsed_object, typed, whole_number
 
-__all__ = ["METRICS", "RUN", "Rows", "attempts_before", "last_row", "planned_steps", "rows_before"]
+__all__ = [
+    "METRICS",
+    "RUN",
+    "Rows",
+    "attempts_before",
+    "end_of_metrics",
+    "last_row",
+    "newest_row",
+    "planned_steps",
+    "rows_before",
+]
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
@@ -76,14 +86,25 @@ def last_row(run: Store) -> JsonObject | None:
     Only the end of the file is read. Raises StoreError if the store cannot be reached.
     """
     info = run.head(METRICS)
-    if info is None:
-        return None
-    end = bytearray(min(info.size, _ROW_BYTES))
+    return None if info is None else newest_row(end_of_metrics(run, info.size, _ROW_BYTES))
+
+
+def end_of_metrics(run: Store, size: int, most_bytes: int) -> bytes:
+    """Return the end of a metrics.jsonl of `size` bytes; empty if a resume has just cut it.
+
+    Raises StoreError if the store cannot be reached.
+    """
+    end = bytearray(min(size, most_bytes))
     try:
-        run.read_into(METRICS, info.size - len(end), [memoryview(end)])
-    except (ObjectChangedError, ObjectMissingError):  # a resume has just cut it
-        return None
-    for line in reversed(bytes(end).splitlines()):
+        run.read_into(METRICS, size - len(end), [memoryview(end)])
+    except (ObjectChangedError, ObjectMissingError):
+        return b""
+    return bytes(end)
+
+
+def newest_row(end: bytes) -> JsonObject | None:
+    """Return the last row, with an integer `step`, in the end of a metrics.jsonl; None if there is none."""
+    for line in reversed(end.splitlines()):
         try:
             _step_of(line)  # raises for anything but our rows
             return parsed_object(line, _ROW_BYTES)
