@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import NoReturn, TextIO
@@ -22,7 +22,9 @@ from jebm.errors import CheckpointError, ConfigError, DataError, JebmError, Stor
 from jebm.untrusted import escaped
 
 __all__ = [
+    "STOPPED",
     "age_text",
+    "announce",
     "log_lines",
     "progress",
     "run",
@@ -32,6 +34,9 @@ __all__ = [
     "tell_json",
     "warn",
 ]
+
+STOPPED = 3
+"""Exit code of training that a signal stopped before its end: `jebm train … && jebm evaluate …` stops too."""
 
 _LINE_SECONDS = 5.0  # between progress lines without a terminal
 
@@ -70,6 +75,12 @@ def tell_json(document: object) -> None:
 def warn(text: str) -> None:
     """Print one line on stderr, escaped."""
     sys.stderr.write(f"{escaped(' '.join(text.split()))}\n")
+
+
+def announce(text: str) -> None:
+    """Print one line on stderr at once; for signal handlers, which may interrupt any other print."""
+    with suppress(OSError):
+        os.write(2, f"{escaped(text)}\n".encode())
 
 
 def table(rows: Sequence[Sequence[str]], right: int = 0) -> str:

@@ -154,12 +154,12 @@ def test_whoever_waits_for_room_can_be_stopped_and_killed(cluster, tmp_path: Pat
 
         again = Driver(cluster, tmp_path / "again", *sweep)
         again.says(r"waiting for 2 workers x 1 CPU of t0000")
-        assert again.end(signal.SIGTERM) == 0
+        assert again.end(signal.SIGTERM) == 3
         assert "stopped: 1 interrupted" in again.log.read_text()
 
         one = Driver(cluster, tmp_path / "one", *narrow, "--cluster.workers=1")
         one.says(r"waiting for 1 worker x 1 CPU of the next trial")
-        assert one.end(signal.SIGINT) == 0
+        assert one.end(signal.SIGINT) == 3
         assert "stopped: " in one.log.read_text()
 
         patient = ("--runtime-env-json", '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "600"}}')
@@ -232,7 +232,7 @@ def test_a_head_that_does_not_answer_is_left_at_once(tmp_path: Path) -> None:
             time.sleep(1)
             driver.send_signal(signal.SIGTERM)
             output, _ = driver.communicate(timeout=PATIENCE)
-            assert driver.returncode == 0
+            assert driver.returncode == 3
             assert "stopped: step 0 of 48" in output
     with local_driver(tmp_path, RAY_ADDRESS=address) as driver:  # nobody listens there any more
         output, _ = driver.communicate(timeout=PATIENCE)
@@ -255,7 +255,8 @@ def test_a_local_ray_is_reached_by_this_machine_only_and_ctrl_c_saves(tmp_path: 
         assert {address for address in listening if not loopback(address)} == set()
         driver.send_signal(signal.SIGINT)
         output, _ = driver.communicate(timeout=PATIENCE)
-    assert driver.returncode == 0
+    assert driver.returncode == 3
+    assert "SIGINT: stopping after this step" in output
     assert re.search(r"^stopped: step \d+ of 3,200", output, re.MULTILINE)
     assert Checkpoints(open_store(f"{tmp_path}/runs"), "smoke").latest() is not None
     wait_for(lambda: not [pid for pid in family if Path(f"/proc/{pid}").exists()], PATIENCE)

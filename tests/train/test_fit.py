@@ -55,12 +55,14 @@ def test_a_run_leaves_all_that_a_user_looks_for(tmp_path: Path) -> None:
     assert (folder / "pictures" / "step-00000020.png").read_bytes()[:4] == b"\x89PNG"
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    board = EventAccumulator(str(folder / "tensorboard"))
+    board = EventAccumulator(str(folder / "tensorboard" / "smoke"))
     board.Reload()
     tags = board.Tags()
-    assert {"distortion", "rate/1", "time/images_per_second"} <= set(tags["scalars"])
+    cards = sorted(tags["scalars"])
+    assert cards[0] == "1 model/distortion"
+    assert {"1 model/rate/1", "1 model/f_prior", "5 time/images_per_second"} <= set(cards)
     assert len(tags["images"]) == 5  # reconstructions, samples, and three layers varied
-    assert [event.step for event in board.Scalars("distortion")] == [5, 10, 15, 20]
+    assert [event.step for event in board.Scalars("1 model/distortion")] == [5, 10, 15, 20]
 
 
 def test_after_each_end_the_newest_stay_and_what_was_resumed_from(tmp_path: Path) -> None:

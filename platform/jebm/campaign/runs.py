@@ -14,7 +14,7 @@ from typing import TypeAlias
 import jebm
 from jebm.campaign.rows import Row, Rows, T
 from jebm.campaign.trials import Trial
-from jebm.cli import tell
+from jebm.cli import announce, tell
 from jebm.errors import CheckpointError, DivergedError, JebmError
 from jebm.evaluate.comparison import REFERENCE
 from jebm.evaluate.quick import quick_look
@@ -23,7 +23,7 @@ from jebm.store.storage import open_store
 from jebm.train.lease import Lease
 from jebm.train.loop import Result, fit
 from jebm.train.provenance import provenance
-from jebm.train.runtime import first_signal, process_runtime
+from jebm.train.runtime import STOPPING, first_signal, process_runtime
 
 __all__ = ["rows_of", "train_here"]
 
@@ -44,8 +44,9 @@ def rows_of(
     """
     asked, processes = threading.Event(), _Processes()
 
-    def stop(_: signal.Signals) -> None:
+    def stop(received: signal.Signals) -> None:
         asked.set()
+        announce(f"{received.name}: {STOPPING}")
         processes.stop()
 
     found: dict[str, Row] = {}

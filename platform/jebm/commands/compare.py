@@ -34,7 +34,7 @@ from jsonargparse import Namespace
 from jebm.campaign.rows import PriorMeasures, Rows
 from jebm.campaign.runs import rows_of, train_here
 from jebm.campaign.trials import ARMS, Trial, check_trials, describe, trials_of
-from jebm.cli import log_lines, tell
+from jebm.cli import STOPPED, log_lines, tell
 from jebm.config import Config, config_to_dict
 from jebm.errors import ConfigError
 from jebm.evaluate.comparison import compare, document
@@ -76,8 +76,8 @@ def main() -> int:
     trainer = train_here if here else lambda trial, _: train(trial.config, provenance())
     found = rows_of(trials, Rows(output, measures), parallel=arguments.parallel, train=trainer)
     if found is None:
-        tell("stopped; the same command goes on from here")
-        return 1
+        tell("stopped; the same command resumes it")
+        return STOPPED
 
     # Compare the arms.
     arms = dict.fromkeys(trial.arm for trial in trials)

@@ -8,13 +8,17 @@ r"""Train a hierarchical generator with a joint EBM prior, on Ray.
 Any key can be set on the command line: --energy.width 50 --langevin.step_size 0.3 --cluster.workers 4.
 The same run.name resumes from its newest checkpoint; a finished run says so and does nothing.
 Without Ray: --cluster.engine process, or torchrun --nproc-per-node 2 -m jebm train … --cluster.workers 2.
+
+Exit code 0: finished; 3: stopped by a signal before that, with a checkpoint; 2: a wrong value, or a place
+that cannot be reached; 1: diverged.
 """
 
+import signal
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
 
-from jebm.cli import log_lines, tell
+from jebm.cli import STOPPED, announce, log_lines, tell
 from jebm.config import Config
 from jebm.evaluate.quick import check_quick_look, quick_look
 from jebm.parser import argument_parser, parse_arguments
@@ -23,7 +27,7 @@ from jebm.train.lease import Lease
 from jebm.train.loop import Result, fit
 from jebm.train.plan import make_plan
 from jebm.train.provenance import provenance
-from jebm.train.runtime import check_processes, first_signal, process_runtime, started_by_torchrun
+from jebm.train.runtime import STOPPING, check_processes, first_signal, process_runtime, started_by_torchrun
 
 __all__ = ["main"]
 
@@ -38,7 +42,13 @@ def train_here(config: Config) -> Result:
         with runtime.together():
             if runtime.is_main:
                 stack.enter_context(Lease(open_store(config.run.storage).child(config.run.name)))
-        stack.enter_context(first_signal(lambda _: asked.set()))
+
+        def stop(received: signal.Signals) -> None:
+            asked.set()
+            if runtime.is_main:
+                announce(f"{received.name}: {STOPPING}")
+
+        stack.enter_context(first_signal(stop))
         return fit(
             config,
             runtime,
@@ -48,8 +58,8 @@ def train_here(config: Config) -> Result:
         )
 
 
-def main() -> None:
-    """Parse, check, train and report how it ended."""
+def main() -> int:
+    """Parse, check, train and report how it ended; return `STOPPED` if a signal stopped it."""
     log_lines()
     parser = argument_parser(__doc__ or "")
     parser.add_argument(
@@ -73,11 +83,15 @@ def main() -> None:
     tell(plan.describe())
     if plan.finished:
         tell(f"already finished: all {plan.total_steps:,} steps; to train further, raise train.epochs")
-        return
+        return 0
     if arguments.dry_run:
         Lease(open_store(config.run.storage).child(config.run.name)).check()
         if not here:
             check_room(config)
-        return
+        return 0
     result = train_here(config) if here else train(config, provenance())
     tell(f"{result.status}: step {result.step:,} of {result.total_steps:,}; results in {result.place}")
+    if result.status == "stopped":
+        tell("the same command resumes it")
+        return STOPPED
+    return 0

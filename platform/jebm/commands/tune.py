@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jebm.cli import log_lines, tell
+from jebm.cli import STOPPED, log_lines, tell
 from jebm.evaluate.quick import check_quick_look
 from jebm.parser import argument_parser, job_parser, parse, parse_arguments
 from jebm.store.storage import Store, open_store
@@ -57,7 +57,7 @@ def store_report(store: Store) -> None:
 
 
 def search() -> int:
-    """Parse, check, run the trials and print the best; return 1 if none finished."""
+    """Parse, check, run the trials and print the best; return 1 if none finished, `STOPPED` if stopped."""
     from jebm.on_ray.cluster import check_room, runs_here  # noqa: PLC0415
     from jebm.on_ray.places import resolve_paths  # noqa: PLC0415  (a report needs no ray)
     from jebm.on_ray.tuner import plan_sweep, tune  # noqa: PLC0415
@@ -86,8 +86,8 @@ def search() -> int:
     place = ending.place.removeprefix("file://")
     tell(f"{ending.status}: {counts}; results in {place}")
     if ending.status == "stopped":
-        tell("the same command goes on from here")
-        return 0
+        tell("the same command resumes it")
+        return STOPPED
     store_report(open_store(ending.place))
     tell(f"report   {place}/report/report.html")
     if not ending.best:

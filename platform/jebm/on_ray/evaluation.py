@@ -93,7 +93,7 @@ def evaluate_on_ray(request: Request, *, workers: int, gpu: bool, provenance: Ma
             free_abandoned_groups()
 
     try:
-        return attend(start, stop=lambda: False)
+        return attend(start, stop=lambda: False, ending="stopping, without a report")
     except StoppedError as stopped:
         if stopped.signal_number == signal.SIGINT:
             raise KeyboardInterrupt from None

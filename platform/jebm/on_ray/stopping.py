@@ -81,11 +81,12 @@ def in_background(work: Callable[[], T]) -> "Future[T]":
     return outcome
 
 
-def attend(work: Callable[[], T], *, stop: Callable[[], bool]) -> T:
+def attend(work: Callable[[], T], *, stop: Callable[[], bool], ending: str) -> T:
     """Run `work` in a thread and handle signals in the main thread, this one; return its result.
 
-    The first SIGTERM or SIGINT calls `stop()`. True means that `work` was asked to stop and will return;
-    False that there is nothing to wait for. A second signal has its default effect.
+    The first SIGTERM or SIGINT logs `ending`, how the work stops, and calls `stop()`. True means that `work`
+    was asked to stop and will return; False that there is nothing to wait for. A second signal has its
+    default effect.
 
     Raises:
         StoppedError: a stop was requested, and there is nothing to wait for, or the cluster does not answer.
@@ -97,7 +98,7 @@ def attend(work: Callable[[], T], *, stop: Callable[[], bool]) -> T:
         while not outcome.done() and not received:
             wait([outcome], timeout=_HEAR_SECONDS)
         if received:
-            _LOG.info("%s: stopping", received[0].name)
+            _LOG.info("%s: %s", received[0].name, ending)
             asking = in_background(stop)
             wait([asking], timeout=_PATIENCE_SECONDS)
             if not asking.done() or not asking.result():

@@ -25,11 +25,13 @@ from jebm.store.checkpoint import Checkpoints
 from jebm.store.storage import open_store
 from jebm.train.lease import Lease
 from jebm.train.loop import Result
+from jebm.train.runtime import STOPPING
 from jebm.train.start import total_steps_of
 
 __all__ = ["train", "train_workers"]
 
 _LOG = logging.getLogger("jebm.on_ray")
+_HARMLESS = "Ray's line about 'PreemptionWatcher' (E … core_worker.cc) is harmless: an actor of its own"
 _ELASTIC_START_SECONDS = "20"
 
 
@@ -47,6 +49,7 @@ def train(config: Config, provenance: Mapping[str, str]) -> Result:
 
     def start() -> Result:
         join(config)
+        _LOG.info("starting the workers; %s", _HARMLESS)
         try:
             return train_workers(config, provenance, request)
         finally:
@@ -61,7 +64,7 @@ def train(config: Config, provenance: Mapping[str, str]) -> Result:
     # Only one job may train a run.
     with Lease(open_store(config.run.storage).child(config.run.name), ray_job=submission_id()):
         try:
-            return attend(start, stop=stop)
+            return attend(start, stop=stop, ending=STOPPING)
         except StoppedError:
             return _as_it_stands(config)
 

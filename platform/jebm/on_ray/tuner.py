@@ -37,6 +37,7 @@ from jebm.train.plan import Plan
 __all__ = ["Ending", "SweepPlan", "plan_sweep", "tune"]
 
 _LOG = logging.getLogger("jebm.on_ray")
+_ENDING = "stopping: running trials end after a step, with a last checkpoint; a second signal ends it at once"
 _TUNE_LOGS = {
     "ray.tune": logging.WARNING,
     "ray.tune.tune": logging.CRITICAL,  # failed trials, which we have already logged
@@ -175,7 +176,7 @@ def _attended(plan: SweepPlan, study: SweepStudy, provenance: Mapping[str, str])
         return True
 
     try:
-        attend(start, stop=on_signal)
+        attend(start, stop=on_signal, ending=_ENDING)
     except StoppedError:
         return True
     return stopping.is_set()

@@ -21,6 +21,17 @@ from torch.utils.tensorboard import summary
 
 __all__ = ["Board"]
 
+_FIRST = "1 model"
+_GROUPS = {
+    "evaluation/": "2 evaluation",
+    "chain/": "3 chain",
+    "gradient_norm/": "4 gradient norm",
+    "time/": "5 time",
+    "checkpoint/": "6 checkpoint",
+}
+"""Cards in the order in which people want them, since TensorBoard sorts by name: first what the model does
+(distortion, rates, f, pictures), last how the run computes."""
+
 
 class Board:
     """Makes the records of one event file. Each method returns bytes to append to it."""
@@ -46,14 +57,17 @@ class Board:
         )
 
     def scalars(self, values: Mapping[str, float], step: int) -> bytes:
-        """Return one scalar per name."""
-        parts = (summary.scalar(*item) for item in values.items())  # type: ignore[no-untyped-call]
+        """Return one scalar per metric, in its group of cards."""
+        parts = (
+            summary.scalar(_card(name), value)  # type: ignore[no-untyped-call]
+            for name, value in values.items()
+        )
         return b"".join(_record(Event(step=step, summary=part)) for part in parts)
 
     def pictures(self, grids: Mapping[str, Tensor], step: int) -> bytes:
         """Return one picture (C, height, width) in [0, 1] per name."""
         parts = (
-            summary.image(name, picture, dataformats="CHW")  # type: ignore[no-untyped-call]
+            summary.image(_card(name), picture, dataformats="CHW")  # type: ignore[no-untyped-call]
             for name, picture in grids.items()
         )
         return b"".join(_record(Event(step=step, summary=part)) for part in parts)
@@ -63,7 +77,16 @@ class Board:
     ) -> bytes:
         """Return the data of TensorBoard's HPARAMS page: settings and final metrics."""
         parts = summary.hparams(dict(values), dict(metrics), None)  # type: ignore[no-untyped-call]
-        return b"".join(_record(Event(summary=part)) for part in parts) + self.scalars(metrics, 0)
+        return b"".join(_record(Event(summary=part)) for part in parts) + b"".join(
+            _record(Event(step=0, summary=summary.scalar(*item)))  # type: ignore[no-untyped-call]
+            for item in metrics.items()
+        )
+
+
+def _card(name: str) -> str:
+    prefix, slash, rest = name.partition("/")
+    group = _GROUPS.get(prefix + slash)
+    return f"{group}/{rest}" if group else f"{_FIRST}/{name}"
 
 
 def _record(event: Event) -> bytes:

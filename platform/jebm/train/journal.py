@@ -97,7 +97,7 @@ class Journal:
 
     @property
     def _events(self) -> str:
-        return f"tensorboard/{self._board.file}"
+        return f"tensorboard/{self._config.run.name}/{self._board.file}"
 
 
 def _finite(value: float) -> float | None:

@@ -20,6 +20,7 @@ from jebm.train.group import process_group
 from jebm.train.memory import keep_freed_memory
 
 __all__ = [
+    "STOPPING",
     "Runtime",
     "check_processes",
     "first_signal",
@@ -27,6 +28,9 @@ __all__ = [
     "process_runtime",
     "started_by_torchrun",
 ]
+
+STOPPING = "stopping after this step, with a last checkpoint; a second signal ends it at once, without one"
+"""The answer to the first signal."""
 
 _LOG = logging.getLogger("jebm.train")
 
