@@ -1,7 +1,8 @@
 r"""Compare Optuna with pruning to random search, at equal budget, on real training curves.
 
   python experiments/sweep_against_random.py --config jobs/configs/smoke.yaml --table table.jsonl \
-    --data.train data/fashion_mnist/train --data.held_out data/fashion_mnist/test --run.storage runs/sweep \
+    --data.train data/fashion_mnist/train --data.validation data/fashion_mnist/validation \
+    --run.storage runs/sweep \
     --cluster.engine process --cluster.workers 1 --evaluation.every_steps 44 --train.epochs 0.66 …
 
 First the table: `fit` trains every point of a grid of Langevin step sizes and energy widths, and the

@@ -40,8 +40,8 @@ def test_the_data_of_a_documented_training_are_there(name: str, words: list[str]
     """On a fresh machine: in the bucket, or in what a clone, an image and an upload all have."""
     given = dict(zip(words[::2], words[1::2], strict=True))
     config = load_config(ROOT / given["--config"])
-    for key, default in (("train", config.data.train), ("held_out", config.data.held_out)):
-        place = given.get(f"--data.{key}", default)
+    for key in ("train", "validation", "held_out"):
+        place = given.get(f"--data.{key}", getattr(config.data, key))
         if place is not None and not place.startswith("s3://"):
             assert place.startswith("jobs/data/"), (name, place)
             assert (ROOT / place / "dataset.json").is_file()

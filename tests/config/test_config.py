@@ -70,7 +70,7 @@ def yaml_file(tmp_path):
 # A config in which no value is the default, so that no round trip can pass by dropping one.
 EVERYTHING = Config(
     run=Run("other-1", "s3://bucket/some prefix: #1", 7, False, True, "runs/other-0"),
-    data=Data("data/a", "data/b"),
+    data=Data("data/a", "data/b", "data/c"),
     model=Model(64, 3, (1, 2, 3, 4), 0.123456789012345678),
     inference=Inference((5, 6, 7), 8),
     generator=Generator((9, 10, 11, 12), 13, "concat"),

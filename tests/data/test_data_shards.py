@@ -363,7 +363,7 @@ def test_two_processes_may_build_the_cache_at_once(tmp_path: Path) -> None:
 # --- the subset that ships with the repository
 
 
-@pytest.mark.parametrize(("split", "each"), [("train", 160), ("test", 40)])
+@pytest.mark.parametrize(("split", "each"), [("train", 160), ("validation", 40), ("test", 40)])
 def test_the_shipped_subset_is_whole_and_balanced(tmp_path: Path, split: str, each: int) -> None:
     place = REPOSITORY / "jobs" / "data" / "fashion_mnist_2000" / split
     loaded = load_images(open_store(str(place)), tmp_path)

@@ -137,7 +137,8 @@ def check_trials(trials: Sequence[Trial], *, deep: bool) -> None:
         if trial.origin and Checkpoints(open_store(config.run.storage), trial.origin).latest() is None:
             continue  # that run is trained first
         plan = make_plan(config, read_images=True, deep=deep)
-        check_distances(config, plan.data, plan.held_out, plan.images)
+        key = "data.held_out" if config.data.held_out else "data.train"
+        check_distances(config, plan.data, plan.held_out, plan.images, key=key)
     if trials[0].config.cluster.engine == "process":
         check_processes(trials[0].config)
     for trial in trials:

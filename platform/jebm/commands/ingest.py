@@ -1,6 +1,7 @@
-"""Turn original image files into a data set: Parquet parts and a manifest, in a folder or on S3.
+r"""Turn original image files into a data set: Parquet parts and a manifest, in a folder or on S3.
 
-  Fashion-MNIST  jebm ingest data/original/fashion-mnist --split train --output data/fashion/train
+  Fashion-MNIST  jebm ingest data/original/fashion-mnist --split train --validation 5000 \
+                   --output data/fashion/train
   SVHN           jebm ingest train_32x32.mat --output s3://bucket/svhn/train
   CIFAR-10       jebm ingest cifar-10-binary.tar.gz --split test --output data/cifar10/test
   CelebA, 64x64  jebm ingest img_align_celeba.zip --split train --output s3://bucket/celeba/train
@@ -9,9 +10,13 @@
   NumPy          jebm ingest images.npy --labels labels.npy --output data/set/train
   MNIST, no 4s   jebm ingest data/original/mnist-digits --without-label 4 --output data/no_4/train
 
-Pixels are unchanged by default (--size, --channels). The last line reports how many images, labels and
-classes there are, and what was skipped. Safe to run twice: an existing data set of the same files and options
-is kept. Exit code 2 and one line on stderr if an input cannot be used.
+Pixels are unchanged by default (--size, --channels). --validation N holds N images back, chosen by a hash of
+their position, as a data set of their own: …/validation beside …/train, or OUTPUT-validation. Sweeps and
+evaluations during training judge by them (data.validation). The last line of each data set reports how many
+images, labels and classes there are, and what was skipped.
+
+Safe to run twice: an existing data set of the same files and options is kept. Exit code 2 and one line on
+stderr if an input cannot be used.
 """
 
 import sys
@@ -26,6 +31,7 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 from jebm.cli import tell
+from jebm.data.carve import VALIDATION, carved
 from jebm.data.manifest import DatasetManifest, dataset_exists, read_manifest
 from jebm.data.readers import FORMATS, open_source
 from jebm.data.shards import write_dataset
@@ -52,6 +58,7 @@ def arguments() -> Namespace:
     add("--partition", type=str | None, metavar="FILE", help="CelebA's list_eval_partition.txt")
     add("--without-label", type=int | None, metavar="N", help="leave out the images of this class")
     add("--limit", type=int | None, metavar="N", help="only the first N images")
+    add("--validation", type=int | None, metavar="N", help="hold N images back, as a data set of their own")
     add("--overwrite", action="store_true", help="replace the data set at the output")
     return parse(parser)
 
@@ -81,33 +88,66 @@ class Tally:
 
 
 def main() -> None:
-    """Read the source, write the data set and report the result."""
+    """Read the source, write the data sets and report the result."""
     warnings.filterwarnings("ignore", module="PIL")  # warnings about irrelevant image metadata
     wanted = arguments()
     store = open_store(wanted.output)
     check_apart(wanted.source, store)
-    exists = dataset_exists(store)
     keys = ("split", "labels", "partition", "size", "channels", "without_label", "limit")
     options = {key: wanted[key] for key in keys}
     source = open_source(wanted.source, wanted.format, **options)
-    # An existing data set is kept if it came from the same files and options.
-    if exists and not wanted.overwrite:
-        found = read_manifest(store)
-        if (found.source, found.split) != (source.description, source.split):
-            what = f"{found.name}, {found.split}, of other files or options"
-            raise DataError(f"{store.uri}: holds a data set already ({what}); --overwrite replaces it")
-        labels = "with labels" if found.labels_sha256 else "no labels"
-        known = f"already there: {counted(found.images, 'image')}, {labels}, sha256 {found.sha256[:12]}"
-        tell("; ".join([f"{known}  {store.uri}", *remarks(source)]))
-        return
-    # Write it and report what was made.
+    # The images that are held back are written first, so that no set to train on is without its other part.
+    sets = [(source, store)]
+    if wanted.validation is not None:
+        rest, held = carved(source, wanted.validation)
+        sets = [(held, open_store(validation_place(wanted.output))), (rest, store)]
+    made = [is_made(part, place, overwrite=wanted.overwrite) for part, place in sets]
+    for (part, place), done in zip(sets, made, strict=True):
+        words = known(place) if done else make(part, place, overwrite=wanted.overwrite)
+        tell("; ".join([f"{words}  {place.uri}", *remarks(part)]))
+
+
+def validation_place(output: str) -> str:
+    """Return where the images that are held back go: validation beside train, or OUTPUT-validation.
+
+    Raises DataError if the output is itself called validation.
+    """
+    above, slash, name = output.rstrip("/").rpartition("/")
+    if name == VALIDATION:
+        raise DataError(f"--output {output}: is the place of what --validation holds back; give another one")
+    return f"{above}{slash}{VALIDATION if name == 'train' else f'{name}-{VALIDATION}'}"
+
+
+def is_made(source: Source, store: Store, *, overwrite: bool) -> bool:
+    """Return whether the data set is there already, of the same files and options.
+
+    Raises DataError if another one is, and is not to be overwritten.
+    """
+    if overwrite or not dataset_exists(store):
+        return False
+    found = read_manifest(store)
+    if (found.source, found.split) != (source.description, source.split):
+        what = f"{found.name}, {found.split}, of other files or options"
+        raise DataError(f"{store.uri}: holds a data set already ({what}); --overwrite replaces it")
+    return True
+
+
+def known(store: Store) -> str:
+    """Return a line on a data set that is there already."""
+    found = read_manifest(store)
+    labels = "with labels" if found.labels_sha256 else "no labels"
+    return f"already there: {counted(found.images, 'image')}, {labels}, sha256 {found.sha256[:12]}"
+
+
+def make(source: Source, store: Store, *, overwrite: bool) -> str:
+    """Write a data set and return a line on it."""
     begun, tally = time.monotonic(), Tally()
-    manifest = write(tally.of(source), store, overwrite=wanted.overwrite)
+    manifest = write(tally.of(source), store, overwrite=overwrite)
     shape = "x".join(str(length) for length in manifest.shape[1:])
     size = sum(part.bytes for part in manifest.parts) / 1e6
     rate = counted(round(manifest.images / (time.monotonic() - begun)), "image") + "/s"
     made = f"{counted(manifest.images, 'image')} of {shape}, {tally}, {size:.1f} MB, {rate}"
-    tell("; ".join([f"{made}, sha256 {manifest.sha256[:12]}  {store.uri}", *remarks(source)]))
+    return f"{made}, sha256 {manifest.sha256[:12]}"
 
 
 def check_apart(source: str, store: Store) -> None:

@@ -79,7 +79,7 @@ def main() -> int:
 
         config = resolve_paths(config)
     plan = make_plan(config, read_images=here or runs_here(), deep=arguments.dry_run)
-    check_quick_look(config, plan.data, plan.held_out, plan.images)
+    check_quick_look(config, plan.data, plan.judging, plan.images)
     tell(plan.describe())
     if plan.finished:
         tell(f"already finished: all {plan.total_steps:,} steps; to train further, raise train.epochs")

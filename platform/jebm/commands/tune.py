@@ -73,7 +73,7 @@ def search() -> int:
     config = resolve_paths(config)
     # Check everything and print the plan before any trial starts.
     base = make_plan(config, read_images=runs_here(), deep=arguments.dry_run)
-    check_quick_look(config, base.data, base.held_out, base.images)
+    check_quick_look(config, base.data, base.judging, base.images)
     plan = plan_sweep(load_search(arguments.search, config, arguments.trials), base)
     tell(plan.describe())
     if arguments.dry_run:

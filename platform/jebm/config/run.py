@@ -66,12 +66,22 @@ class Data:
 
     Args:
         train: Data set to train on: a folder or s3://bucket/prefix that holds dataset.json.
-        held_out: Data set whose first images are reconstructed in the pictures; by default the training set.
+        validation: Data set to make choices by: evaluations during training, and so sweeps, see only these
+            images; jebm ingest --validation N holds them back from the training set.
+        held_out: Test set, for final figures: jebm evaluate and jebm compare measure on it, and the pictures
+            reconstruct its first images; by default the training set.
 
     """
 
     train: str = key("jobs/data/fashion_mnist_2000/train", "where", place=True)
     held_out: str | None = key(None, "where", place=True)
+    validation: str | None = key(None, "judge", place=True)
+
+    @property
+    def judging(self) -> tuple[str, str]:
+        """The key and place of the images that evaluations during training see."""
+        places = {"data.validation": self.validation, "data.held_out": self.held_out}
+        return next(((key, place) for key, place in places.items() if place), ("data.train", self.train))
 
 
 @dataclass(frozen=True)
@@ -198,7 +208,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Evaluation of samples and prior during training, on the held-out images (docs/evaluation.md).
+    """Evaluation of samples and prior during training, on the validation images (docs/evaluation.md).
 
     Args:
         every_steps: Steps between evaluations, with one more at the end; 0 for none.
@@ -207,7 +217,7 @@ class Evaluation:
             inceptionv3 (needs `pip install --no-deps torch-fidelity` and inception_weights).
         inception_weights: File with the weights of inceptionv3, on each node that evaluates;
             weights-inception-2015-12-05-6726825d.pth makes its Fréchet distance the FID.
-        samples: Prior samples per evaluation, compared with the same number of held-out images.
+        samples: Prior samples per evaluation, compared with the same number of real images.
         chain_factor: Length of the long chains in multiples of langevin.steps; they reveal short-run chains
             that look good without having mixed.
 

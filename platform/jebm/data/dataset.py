@@ -26,7 +26,7 @@ from jebm.errors import DataError
 from jebm.paths import cache_folder, expanded
 from jebm.store.protocol import Store
 
-__all__ = ["ImageSet", "default_cache_directory", "load_images"]
+__all__ = ["ImageSet", "default_cache_directory", "load_images", "shared_images"]
 
 _COLUMNS = ("image", "label")
 _MOST_COLUMNS = 1_000
@@ -44,6 +44,18 @@ class ImageSet:
     images_NHWC: npt.NDArray[np.uint8]
     labels_N: npt.NDArray[np.int32] | None  # −1 for an image without one
     manifest: DatasetManifest
+
+
+def shared_images(images: ImageSet, others: ImageSet) -> int:
+    """Return how many images of a set have exactly the pixels of an image of another set."""
+    if images.images_NHWC.shape[1:] != others.images_NHWC.shape[1:]:
+        return 0
+    known = {_pixel_hash(image_HWC) for image_HWC in others.images_NHWC}
+    return sum(_pixel_hash(image_HWC) in known for image_HWC in images.images_NHWC)
+
+
+def _pixel_hash(image_HWC: npt.NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(image_HWC.tobytes(), digest_size=16).digest()
 
 
 def default_cache_directory() -> Path:

@@ -116,7 +116,7 @@ def refitted(source: Source, size: int | None, channels: int | None) -> Source:
         for batch in source.read():
             arrays = batch.images_NHWC.squeeze(-1) if source.channels == 1 else batch.images_NHWC
             images = [pixels(fitted(Image.fromarray(array), size, channels, None)) for array in arrays]
-            yield Batch(np.stack(images), batch.labels_N)
+            yield replace(batch, images_NHWC=np.stack(images))
 
     transforms = (*source.description.transforms, *fit_transforms(size, channels))
     return replace(

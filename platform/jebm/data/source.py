@@ -65,6 +65,10 @@ class Batch:
     images_NHWC: npt.NDArray[np.uint8]
     labels_N: npt.NDArray[np.int32] | None = None  # −1 for an image without one; None if none has
 
+    def rows(self, taken: npt.NDArray[np.bool_] | slice) -> "Batch":
+        """Return some of the images, with what belongs to them."""
+        return Batch(self.images_NHWC[taken], None if self.labels_N is None else self.labels_N[taken])
+
 
 @dataclass(frozen=True)
 class SourceFile:
@@ -229,8 +233,7 @@ def limited(source: Source, limit: int) -> Source:
     def read() -> Iterator[Batch]:
         left = limit
         for batch in source.read():
-            labels_N = None if batch.labels_N is None else batch.labels_N[:left]
-            yield Batch(batch.images_NHWC[:left], labels_N)
+            yield batch.rows(slice(left))
             left -= len(batch.images_NHWC)
             if left <= 0:
                 return
@@ -254,7 +257,7 @@ def leaving_out(source: Source, label: int) -> Source:
             kept = batch.labels_N != label
             met = met or not kept.all()
             if kept.any():
-                yield Batch(batch.images_NHWC[kept], batch.labels_N[kept])
+                yield batch.rows(kept)
         if not met:
             raise DataError(f"{source.name}: no image has label {label}; without_label must name one")
 

@@ -32,7 +32,9 @@ _FEWEST_IMAGES = 40
 
 
 class QuickLook:
-    """The measures of a model on the first `evaluation.samples` held-out images, always with the same noise.
+    """The measures of a model on the first `evaluation.samples` validation images, with the same noise.
+
+    Without a validation set they are the held-out ones: `Data.judging`.
 
     The feature net and the real images' features are built at the first call, so that a run that ends before
     it need not wait for them.
@@ -51,7 +53,7 @@ class QuickLook:
         """
         config = self._config
         if self._subject is None:
-            images = load_images(open_store(config.data.held_out or config.data.train))
+            images = load_images(open_store(config.data.judging[1]))
             bare = Subject(
                 model, config, images, samples=config.evaluation.samples, seed=config.run.seed, sizes=QUICK
             )
@@ -68,7 +70,7 @@ def quick_look(config: Config) -> Callable[[JointModel, int], dict[str, float]] 
 
 
 def check_quick_look(
-    config: Config, train: DatasetManifest, held_out: DatasetManifest, images: ImageSet | None
+    config: Config, train: DatasetManifest, judging: DatasetManifest, images: ImageSet | None
 ) -> None:
     """Check that a quick look can measure; `images` are the training images, if already read.
 
@@ -76,21 +78,20 @@ def check_quick_look(
         ConfigError: as `check_distances`.
     """
     if config.evaluation.every_steps:
-        check_distances(config, train, held_out, images)
+        check_distances(config, train, judging, images, key=config.data.judging[0])
 
 
 def check_distances(
-    config: Config, train: DatasetManifest, held_out: DatasetManifest, images: ImageSet | None
+    config: Config, train: DatasetManifest, unseen: DatasetManifest, images: ImageSet | None, *, key: str
 ) -> None:
-    """Check that distances between samples and held-out images can be taken.
+    """Check that distances between samples and the unseen images, named by `key`, can be taken.
 
     Raises:
-        ConfigError: too few held-out images, no labels for a classifier, or no such feature net.
+        ConfigError: too few unseen images, no labels for a classifier, or no such feature net.
     """
-    if held_out.images < _FEWEST_IMAGES:
-        key = "data.held_out" if config.data.held_out else "data.train"
+    if unseen.images < _FEWEST_IMAGES:
         raise ConfigError(
             f"{key}: distances need at least {_FEWEST_IMAGES} held-out images, and there are "
-            f"{held_out.images}; give a larger set, or set evaluation.every_steps to 0"
+            f"{unseen.images}; give a larger set, or set evaluation.every_steps to 0"
         )
     check_feature_net(config.evaluation, train, images)

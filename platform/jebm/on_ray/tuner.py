@@ -27,6 +27,7 @@ from jebm.on_ray.stopping import StoppedError, StopRequest, attend
 from jebm.on_ray.trial import run_trial
 from jebm.on_ray.waiting import Waiting, free_room
 from jebm.store.storage import open_store
+from jebm.sweep.honesty import check_honest
 from jebm.sweep.record import check_same
 from jebm.sweep.space import Search
 from jebm.sweep.study import SweepStudy
@@ -94,7 +95,7 @@ def plan_sweep(search: Search, plan: Plan) -> SweepPlan:
 
     Raises:
         ConfigError: the base config is unfit for a sweep, the sweep was started with another search or base,
-            or pruning would come too late.
+            pruning would come too late, or the objective would see test images.
     """
     config = plan.config
     if config.cluster.engine != "ray":
@@ -114,6 +115,7 @@ def plan_sweep(search: Search, plan: Plan) -> SweepPlan:
                 f"scheduler.asha: trials would be judged after {first:,} images, and end after {images:,}; "
                 "lower grace_images or evaluation.every_steps, or set scheduler to none"
             )
+    check_honest(search, config, plan.judging)
     store = open_store(config.run.storage).child(config.run.name)
     record = check_same(store, config.run.name, search, config, plan.data.sha256)
     return SweepPlan(config, search, plan.data.sha256, plan.data.images, images, record is not None)

@@ -31,7 +31,9 @@ class Plan:
     config: Config
     data: DatasetManifest
     held_out: DatasetManifest
-    """The images to evaluate on; the training images if there are no others."""
+    """The images for final figures; the training images if there are no others."""
+    judging: DatasetManifest
+    """The images that evaluations during training see: `Data.judging`."""
     images: ImageSet | None
     """The training images, if read."""
     steps_per_epoch: int
@@ -66,6 +68,7 @@ class Plan:
             [
                 f"run      {config.run.name} in {config.run.storage} ({start})",
                 f"data     {config.data.train}: {data.images:,} images {shape}, sha256 {data.sha256[:12]}",
+                *self._judging_line(),
                 f"model    latents {latents} (bottom to top); prior {prior}",
                 f"weights  {counts}",
                 f"steps    {self.total_steps:,} ({config.train.epochs:g} epochs of {self.steps_per_epoch:,}),"
@@ -76,6 +79,16 @@ class Plan:
                 + " each",
             ]
         )
+
+    def _judging_line(self) -> list[str]:
+        """Return which images evaluations during training see, if there are evaluations."""
+        if not self.config.evaluation.every_steps:
+            return []
+        key, place = self.config.data.judging
+        line = f"judged   on {place}: {self.judging.images:,} images"
+        if key == "data.validation":
+            return [line]
+        return [f"{line} of {key}, for want of data.validation: choose nothing by these evaluations"]
 
     def _energy_line(self) -> list[str]:
         """Return when the energy joins, if not at once."""
@@ -103,9 +116,7 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
             `run.init_from` names none.
     """
     data, images = _data_set(config, "data.train", config.data.train, read=read_images)
-    held_out = data
-    if config.data.held_out:
-        held_out, _ = _data_set(config, "data.held_out", config.data.held_out, read=read_images)
+    sets = {"data.train": data, **_other_sets(config, data, read=read_images)}
     if data.images < config.train.batch_size:
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} is more than the {data.images} images of data.train"
@@ -131,13 +142,25 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
     return Plan(
         config=config,
         data=data,
-        held_out=held_out,
+        held_out=sets.get("data.held_out", data),
+        judging=sets[config.data.judging[0]],
         images=images,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         parameters=parameters,
         resumes_at=None if parent is None else parent.step,
     )
+
+
+def _other_sets(config: Config, train: DatasetManifest, *, read: bool) -> dict[str, DatasetManifest]:
+    """Return the sets that no net is trained on, by key; raises as `make_plan`."""
+    places = {"data.validation": config.data.validation, "data.held_out": config.data.held_out}
+    sets = {key: _data_set(config, key, place, read=read)[0] for key, place in places.items() if place}
+    if "data.validation" in sets and sets["data.validation"].sha256 == train.sha256:
+        raise ConfigError(
+            "data.validation: its images are those of data.train; jebm ingest --validation N holds some back"
+        )
+    return sets
 
 
 def _data_set(config: Config, key: str, uri: str, *, read: bool) -> tuple[DatasetManifest, ImageSet | None]:
