@@ -108,11 +108,13 @@ class PriorMeasures:
         train = load_images(open_store(config.data.train))
         self.held_out = load_images(open_store(config.data.held_out)) if config.data.held_out else train
         self.net = feature_net(config.evaluation, train, device=self._device)
+        self._train = train.manifest.sha256
 
     def identity(self, trial: Trial) -> JsonObject:
         """Return what a row depends on: images, features, samples and chains."""
         return {
             "held_out": self.held_out.manifest.sha256,
+            "train": self._train,
             "features": self.net.sha256,
             "samples": trial.config.evaluation.samples,
             "langevin": config_to_dict(trial.config)["langevin"],

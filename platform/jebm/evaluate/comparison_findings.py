@@ -69,6 +69,23 @@ def _measures(comparison: Comparison) -> Section:
         "Measures",
         "What was measured of each model, on the same images with the same noise.",
         tables=(table,),
+        notes=tuple(filter(None, (_share_in_words(comparison, arm) for arm in others))),
+    )
+
+
+def _share_in_words(comparison: Comparison, arm: str) -> str:
+    """Return how much of what there was to gain an arm's tilt gains; empty if that is not known.
+
+    The share is of each seed's own run, so that its interval is one of paired values.
+    """
+    means = comparison.means[arm]
+    if not {"elbo_gain", "oracle_gain", "oracle_share"} <= means.keys():
+        return ""
+    share, half_width = means["oracle_share"]
+    interval = f" [{share - half_width:.2f}, {share + half_width:.2f}]" if math.isfinite(half_width) else ""
+    return (
+        f"{arm}: the tilt gains {means['elbo_gain'].mean:.1f} of the {means['oracle_gain'].mean:.1f} nats "
+        f"that the oracle gains as prior on the same codes, a share of {share:.2f}{interval}."
     )
 
 

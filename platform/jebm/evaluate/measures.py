@@ -17,6 +17,7 @@ from jebm.core.model import JointModel
 from jebm.core.objective import reconstruct
 from jebm.core.prior import sample_prior
 from jebm.data.dataset import ImageSet
+from jebm.evaluate.aggregate import oracle
 from jebm.evaluate.chains import run_chains
 from jebm.evaluate.features import FeatureNet
 from jebm.evaluate.features.of_images import real_images
@@ -39,9 +40,18 @@ Row = dict[str, float]
 _CHAINS = 1_000
 _BEFORE_RATES = ("distortion", "mse")
 _AFTER_RATES = (
-    *("active_units", "elbo_gain", "elbo_gain_above", "elbo", "log_z_share", "acceptance", "f_drift"),
-    *("norm_ratio", "auc", "auc_long", "frechet", "frechet_long", "frechet_posterior"),
-    *("frechet_posterior_long", "kid", "kid_long", "precision", "precision_long", "recall", "recall_long"),
+    *("active_units", "elbo_gain", "elbo_gain_above", "oracle_gain", "oracle_share", "elbo", "log_z_share"),
+    *("acceptance", "f_drift", "norm_ratio", "auc", "auc_long", "frechet", "frechet_long"),
+    *(
+        "frechet_posterior",
+        "frechet_posterior_long",
+        "kid",
+        "kid_long",
+        "precision",
+        "precision_long",
+        "recall",
+        "recall_long",
+    ),
     *("frechet_reconstructions", "frechet_floor"),
 )
 
@@ -94,6 +104,7 @@ def measure_model(model: JointModel, config: Config, held_out: ImageSet, net: Fe
         model, config, held_out, samples=samples, seed=config.run.seed, sizes=COMPARED, known=known
     )
     found = subject.likelihood(images_NHWC)
+    to_gain = oracle(subject, images_NHWC)
     row = {
         **common_measures(subject, found, factor=long_factor(config)),
         "distortion": found.distortion.value,
@@ -101,6 +112,8 @@ def measure_model(model: JointModel, config: Config, held_out: ImageSet, net: Fe
         **{f"rate_{i}": rate.value for i, rate in enumerate(found.rate_L, 1)},
         "active_units": float(sum(found.active_units)),
         "elbo_gain_above": found.f_posterior.value - subject.log_z_above.value,
+        "oracle_gain": math.nan if to_gain is None else to_gain.gain.value,
+        "oracle_share": math.nan if to_gain is None else to_gain.share.value,
         **_sampler(subject),
         **_two_samples(subject),
     }

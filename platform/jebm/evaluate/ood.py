@@ -185,15 +185,17 @@ def auroc(positive_N: Tensor, negative_M: Tensor) -> float:
     return float(won / (len(positive_N) * len(negative_M)))
 
 
-def average_precision(positive_N: Tensor, negative_M: Tensor) -> float:
+def average_precision(positive_N: Tensor, negative_M: Tensor, *, share: float | None = None) -> float:
     """Return the sum over thresholds of precision times the gain in recall, in (0, 1]: AUPRC, in steps.
 
-    A random score has about N / (N + M), so values depend on the sizes of the two sets.
+    A random score has about N / (N + M), so values depend on the sizes of the two sets. With `share`, in
+    (0, 1), positives are weighted to make up that share of all, and a random score has about `share`.
     """
     if _undefined(positive_N, negative_M):
         return math.nan
     true_V, false_V = _counts(positive_N, negative_M)
-    precision_V = true_V / (true_V + false_V)
+    weight = 1.0 if share is None else share / (1 - share) * len(negative_M) / len(positive_N)
+    precision_V = weight * true_V / (weight * true_V + false_V)
     return float((_differences(true_V) * precision_V).sum() / len(positive_N))
 
 

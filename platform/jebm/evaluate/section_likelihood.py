@@ -7,12 +7,13 @@ import math
 
 import torch
 
+from jebm.evaluate.aggregate import Oracle, oracle
 from jebm.evaluate.estimates import Estimate
 from jebm.evaluate.likelihood import Likelihood
 from jebm.evaluate.partition import log_partition_importance
 from jebm.evaluate.subject import Subject
 from jebm.report.catalogue import figure
-from jebm.report.findings import Figure, Measured, Section, Table
+from jebm.report.findings import Figure, Measured, Section, Table, shown
 
 __all__ = ["likelihood_section"]
 
@@ -26,9 +27,11 @@ _IMPORTANCE_SAMPLES = 100_000
 def likelihood_section(subject: Subject, *, full: bool = False) -> Section:
     """Return log Z from both sides, the normalised ELBO, rates by layer; in full, also a tighter bound."""
     found = subject.likelihood(subject.images_NHWC)
+    to_gain = oracle(subject, subject.images_NHWC)
     figures = [
         figure("elbo", found.elbo),
         figure("elbo_gain", found.gain),
+        *_oracle_figures(subject, to_gain),
         figure("bits_per_dim", found.bits_per_dim),
         figure("distortion", found.distortion),
         figure("rate", found.rate),
@@ -44,8 +47,32 @@ def likelihood_section(subject: Subject, *, full: bool = False) -> Section:
         "is estimated by annealed importance sampling, from below and from above.",
         figures=tuple(figures),
         tables=(_layers(subject, found),),
+        notes=(_to_gain_in_words(found, to_gain),),
         warnings=tuple(_warnings(subject)),
     )
+
+
+def _oracle_figures(subject: Subject, to_gain: Oracle | None) -> list[Figure]:
+    """Return what a prior had to gain, and the tilt's share of it."""
+    if to_gain is None:
+        return []
+    share = [] if subject.tilt is None else [figure("oracle_share", to_gain.share)]
+    return [figure("oracle_gain", to_gain.gain), *share]
+
+
+def _to_gain_in_words(found: Likelihood, to_gain: Oracle | None) -> str:
+    """Return a sentence on the gain of the tilt beside what a prior had to gain."""
+    if to_gain is None:
+        return (
+            "What a prior had to gain is not known: the run's data.train cannot be read here; give --train."
+        )
+    oracle_gain = (
+        f"{shown(Measured(*to_gain.gain))} nats that the aggregate posterior of {to_gain.components:,} "
+        f"training images (bandwidth {to_gain.bandwidth:g}) gains as prior on the same codes"
+    )
+    if found.gain == Estimate(0.0, 0.0):
+        return f"The Gaussian prior gains nothing of the {oracle_gain}."
+    return f"The tilt gains {shown(Measured(*found.gain))} of the {oracle_gain}."
 
 
 def _sampled_mse(subject: Subject, found: Likelihood) -> Estimate:

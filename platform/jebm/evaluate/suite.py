@@ -127,6 +127,8 @@ def check(request: Request) -> Checked:
         _check_shape(config, f"out_of_distribution: {name}", read_manifest(open_store(uri)))
     if "ood" in request.suite and not request.out_of_distribution and held_out.labels_sha256 is None:
         raise ConfigError("out_of_distribution: ood needs another data set, or labels in the data; give one")
+    if request.train is not None:
+        _check_shape(config, "train", read_manifest(open_store(request.train)))
     _check_labels(config, measures, held_out)
     return Checked(run.uri, manifest, config, measures)
 

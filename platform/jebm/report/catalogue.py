@@ -52,6 +52,21 @@ _LIKELIHOOD = (
         "higher",
     ),
     Measure(
+        "oracle_gain",
+        "gain of the oracle",
+        "E_q[log q(z) - log N(z; 0, I)], with the smoothed aggregate posterior q(z) of training images as "
+        "prior: a lower bound, in expectation, of what a prior has to gain for this q(z|x).",
+        "nats",
+    ),
+    Measure(
+        "oracle_share",
+        "share of the oracle's gain",
+        "Gain of the tilt over that of the oracle, on the same codes; may exceed 1, since the oracle's is a "
+        "lower bound.",
+        "share",
+        "higher",
+    ),
+    Measure(
         "bits_per_dim",
         "bits per dimension",
         "The ELBO for one of the pixel values, as for 8-bit images.",
