@@ -52,6 +52,7 @@ def arguments() -> Namespace:
     add("--output", required=True, metavar="URI", help="folder or s3://bucket/prefix of the new data set")
     add("--format", default="auto", choices=FORMATS, help="of the source (auto looks into it)")
     add("--labels", type=str | None, metavar="FILE", help="label file, or 'folders': class = parent folder")
+    add("--factors", type=str | None, metavar="FILE", help="JSON table of factors, a row for each image")
     add("--split", type=str | None, help="train, test, val: the part to take, and its name")
     add("--size", type=int | None, metavar="N", help="resize the centre square to N pixels (LANCZOS)")
     add("--channels", type=int | None, metavar="1|3", help="convert to grey (1) or RGB (3)")
@@ -93,7 +94,7 @@ def main() -> None:
     wanted = arguments()
     store = open_store(wanted.output)
     check_apart(wanted.source, store)
-    keys = ("split", "labels", "partition", "size", "channels", "without_label", "limit")
+    keys = ("split", "labels", "factors", "partition", "size", "channels", "without_label", "limit")
     options = {key: wanted[key] for key in keys}
     source = open_source(wanted.source, wanted.format, **options)
     # The images that are held back are written first, so that no set to train on is without its other part.
@@ -146,7 +147,8 @@ def make(source: Source, store: Store, *, overwrite: bool) -> str:
     shape = "x".join(str(length) for length in manifest.shape[1:])
     size = sum(part.bytes for part in manifest.parts) / 1e6
     rate = counted(round(manifest.images / (time.monotonic() - begun)), "image") + "/s"
-    made = f"{counted(manifest.images, 'image')} of {shape}, {tally}, {size:.1f} MB, {rate}"
+    factors = f"{counted(len(manifest.factors), 'factor')}, " if manifest.factors else ""
+    made = f"{counted(manifest.images, 'image')} of {shape}, {tally}, {factors}{size:.1f} MB, {rate}"
     return f"{made}, sha256 {manifest.sha256[:12]}"
 
 

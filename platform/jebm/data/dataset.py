@@ -1,6 +1,6 @@
 """Our data sets, decoded once per node and memory-mapped by each of its processes.
 
-Shapes: N images, H rows, W columns, C channels.
+Shapes: N images, H rows, W columns, C channels, F factors.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -44,6 +44,7 @@ class ImageSet:
     images_NHWC: npt.NDArray[np.uint8]
     labels_N: npt.NDArray[np.int32] | None  # −1 for an image without one
     manifest: DatasetManifest
+    factors_NF: npt.NDArray[np.int32] | None = None  # indices into the categories of manifest.factors
 
 
 def shared_images(images: ImageSet, others: ImageSet) -> int:
@@ -75,65 +76,91 @@ def default_cache_directory() -> Path:
 def load_images(store: Store, cache_directory: Path | None = None) -> ImageSet:
     """Return a data set's images, memory-mapped from one decoded copy on this node.
 
-    The first process decodes the parts into `<cache>/<sha256>.images.u8` (and labels beside it), checking
-    every hash; later ones map the same file and share its pages. If several start at once, each decodes and
-    one file wins. A damaged part leaves no file, and no part is inflated beyond the size in the manifest.
+    The first process decodes the parts into `<cache>/<sha256>.images.u8` (labels and factors beside it),
+    checking every hash; later ones map the same files and share their pages. If several start at once, each
+    decodes and one file wins. A damaged part leaves no file, and no part is inflated beyond the size in the
+    manifest.
 
     Raises DataError if the data set is missing or damaged, or the cache cannot be written.
     """
     manifest = read_manifest(store)
     directory = default_cache_directory() if cache_directory is None else cache_directory
-    images_path = directory / f"{manifest.sha256}.images.u8"
-    labels_path = directory / f"{manifest.labels_sha256}.labels.i32" if manifest.labels_sha256 else None
-    need = math.prod(manifest.shape) + 4 * manifest.images
-    # Only a file of the right size counts; a partial one never gets this name.
-    whole = _is_whole(images_path, math.prod(manifest.shape)) and (
-        labels_path is None or _is_whole(labels_path, 4 * manifest.images)
-    )
+    files = _files(manifest, directory)
+    need = sum(file.bytes for file in files)
     try:
-        if not whole:
+        # Only files of the right size count; a partial one never gets its name.
+        if not all(_is_whole(file.path, file.bytes) for file in files):
             directory.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(directory).free < need:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            _decode(store, manifest, images_path, labels_path)
-        images_NHWC = np.memmap(images_path, np.uint8, "r", shape=manifest.shape)
-        labels_N = None if labels_path is None else np.memmap(labels_path, "<i4", "r", shape=manifest.images)
-        return ImageSet(images_NHWC, labels_N, manifest)
+            _decode(store, manifest, files)
+        found = {
+            file.what: np.memmap(file.path, file.dtype, "r", shape=file.shape)
+            for file in files
+            if file.path is not None
+        }
+        return ImageSet(found["images"], found.get("labels"), manifest, found.get("factors"))
     except OSError as error:
         reason = f"{directory}: the image cache cannot be used ({error.strerror or error})"
         raise DataError(f"{reason}; set JEBM_CACHE to a folder with {need / 1e6:.0f} MB free") from error
 
 
-def _is_whole(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+@dataclass(frozen=True)
+class _File:
+    """One decoded file of the cache, named by the hash of its content; what has no hash has no file."""
+
+    what: str
+    sha256: str | None
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path | None
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def _decode(store: Store, manifest: DatasetManifest, images_path: Path, labels_path: Path | None) -> None:
-    """Write pixels and labels of all parts to the two paths; each appears whole or not at all."""
-    pixels, labels = hashlib.sha256(), hashlib.sha256()
+def _files(manifest: DatasetManifest, directory: Path) -> tuple[_File, _File, _File]:
+    """Return the files of a data set's pixels, labels and factors."""
+    images, hashes = manifest.images, (manifest.sha256, manifest.labels_sha256, manifest.factors_sha256)
+    shapes = (manifest.shape, (images,), (images, len(manifest.factors)))
+    kinds = (("images", "u1", "u8"), ("labels", "<i4", "i32"), ("factors", "<i4", "i32"))
+    pixels, labels, factors = (
+        _File(what, sha256, dtype, shape, directory / f"{sha256}.{what}.{ending}" if sha256 else None)
+        for (what, dtype, ending), sha256, shape in zip(kinds, hashes, shapes, strict=True)
+    )
+    return pixels, labels, factors
+
+
+def _is_whole(path: Path | None, size: int) -> bool:
+    return path is None or (path.is_file() and path.stat().st_size == size)
+
+
+def _decode(store: Store, manifest: DatasetManifest, files: Sequence[_File]) -> None:
+    """Write pixels, labels and factors of all parts to their files; each appears complete or not at all."""
+    hashes = [hashlib.sha256() for _ in files]
     with contextlib.ExitStack() as stack:
-        image_file = stack.enter_context(_appearing(images_path))
-        label_file = stack.enter_context(_appearing(labels_path)) if labels_path is not None else None
+        sinks = [None if file.path is None else stack.enter_context(_appearing(file.path)) for file in files]
         for part in manifest.parts:
-            for image_bytes, label_bytes in _decoded(store, part, manifest):
-                pixels.update(image_bytes)
-                image_file.write(image_bytes)
-                labels.update(label_bytes)
-                if label_file is not None:
-                    label_file.write(label_bytes)
+            for contents in _decoded(store, part, manifest):
+                for content, found, sink in zip(contents, hashes, sinks, strict=True):
+                    found.update(content)
+                    if sink is not None:
+                        sink.write(content)
         # Checked inside the block, so that files with wrong content never appear.
-        if pixels.hexdigest() != manifest.sha256:
-            raise DataError(
-                f"{store.uri}: the parts are not those of the manifest; ingest the data set again"
-            )
-        if manifest.labels_sha256 not in {None, labels.hexdigest()}:
-            raise DataError(
-                f"{store.uri}: the labels are not those of the manifest; ingest the data set again"
-            )
+        for file, found in zip(files, hashes, strict=True):
+            if file.sha256 not in {None, found.hexdigest()}:
+                what = "parts" if file.what == "images" else file.what
+                raise DataError(
+                    f"{store.uri}: the {what} are not those of the manifest; ingest the data set again"
+                )
 
 
-def _decoded(store: Store, part: Part, manifest: DatasetManifest) -> Iterator[tuple[memoryview, memoryview]]:
-    """Yield pixels (views of Arrow's memory) and labels, some rows at a time."""
+def _decoded(
+    store: Store, part: Part, manifest: DatasetManifest
+) -> Iterator[tuple[memoryview, memoryview, memoryview]]:
+    """Yield pixels (views of Arrow's memory), labels and factors, some rows at a time."""
     place = f"{store.uri}/{part.name}"
     # Check the size before reading: the object may be larger than memory.
     found = next((info.size for info in store.list(part.name) if info.key == part.name), part.bytes)
@@ -147,14 +174,36 @@ def _decoded(store: Store, part: Part, manifest: DatasetManifest) -> Iterator[tu
         width = manifest.image_bytes
         rows = min(_BATCH_IMAGES, max(1, _BATCH_BYTES // width))
         for group in range(file.num_row_groups):
-            options = {"row_groups": [group], "columns": list(_COLUMNS), "use_threads": False}
+            options = {"row_groups": [group], "columns": _columns(manifest), "use_threads": False}
             for batch in file.iter_batches(rows, **options):
                 image, label = batch.column(0), batch.column(1)
                 if image.null_count:
                     raise ValueError("it has images without pixels")
                 start = image.offset * width
                 pixels = memoryview(image.buffers()[1])[start : start + len(image) * width]
-                yield pixels, label.fill_null(-1).to_numpy(zero_copy_only=False).astype("<i4").data
+                labels = label.fill_null(-1).to_numpy(zero_copy_only=False).astype("<i4").data
+                yield pixels, labels, _factors(batch, manifest)
+
+
+def _columns(manifest: DatasetManifest) -> list[str]:
+    return [*_COLUMNS, *(factor.name for factor in manifest.factors)]
+
+
+def _factors(batch: pa.RecordBatch, manifest: DatasetManifest) -> memoryview:
+    """Return the factors of some rows, row by row; ValueError if a number is no category's index."""
+    table_NF = np.empty((batch.num_rows, len(manifest.factors)), "<i4")
+    for index, factor in enumerate(manifest.factors):
+        column = batch.column(2 + index)
+        if column.null_count:
+            raise ValueError(f"it has images without {factor.name}")
+        table_NF[:, index] = column.to_numpy(zero_copy_only=False)
+        if len(table_NF) and not 0 <= table_NF[:, index].min() <= table_NF[:, index].max() < len(
+            factor.categories
+        ):
+            raise ValueError(
+                f"it has a {factor.name} that is none of its {len(factor.categories)} categories"
+            )
+    return memoryview(table_NF.tobytes())
 
 
 @contextlib.contextmanager
@@ -187,11 +236,12 @@ def _opened(data: bytes, part: Part, manifest: DatasetManifest) -> pq.ParquetFil
     metadata, width = file.metadata, manifest.image_bytes
     # Check both Arrow's schema and the physical columns: the file controls each separately.
     types = [(field.name, field.type) for field in file.schema_arrow]
-    if types != [("image", pa.binary(width)), ("label", pa.int32())]:
+    numbers = _columns(manifest)[1:]
+    if types != [("image", pa.binary(width)), *((name, pa.int32()) for name in numbers)]:
         raise ValueError(f"its columns are {types}")
     lying = [file.schema.column(index) for index in range(metadata.num_columns)]
     found = [(column.path, column.physical_type, column.length) for column in lying]
-    if found != [("image", "FIXED_LEN_BYTE_ARRAY", width), ("label", "INT32", 0)]:
+    if found != [("image", "FIXED_LEN_BYTE_ARRAY", width), *((name, "INT32", 0) for name in numbers)]:
         raise ValueError(f"its columns lie as {found}")
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     rows = [group.num_rows for group in groups]
@@ -199,7 +249,8 @@ def _opened(data: bytes, part: Part, manifest: DatasetManifest) -> pq.ParquetFil
         raise ValueError(f"it has {metadata.num_rows} rows, in groups {sum(rows)}; not {part.images}")
     for group in groups:
         _check_column(memoryview(data), group.column(0), group.num_rows, width)
-        _check_column(memoryview(data), group.column(1), group.num_rows, 4)
+        for index in range(1, 1 + len(numbers)):
+            _check_column(memoryview(data), group.column(index), group.num_rows, 4)
     return file
 
 

@@ -1,6 +1,7 @@
 """The manifest of our data sets: the content of `dataset.json`, checked before use.
 
-    part-00000-3f9a2c1e.parquet   image: fixed_size_binary[H·W·C], label: int32; row groups of 1,000; zstd
+    part-00000-3f9a2c1e.parquet   image: fixed_size_binary[H·W·C], label: int32, and an int32 column for each
+                                  factor; row groups of 1,000; zstd
     part-00001-…                  the second number is the start of the part's sha256
     dataset.json                  the manifest; the data set exists once this does
 
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from jebm.data.factors import Factor, factors_of
 from jebm.data.source import SourceDescription, SourceFile
 from jebm.errors import DataError
 from jebm.store.protocol import Store
@@ -67,6 +69,8 @@ class DatasetManifest:
     labels_sha256: str | None  # of the labels as little-endian int32; None without labels
     source: SourceDescription
     created: str  # ISO time, UTC
+    factors: tuple[Factor, ...] = ()
+    factors_sha256: str | None = None  # of all rows of factors as little-endian int32; None without factors
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -134,10 +138,14 @@ def _from_json(content: JsonObject) -> DatasetManifest:
         images=whole_number(content, "images", 1, _MOST_IMAGES),
         parts=tuple(_each(content, "parts", _part)),
         sha256=_sha256(content, "sha256"),
-        labels_sha256=None if content.get("labels_sha256") is None else _sha256(content, "labels_sha256"),
+        labels_sha256=_optional_sha256(content, "labels_sha256"),
         source=_source(content),
         created=typed(content, "created", str),
+        factors=factors_of(content) if "factors" in content else (),
+        factors_sha256=_optional_sha256(content, "factors_sha256"),
     )
+    if (manifest.factors_sha256 is None) != (not manifest.factors):
+        raise ValueError("factors and factors_sha256 do not fit together")
     _check_parts(manifest)
     return manifest
 
@@ -153,7 +161,8 @@ def _check_parts(manifest: DatasetManifest) -> None:
     if sum(part.images for part in manifest.parts) != manifest.images:
         raise ValueError("images is not the sum over the parts")
     for part in manifest.parts:
-        if part.bytes > most_bytes(part.images, manifest.image_bytes):
+        numbers = len(manifest.factors) * most_bytes(part.images, 4)
+        if part.bytes > most_bytes(part.images, manifest.image_bytes) + numbers:
             raise ValueError(f"bytes of {part.name} are more than its images can have")
 
 
@@ -189,6 +198,10 @@ def _each(content: JsonObject, name: str, read: Callable[[JsonObject], _T]) -> I
             yield read(entry)
         except ValueError as error:
             raise ValueError(f"{name}[{index}]: {error}") from error
+
+
+def _optional_sha256(content: JsonObject, name: str) -> str | None:
+    return None if content.get(name) is None else _sha256(content, name)
 
 
 def _sha256(content: JsonObject, name: str) -> str:

@@ -4,7 +4,7 @@ A reader treats its file as untrusted: lengths are checked against headers, noth
 declared size, and nothing is unpickled. A file that cannot be read gives one `DataError` line naming it. A
 reader reports what it skips (`Source.remarks`).
 
-Shapes: N images, H rows, W columns, C channels (1 grey, 3 RGB).
+Shapes: N images, H rows, W columns, C channels (1 grey, 3 RGB), F factors.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from jebm.data.factors import Factor
 from jebm.errors import DataError, JebmError
 from jebm.untrusted import escaped
 
@@ -64,10 +65,15 @@ class Batch:
 
     images_NHWC: npt.NDArray[np.uint8]
     labels_N: npt.NDArray[np.int32] | None = None  # −1 for an image without one; None if none has
+    factors_NF: npt.NDArray[np.int32] | None = None  # indices into the categories of the source's factors
 
     def rows(self, taken: npt.NDArray[np.bool_] | slice) -> "Batch":
         """Return some of the images, with what belongs to them."""
-        return Batch(self.images_NHWC[taken], None if self.labels_N is None else self.labels_N[taken])
+        return Batch(
+            self.images_NHWC[taken],
+            None if self.labels_N is None else self.labels_N[taken],
+            None if self.factors_NF is None else self.factors_NF[taken],
+        )
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ class Source:
     description: SourceDescription
     read: Callable[[], Iterator[Batch]] = field(repr=False, compare=False)
     remarks: tuple[str, ...] = field(default=(), compare=False)  # for people: what was skipped, and why
+    factors: tuple[Factor, ...] = ()
 
     def batches(self) -> Iterator[Batch]:
         """Yield the images in order; DataError if a file turns out to be damaged."""
@@ -110,7 +117,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Request:
-    """The user's options for a source, besides its path."""
+    """The user's options for a source, besides its path and what is left out of it."""
 
     split: str | None
     labels: str | None

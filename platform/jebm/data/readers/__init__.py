@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from jebm.data.members import SafeTarInfo
 from jebm.data.readers.celeba import open_celeba
 from jebm.data.readers.cifar10 import is_batch, open_cifar10
+from jebm.data.readers.factor_files import with_factors
 from jebm.data.readers.idx import idx_images, open_idx
 from jebm.data.readers.label_files import idx_file
 from jebm.data.readers.mnist_digits import open_mnist_digits
@@ -41,6 +42,8 @@ class Options(TypedDict, total=False):
     """Edge in pixels to which the centre square is resized (Pillow LANCZOS)."""
     channels: int | None
     """1 (grey) or 3 (RGB) to convert to; by default those of the first image."""
+    factors: str | Path | None
+    """A table of factors (JSON) for idx and npy: a row for each image."""
     without_label: int | None
     """Leave out the images of this class, so that it can serve as an anomaly."""
     limit: int | None
@@ -78,7 +81,11 @@ def open_source(path: str | Path, file_format: str = "auto", **options: Unpack[O
             raise ConfigError(f"labels: format {file_format} brings its own; leave it out")
         if partition is not None and file_format != "celeba":
             raise ConfigError("partition: only format celeba has a partition file; leave it out")
+        factors = options.get("factors")
+        if factors is not None and file_format not in {"idx", "npy"}:
+            raise ConfigError(f"factors: format {file_format} takes no table of factors; leave it out")
         source = _OPENERS[file_format](path, request)
+        source = source if factors is None else with_factors(source, _expanded(factors, "factors"))
         if not 1 <= source.height * source.width <= IMAGE_PIXELS_LIMIT or source.channels not in {1, 3}:
             shape = f"{source.height}x{source.width}x{source.channels}"
             raise DataError(f"{path}: images of {shape} pixels; convert to grey or RGB of at most 64 Mpixel")
