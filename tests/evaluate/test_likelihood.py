@@ -15,9 +15,12 @@ from jebm.evaluate.chains import Tilt
 from jebm.evaluate.estimates import Estimate, Means
 from jebm.evaluate.likelihood import Likelihood, LikelihoodSums, importance_weighted_bound
 from jebm.evaluate.partition import (
+    PILOT_CHAINS,
+    disagreement,
     log_mean_weight,
     log_partition_annealed,
     log_partition_importance,
+    log_partition_inside,
     log_partition_reverse,
 )
 from jebm.rng import gaussian_noise, generator
@@ -245,6 +248,78 @@ def test_forward_is_a_lower_bound_and_reverse_an_upper_one(planar):
         assert sign * (log_z.mean() - planar.log_z) > 5 * error
         relative = (-sign * (log_z - planar.log_z)).exp()
         assert abs(relative.mean() - 1) < 5 * relative.std() / math.sqrt(runs)
+
+
+class Planted:
+    """f whose prior is a mixture of N(0, I) and N(c, I), |c| = distance, in 14 dimensions: log Z is exact."""
+
+    def __init__(self, distance: float, log_odds: float) -> None:
+        """Take the mode's distance, also the slope of f there, and its log mass over that of N(0, I)."""
+        self.distance, self.bias = distance, distance**2 / 2 - log_odds
+        self.log_z = math.log1p(math.exp(log_odds))
+
+    def __call__(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.softplus(self.distance * z[:, 0] - self.bias)
+
+    def estimates(self, seed: int) -> dict[str, Estimate]:
+        """Return log Z from below, above and inside; posterior samples are those of the mode."""
+        below = log_partition_annealed(self, 14, NOISE(seed, "below"))
+        above = log_partition_reverse(self, below.end_BD, NOISE(seed, "above"))
+        posterior = NOISE(seed, "posterior")(1000 + PILOT_CHAINS, 14)
+        posterior[:, 0] += self.distance
+        inside = log_partition_inside(self, posterior, NOISE(seed, "inside"))
+        return {"from below": below.log_z, "from above": above.log_z, "from inside": inside.log_z}
+
+
+def test_a_mode_at_distance_10_with_slope_10_is_warned_of():
+    planted = Planted(10, 7.0)
+    found = planted.estimates(0)
+    inside = found["from inside"]
+    assert inside.value - found["from below"].value > 4
+    assert inside.value > planted.log_z + 3 * inside.standard_error  # too short an annealing, but still above
+    assert f"{inside.value:.2f} ± {inside.standard_error:.2f} from inside" in str(disagreement(found))
+
+
+def test_a_mode_that_no_chain_from_below_finds_shows_from_inside_alone():
+    """Both bounds say 0.000 ± 0.000, with an effective share of 1; the truth is 11.46."""
+    found = Planted(14, 11.46).estimates(0)
+    for side in ("from below", "from above"):
+        assert abs(found[side].value) < 0.01
+        assert found[side].standard_error < 0.01
+    assert found["from inside"].value > 11
+    assert "see different parts of the prior" in str(disagreement(found))
+
+
+def test_estimates_of_a_mode_within_reach_agree():
+    planted = Planted(5, 3.0)
+    found = planted.estimates(0)
+    assert all(within(estimate, planted.log_z) for estimate in found.values())
+    assert disagreement(found) is None
+
+
+def test_estimates_from_inside_meet_quadrature_from_samples_of_another_distribution(planar):
+    """The chains forget a start that is too narrow; pilots tune the annealing, and are not counted."""
+    start = planar.mean.float() + 0.1 * NOISE(4, "start")(600, 2)
+    inside = log_partition_inside(planar.f, start, NOISE(4, "inside"), temperatures=150)
+    assert within(inside.log_z, planar.log_z)
+    assert inside.effective_share > 0.8
+    assert inside.lowest_acceptance > 0.6
+    assert len(inside.end_BD) == 600 - PILOT_CHAINS
+
+
+@pytest.mark.parametrize(
+    ("values", "disagree"),
+    [
+        ({"a": (1.0, 0.01), "b": (1.19, 0.01)}, False),
+        ({"a": (1.0, 0.01), "b": (1.21, 0.01)}, True),
+        ({"a": (1.0, 0.1), "b": (1.4, 0.1)}, False),
+        ({"a": (1.0, 0.1), "b": (1.5, 0.1)}, True),
+        ({"a": (1.0, 0.1), "b": (0.9, 2.0), "c": (1.5, 0.1)}, True),  # the lowest of all is only uncertain
+        ({"a": (1.0, 0.1), "b": (math.nan, 0.1)}, True),
+    ],
+)
+def test_estimates_disagree_beyond_nats_and_errors(values, disagree):
+    assert (disagreement({name: Estimate(*value) for name, value in values.items()}) is not None) == disagree
 
 
 # --- the ELBO and its relatives ---

@@ -33,10 +33,16 @@ from jebm.evaluate.features.classifier import ClassifierFeatures, classifier_fea
 from jebm.evaluate.features.of_images import RealImages, real_images
 from jebm.evaluate.hierarchy import tilt_of
 from jebm.evaluate.likelihood import Likelihood, LikelihoodSums
-from jebm.evaluate.partition import AnnealedLogPartition, log_partition_annealed, log_partition_reverse
+from jebm.evaluate.partition import (
+    PILOT_CHAINS,
+    AnnealedLogPartition,
+    log_partition_annealed,
+    log_partition_inside,
+    log_partition_reverse,
+)
 from jebm.evaluate.share import ALONE, BATCH, Share
 from jebm.report.findings import Picture
-from jebm.rng import Noise, gaussian_noise
+from jebm.rng import Noise, Normal, gaussian_noise
 from jebm.store.storage import open_store
 
 __all__ = ["COMPARED", "QUICK", "REPORT", "Sizes", "Subject", "finite", "labels", "picture"]
@@ -51,7 +57,7 @@ class Sizes:
 
     chains: int = 1000
     temperatures: int = 300
-    """For annealing from below and from above."""
+    """For annealing from below, from above and from inside."""
     below: str = "log Z from below"
     above: str = "log Z from above"
 
@@ -160,6 +166,25 @@ class Subject:
             return Estimate(0.0, 0.0)
         start_BD, normal = self.annealed.end_BD, self.noise(0, self.sizes.above)
         return log_partition_reverse(self.tilt, start_BD, normal, temperatures=self.sizes.temperatures).log_z
+
+    @cached_property
+    def log_z_inside(self) -> Estimate:
+        """Log Z from above, annealed down from corrected chains that have started at posterior samples."""
+        if self.tilt is None:
+            return Estimate(0.0, 0.0)
+        normal, sizes = self.noise(0, "log Z from inside"), self.sizes
+        start_BD = self.posterior_codes(sizes.chains + PILOT_CHAINS, normal)
+        return log_partition_inside(self.tilt, start_BD, normal, temperatures=sizes.temperatures).log_z
+
+    def posterior_codes(self, count: int, normal: Normal) -> Tensor:
+        """Return `count` draws, (N, D), of q(z|x) of the first images; over again where these are fewer."""
+        rows_N = np.arange(count) % len(self.images_NHWC)
+        codes = []
+        for first in range(0, count, BATCH):
+            x_BCHW = to_float(self.images_NHWC[rows_N[first : first + BATCH]], self.device)
+            posterior = self.model.inference(x_BCHW)
+            codes.append(posterior.rsample(normal(*posterior.mean_BD.shape)))
+        return torch.cat(codes)
 
     def likelihood(
         self, images_NHWC: npt.NDArray[np.uint8], purpose: str = "likelihood", *, importance_samples: int = 0

@@ -110,6 +110,20 @@ _LIKELIHOOD = (
         "By annealing back, from where the chains have ended: log Z lies between the two.",
         "nats",
     ),
+    Measure(
+        "log_z_inside",
+        "log Z from inside",
+        "By annealing back, from corrected chains that start at posterior samples, where training raises f: "
+        "above log Z from below where chains from N(0, I) miss a part of the prior.",
+        "nats",
+    ),
+    Measure(
+        "log_z_gap",
+        "gap of log Z",
+        "Log Z from inside less that from below: 0, but for errors, where both have seen the same prior; if "
+        "positive, the ELBO may be too high by as much.",
+        "nats",
+    ),
     Measure("elbo_above", "ELBO with log Z from above", "The cautious one of the two.", "nats", "higher"),
     Measure(
         "log_z_share",
