@@ -279,6 +279,16 @@ def test_measures_equal_those_of_scikit_learn(seed):
         assert fpr_at_tpr(*sides, level) == pytest.approx(fpr[np.argmax(tpr >= level)], abs=1e-12)
 
 
+def test_positives_are_weighted_to_a_share_as_if_they_were_repeated():
+    positive, negative = NOISE(0, "positive")(30) + 0.5, NOISE(0, "negative")(90).round(decimals=1)
+    plain = average_precision(positive, negative)
+    assert average_precision(positive, negative, share=30 / 120) == pytest.approx(plain)
+    assert average_precision(positive, negative, share=60 / 150) == pytest.approx(
+        average_precision(positive.repeat(2), negative)
+    )
+    assert average_precision(positive, negative, share=0.1) < plain
+
+
 def test_many_images_and_infinite_scores():
     random = np.random.default_rng(0)
     positive, negative = random.normal(0.5, 1, 100_000), random.normal(0, 1, 200_000)
