@@ -10,9 +10,19 @@ from arviz_stats.base import array_stats
 from jebm.config import Energy, Langevin
 from jebm.core.energy import EnergyNet
 from jebm.core.langevin import langevin, score_of
-from jebm.evaluate.chains import Tilt, chain_report, log_uniform, run_chains, value_and_gradient, warnings_of
+from jebm.evaluate.chains import (
+    ChainReport,
+    Tilt,
+    chain_report,
+    log_uniform,
+    long_chains,
+    run_chains,
+    value_and_gradient,
+    warnings_of,
+)
 from jebm.evaluate.estimates import Estimate
 from jebm.evaluate.mixing import bulk_effective_sample_size, rank_normalised_split_r_hat
+from jebm.evaluate.starts import Starts, compare_starts, warnings_of_starts
 from jebm.rng import gaussian_noise
 
 NOISE = gaussian_noise(seed=0, rank=0)
@@ -29,6 +39,10 @@ def flat(z):
 def quadratic(strength):
     """The prior is then N(0, I / (1 + strength))."""
     return lambda z: -0.5 * strength * z.square().sum(1)
+
+
+def report_of(f, start, normal, config: Langevin, *, factor: int) -> ChainReport:
+    return chain_report(long_chains(f, start, normal, config, factor=factor), config)
 
 
 def energy_net(dim: int = 2, width: int = 16, output_scale: float = 4.0) -> EnergyNet:
@@ -195,7 +209,7 @@ def test_what_is_constant_is_known_and_what_is_not_a_number_is_not():
 def test_a_report_of_chains_on_a_shifted_normal():
     """With f = a.z and start N(0, I): E f after k steps = |a|^2 (1 - (1 - s^2/2)^k), for every k."""
     a, s, steps, factor = torch.tensor([0.6, -0.8, 2.0]), 0.2, 30, 6
-    report = chain_report(
+    report = report_of(
         lambda z: z @ a, NOISE(4, "start")(4000, 3), NOISE(4, "chain"), Langevin(steps, s), factor=factor
     )
     length = a.norm().item()
@@ -230,7 +244,7 @@ def test_a_report_of_chains_on_a_shifted_normal():
 
 def test_a_report_records_at_the_steps_that_it_compares():
     one, two = (
-        chain_report(flat, NOISE(0, "start")(8, 2), NOISE(0, "chain"), Langevin(29, 0.4), factor=factor)
+        report_of(flat, NOISE(0, "start")(8, 2), NOISE(0, "chain"), Langevin(29, 0.4), factor=factor)
         for factor in (1, 2)
     )
     assert [point.step for point in two.trace] == list(range(59))
@@ -243,7 +257,7 @@ def test_a_report_records_at_the_steps_that_it_compares():
 @pytest.fixture(scope="module")
 def good():
     """What training does by default, on a flat f in 14 dimensions."""
-    return chain_report(flat, NOISE(6, "start")(200, 14), NOISE(6, "chain"), Langevin(40, 0.4), factor=10)
+    return report_of(flat, NOISE(6, "start")(200, 14), NOISE(6, "chain"), Langevin(40, 0.4), factor=10)
 
 
 def test_no_warning_without_a_reason(good):
@@ -298,8 +312,64 @@ def two_wells(z):
     ],
 )
 def test_chains_that_are_not_valid_are_seen(f, config, complaints):
-    report = chain_report(f, NOISE(7, "start")(200, 2), NOISE(7, "chain"), config, factor=10)
+    report = report_of(f, NOISE(7, "start")(200, 2), NOISE(7, "chain"), config, factor=10)
     lines = warnings_of(report)
     assert len(lines) == len(complaints), lines
     for line, complaint in zip(lines, complaints, strict=True):
         assert complaint in line
+
+
+# --- both kinds of start
+
+
+def both(f, posterior, config: Langevin) -> Starts:
+    """Chains from N(0, I) and from these samples."""
+    starts = (NOISE(8, "start")(len(posterior), posterior.shape[1]), posterior)
+    traces = [long_chains(f, start, NOISE(i, "chain"), config, factor=10) for i, start in enumerate(starts)]
+    return compare_starts(*traces, config)
+
+
+def planted(z):
+    """The prior is a mixture of N(0, I) and N(10 e1, I), and almost all of it is the second."""
+    return torch.nn.functional.softplus(10 * z[:, 0] - 43)
+
+
+def test_a_mode_that_only_chains_from_the_posterior_know_is_warned_of():
+    """Within N(0, I), f = 0; within the mode 100 - 43 = 57. Neither set of chains finds fault with itself."""
+    posterior = NOISE(9, "posterior")(200, 14)
+    posterior[:, 0] += 10
+    found = both(planted, posterior, Langevin(40, 0.4))
+    assert warnings_of(found.from_prior) == []
+    assert found.f_gap.value == pytest.approx(57, abs=5 * found.f_gap.standard_error)
+    assert found.z_r_hat > 1.5
+    assert max(found.from_prior.z_r_hat, found.from_posterior.z_r_hat) < 1.1
+    gap, r_hat = (line for line in warnings_of_starts(found) if line.startswith("from both: "))
+    assert f"{found.f_gap.value:.2f} ± {found.f_gap.standard_error:.2f} nats above chains from N(0, I)" in gap
+    assert f"R-hat is {max(found.f_r_hat, found.z_r_hat):.3f} over the chains" in r_hat
+
+
+def test_a_start_that_is_forgotten_is_not_warned_of():
+    """With f = a.z all chains end in N(a, I), but for the step's bias, wherever they start."""
+    shift = torch.tensor([0.8, 0.0, -0.5])
+    found = both(lambda z: z @ shift, 3 + 0.1 * NOISE(9, "posterior")(200, 3), Langevin(40, 0.4))
+    assert warnings_of_starts(found) == []
+    assert abs(found.f_gap.value) < 4 * found.f_gap.standard_error
+    assert found.f_gap.standard_error < 0.1
+    assert max(found.f_r_hat, found.z_r_hat) < 1.1
+
+
+def test_faults_of_the_config_are_told_once_and_those_of_each_start_by_name():
+    found = both(flat, 5 + NOISE(9, "posterior")(200, 2), Langevin(40, 0.02))
+    lines = warnings_of_starts(found)
+    assert sum("leave 0.99 of the start" in line for line in lines) == 1
+    assert any(line.startswith("from posterior samples: mean |z| is") for line in lines)
+    assert any(line.startswith("from both: R-hat") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("gap", "warned"),
+    [((0.49, 0.1), False), ((0.5, 0.1), True), ((-0.5, 0.1), True), ((0.6, 0.4), False)],
+)
+def test_a_gap_counts_from_half_a_nat_and_two_errors(good, gap, warned):
+    found = Starts(good, good, Estimate(*gap), 1.0, 1.0)
+    assert bool(warnings_of_starts(found)) == warned

@@ -22,12 +22,15 @@ from jebm.evaluate.mixing import bulk_effective_sample_size, rank_normalised_spl
 from jebm.rng import Normal
 
 __all__ = [
+    "MOST_DRIFT_NATS",
+    "MOST_R_HAT",
     "ChainReport",
     "Tilt",
     "Trace",
     "TracePoint",
     "chain_report",
     "log_uniform",
+    "long_chains",
     "run_chains",
     "value_and_gradient",
     "warnings_of",
@@ -36,9 +39,9 @@ __all__ = [
 _LEAST_ACCEPTANCE = 0.8
 _MOST_STATIONARY_VARIANCE = 1.1
 _MOST_START_LEFT = 0.1
-_MOST_DRIFT_NATS = 0.5
+MOST_DRIFT_NATS = 0.5
 _MOST_NORM = 1.5
-_MOST_R_HAT = 1.1
+MOST_R_HAT = 1.1
 """R-hat is about sqrt(1 + 1/n) if half a chain is worth n draws. The usual 1.01 asks for n = 50, which suits
 a few long chains; with hundreds, n = 5 each is enough to show that they forget their start."""
 _LEAST_EFFECTIVE_SAMPLES = 400
@@ -191,21 +194,27 @@ class ChainReport(NamedTuple):
     """The smallest over the coordinates of z."""
 
 
-@torch.no_grad()
-def chain_report(
+def long_chains(
     f: Callable[[Tensor], Tensor], start_BD: Tensor, normal: Normal, config: Langevin, *, factor: int
-) -> ChainReport:
-    """Return what Langevin chains on exp(f(z)) N(z; 0, I) do in `factor` times `config.steps` steps.
+) -> Trace:
+    """Return Langevin chains on exp(f(z)) N(z; 0, I) of `factor` times `config.steps` steps.
 
-    `start_BD`: fresh N(0, I) noise for the chains of training and sampling, or posterior samples; if both end
-    in the same f and |z|, neither start matters. Recorded at every n-th step, n the largest divisor of
-    `config.steps` up to 10. At least two chains. R-hat and sample sizes are NaN if that leaves too few draws.
+    Recorded at every n-th step, n the largest divisor of `config.steps` up to 10.
     """
     every = max(n for n in range(1, 11) if config.steps % n == 0)
-    long_steps = factor * config.steps
-    trace = run_chains(f, start_BD, normal, steps=long_steps, step_size=config.step_size, every=every)
+    steps = factor * config.steps
+    return run_chains(f, start_BD, normal, steps=steps, step_size=config.step_size, every=every)
+
+
+def chain_report(trace: Trace, config: Langevin) -> ChainReport:
+    """Return what the `long_chains` of a config do in their K = `config.steps` steps, and beyond.
+
+    They have started from fresh N(0, I) noise, as in training and sampling, or from posterior samples:
+    `jebm.evaluate.starts` compares the two. At least two chains. R-hat and sample sizes are NaN if there are
+    too few draws.
+    """
     # Convergence is judged on the draws after the K steps of training.
-    first, width = config.steps // every, start_BD.shape[1]
+    first, width = trace.steps.index(config.steps), trace.z_TBD.shape[2]
     norm_TB = trace.z_TBD.norm(dim=2)
     draws_TBC = torch.cat([trace.f_TB[:, :, None], trace.z_TBD], 2)[first:]
     r_hat_C = rank_normalised_split_r_hat(draws_TBC)
@@ -213,9 +222,9 @@ def chain_report(
     means = [values.double().mean(1).tolist() for values in (trace.f_TB, norm_TB, trace.gradient_norm_TB)]
     return ChainReport(
         steps=config.steps,
-        long_steps=long_steps,
+        long_steps=trace.steps[-1],
         step_size=config.step_size,
-        chains=len(start_BD),
+        chains=trace.z_TBD.shape[1],
         start_left=(1 - config.step_size**2 / 2) ** config.steps,
         stationary_variance=1 / (1 - config.step_size**2 / 4),
         gaussian_norm=math.sqrt(2) * math.exp(math.lgamma((width + 1) / 2) - math.lgamma(width / 2)),
@@ -259,10 +268,10 @@ def warnings_of(report: ChainReport) -> list[str]:
             f"at most {_MOST_START_LEFT:g}): the chains have not mixed; raise langevin.steps or the step size"
         )
     # What longer chains do.
-    if abs(report.f_drift.value) >= _MOST_DRIFT_NATS:
+    if abs(report.f_drift.value) >= MOST_DRIFT_NATS:
         lines.append(
             f"mean f goes from {last.f - report.f_drift.value:.2f} after {k} steps to {last.f:.2f} after {n} "
-            f"(allowed: {_MOST_DRIFT_NATS:g}; standard error {report.f_drift.standard_error:.2f}): longer "
+            f"(allowed: {MOST_DRIFT_NATS:g}; standard error {report.f_drift.standard_error:.2f}): longer "
             "chains give other samples"
         )
     if last.norm > _MOST_NORM * report.gaussian_norm:
@@ -272,9 +281,9 @@ def warnings_of(report: ChainReport) -> list[str]:
         )
     # Whether the draws after K steps agree, and how many there effectively are.
     r_hat = max(report.f_r_hat, report.z_r_hat)
-    if r_hat > _MOST_R_HAT:
+    if r_hat > MOST_R_HAT:
         lines.append(
-            f"R-hat is {r_hat:.3f} between steps {k} and {n} (asked for: at most {_MOST_R_HAT:g}): the "
+            f"R-hat is {r_hat:.3f} between steps {k} and {n} (asked for: at most {MOST_R_HAT:g}): the "
             "chains do not agree on one law"
         )
     effective = min(report.f_effective_samples, report.z_effective_samples)

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import torch
 
-from jebm.evaluate.chains import ChainReport, Tilt, chain_report, run_chains, warnings_of
+from jebm.evaluate.chains import Tilt, long_chains, run_chains
 from jebm.evaluate.hierarchy import pictured
+from jebm.evaluate.starts import Starts, compare_starts, warnings_of_starts
 from jebm.evaluate.subject import Subject, picture
 from jebm.report.catalogue import figure
 from jebm.report.findings import Curve, Figure, Picture, Section
@@ -37,35 +38,39 @@ def chains_section(subject: Subject, *, full: bool = False) -> Section:
     # Start from N(0, I), and from where chains would end if the prior were the aggregate posterior.
     normal = subject.noise(0, "chains from the prior")
     start_BD = normal(_CHAINS, subject.model.latent_dim)
-    from_prior = chain_report(subject.tilt, start_BD, normal, config, factor=factor)
+    from_prior = long_chains(subject.tilt, start_BD, normal, config, factor=factor)
     normal = subject.noise(0, "chains from the posterior")
-    posterior = subject.model.inference(subject.batch(slice(0, _CHAINS)))
-    start_BD = posterior.rsample(normal(*posterior.mean_BD.shape))
-    from_posterior = chain_report(subject.tilt, start_BD, normal, config, factor=factor)
+    start_BD = subject.posterior_codes(min(_CHAINS, len(subject.images_NHWC)), normal)
+    from_posterior = long_chains(subject.tilt, start_BD, normal, config, factor=factor)
+    starts = compare_starts(from_prior, from_posterior, config)
     long_chain = [_long_chain(subject, subject.tilt)] if full else []
     return Section(
         "chains",
         "Chains",
         "Whether the Langevin sampler is valid at its step size, and its chains long enough: "
-        f"{_CHAINS} chains of {from_prior.long_steps:,} steps, with langevin.steps {config.steps} and "
-        f"langevin.step_size {config.step_size:g}.",
-        figures=_figures(from_prior, from_posterior),
-        curves=(*_curves(from_prior, from_posterior), *(curve for curve, _ in long_chain)),
+        f"{_CHAINS} chains of {starts.from_prior.long_steps:,} steps from N(0, I), with langevin.steps "
+        f"{config.steps} and langevin.step_size {config.step_size:g}, and as many from posterior samples.",
+        figures=_figures(starts),
+        curves=(*_curves(starts), *(curve for curve, _ in long_chain)),
         pictures=tuple(rows for _, rows in long_chain),
-        warnings=tuple(f"from N(0, I): {line}" for line in warnings_of(from_prior)),
+        warnings=tuple(warnings_of_starts(starts)),
     )
 
 
-def _figures(from_prior: ChainReport, from_posterior: ChainReport) -> tuple[Figure, ...]:
+def _figures(starts: Starts) -> tuple[Figure, ...]:
+    from_prior, from_posterior = starts.from_prior, starts.from_posterior
     steps = {"short": from_prior.steps, "long": from_prior.long_steps}
     after = {"chains": from_prior.chains, "long": from_prior.long_steps - from_prior.steps}
     end = f"{from_prior.trace[-1].f:.3f}"
     return (
         figure("acceptance", from_prior.acceptance),
         figure("f_drift", from_prior.f_drift, **steps),
+        figure("f_gap", starts.f_gap),
         figure("norm_drift", from_prior.norm_drift, **steps),
         figure("f_r_hat", from_prior.f_r_hat),
         figure("z_r_hat", from_prior.z_r_hat),
+        figure("f_r_hat_both", starts.f_r_hat),
+        figure("z_r_hat_both", starts.z_r_hat),
         figure("f_effective_samples", from_prior.f_effective_samples, **after),
         figure("z_effective_samples", from_prior.z_effective_samples),
         figure("start_left", from_prior.start_left, **steps),
@@ -74,10 +79,10 @@ def _figures(from_prior: ChainReport, from_posterior: ChainReport) -> tuple[Figu
     )
 
 
-def _curves(from_prior: ChainReport, from_posterior: ChainReport) -> Iterator[Curve]:
+def _curves(starts: Starts) -> Iterator[Curve]:
     """Yield f, the norm and the gradient along the chains, from both starts."""
-    reports = {"from N(0, I)": from_prior, "from posterior samples": from_posterior}
-    x = tuple(float(point.step) for point in from_prior.trace)
+    reports = {"from N(0, I)": starts.from_prior, "from posterior samples": starts.from_posterior}
+    x = tuple(float(point.step) for point in starts.from_prior.trace)
     for name, what in (("f", "f"), ("norm", "|z|"), ("gradient_norm", "|grad log p(z)|")):
         lines = {
             start: tuple(float(getattr(point, name)) for point in report.trace)
