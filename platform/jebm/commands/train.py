@@ -13,49 +13,13 @@ Exit code 0: finished; 3: stopped by a signal before that, with a checkpoint; 2:
 that cannot be reached; 1: diverged.
 """
 
-import signal
-import threading
-from contextlib import ExitStack
-from dataclasses import replace
-
-from jebm.cli import STOPPED, announce, log_lines, tell
-from jebm.config import Config
-from jebm.evaluate.quick import check_quick_look, quick_look
+from jebm.cli import STOPPED, log_lines, tell
 from jebm.parser import argument_parser, parse_arguments
 from jebm.store.storage import open_store
 from jebm.train.lease import Lease
-from jebm.train.loop import Result, fit
-from jebm.train.plan import make_plan
-from jebm.train.provenance import provenance
-from jebm.train.runtime import STOPPING, check_processes, first_signal, process_runtime, started_by_torchrun
+from jebm.training import planned, train
 
 __all__ = ["main"]
-
-
-def train_here(config: Config) -> Result:
-    """Train in this process, perhaps as one of torchrun's.
-
-    The first SIGTERM or SIGINT stops after the current step; a second one has its usual effect.
-    """
-    asked = threading.Event()
-    with process_runtime(config) as runtime, ExitStack() as stack:
-        with runtime.together():
-            if runtime.is_main:
-                stack.enter_context(Lease(open_store(config.run.storage).child(config.run.name)))
-
-        def stop(received: signal.Signals) -> None:
-            asked.set()
-            if runtime.is_main:
-                announce(f"{received.name}: {STOPPING}")
-
-        stack.enter_context(first_signal(stop))
-        return fit(
-            config,
-            runtime,
-            provenance=provenance(),
-            should_stop=asked.is_set,
-            measure=quick_look(config),
-        )
 
 
 def main() -> int:
@@ -66,30 +30,19 @@ def main() -> int:
         "--dry-run", action="store_true", help="check all that a start checks, print the plan, start nothing"
     )
     config, arguments = parse_arguments(parser)
-    if started_by_torchrun():
-        config = replace(config, cluster=replace(config.cluster, engine="process"))
-    here = config.cluster.engine == "process"
-    if here:
-        check_processes(config)
-    else:
-        # Imported only here, so that other engines do not need ray.
-        from jebm.on_ray.cluster import check_room, runs_here  # noqa: PLC0415
-        from jebm.on_ray.places import resolve_paths  # noqa: PLC0415
-        from jebm.on_ray.trainer import train  # noqa: PLC0415
-
-        config = resolve_paths(config)
-    plan = make_plan(config, read_images=here or runs_here(), deep=arguments.dry_run)
-    check_quick_look(config, plan.data, plan.judging, plan.images)
+    config, plan = planned(config, deep=arguments.dry_run)
     tell(plan.describe())
     if plan.finished:
-        tell(f"already finished: all {plan.total_steps:,} steps; to train further, raise train.epochs")
+        tell(f"already finished: {plan.how_finished}")
         return 0
     if arguments.dry_run:
         Lease(open_store(config.run.storage).child(config.run.name)).check()
-        if not here:
+        if config.cluster.engine == "ray":
+            from jebm.on_ray.cluster import check_room  # noqa: PLC0415  (without Ray: no ray needed)
+
             check_room(config)
         return 0
-    result = train_here(config) if here else train(config, provenance())
+    result = train(config)
     tell(f"{result.status}: step {result.step:,} of {result.total_steps:,}; results in {result.place}")
     if result.status == "stopped":
         tell("the same command resumes it")

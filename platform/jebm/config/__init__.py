@@ -17,6 +17,7 @@ from jebm.config.run import (
     Checkpoint,
     Cluster,
     Data,
+    EarlyStopping,
     Evaluation,
     Features,
     Optimizer,
@@ -34,6 +35,7 @@ __all__ = [
     "Cluster",
     "Config",
     "Data",
+    "EarlyStopping",
     "Energy",
     "Evaluation",
     "Features",
@@ -98,6 +100,19 @@ class Config:
             f"{layers} latent layers halve the image {halvings} times, but {self.model.image_size} pixels "
             f"can be halved only {reachable}; use larger images, or fewer latent_dims and channels",
         )
+        self._check_course()
+        # Workers share each batch equally, even after some are lost.
+        fewest = self.cluster.min_workers or self.cluster.workers
+        for workers in range(fewest, self.cluster.workers + 1):
+            share = workers * self.train.accumulate
+            require(
+                self.train.batch_size % share == 0,
+                "train.batch_size",
+                f"{self.train.batch_size} must divide by cluster.workers x train.accumulate = {share}",
+            )
+
+    def _check_course(self) -> None:
+        """Check what training begins with, and what may end it."""
         # Training only the energy requires trained nets and an energy.
         if self.train.regime == "two_stage":
             require(
@@ -113,15 +128,11 @@ class Config:
                 "train.gaussian_share",
                 "train.regime two_stage trains the energy from the start",
             )
-        # Workers share each batch equally, even after some are lost.
-        fewest = self.cluster.min_workers or self.cluster.workers
-        for workers in range(fewest, self.cluster.workers + 1):
-            share = workers * self.train.accumulate
-            require(
-                self.train.batch_size % share == 0,
-                "train.batch_size",
-                f"{self.train.batch_size} must divide by cluster.workers x train.accumulate = {share}",
-            )
+        require(
+            self.train.early_stopping.metric is None or self.evaluation.every_steps > 0,
+            "train.early_stopping.metric",
+            "needs evaluations to watch; set evaluation.every_steps",
+        )
 
     @property
     def has_energy(self) -> bool:

@@ -12,6 +12,7 @@ __all__ = [
     "Checkpoint",
     "Cluster",
     "Data",
+    "EarlyStopping",
     "Evaluation",
     "Features",
     "Optimizer",
@@ -139,6 +140,32 @@ class Optimizers:
 
 
 @dataclass(frozen=True)
+class EarlyStopping:
+    """End a run when its evaluations no longer improve.
+
+    Args:
+        metric: The measure to watch at every evaluation.every_steps, such as evaluation/elbo; null for never.
+        patience: Evaluations in a row without an improvement after which the run ends.
+        min_improvement: By how much an evaluation must beat the best one to count as an improvement.
+
+    """
+
+    metric: str | None = None
+    patience: int = 5
+    min_improvement: float = 0.0
+
+    def __post_init__(self) -> None:
+        key = "train.early_stopping"
+        require(
+            self.metric is None or self.metric.startswith("evaluation/"),
+            f"{key}.metric",
+            "must be a measure on held-out images, such as evaluation/elbo: the training loss falls anyway",
+        )
+        require(self.patience >= 1, f"{key}.patience", "must be at least 1")
+        require(0 <= self.min_improvement < math.inf, f"{key}.min_improvement", "must not be negative")
+
+
+@dataclass(frozen=True)
 class Train:
     """Length, batches and precision of training.
 
@@ -156,6 +183,7 @@ class Train:
         ema_decay: Decay per step of the averaged weights used for pictures; 0 for none.
         report_every_steps: Steps between log lines.
         pictures_every_steps: Steps between sheets of pictures; 0 for only one at the end.
+        early_stopping: When to end before that.
 
     """
 
@@ -169,6 +197,7 @@ class Train:
     ema_decay: float = 0.0
     report_every_steps: int = key(50, "where")
     pictures_every_steps: int = key(500, "where")
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping, metadata={"role": "length"})
 
     def __post_init__(self) -> None:
         require(0 < self.epochs <= 1e9, "train.epochs", "must be positive, and no more than 1e9")

@@ -75,8 +75,14 @@ def check_quick_look(
     """Check that a quick look can measure; `images` are the training images, if already read.
 
     Raises:
-        ConfigError: as `check_distances`.
+        ConfigError: as `check_distances`; or `train.early_stopping` watches what is not measured.
     """
+    watched = config.train.early_stopping.metric
+    if watched is not None and watched.removeprefix("evaluation/") not in NAMES:
+        raise ConfigError(
+            f"train.early_stopping.metric: {watched} is not measured while training; there are "
+            + ", ".join(f"evaluation/{name}" for name in NAMES)
+        )
     if config.evaluation.every_steps:
         check_distances(config, train, judging, images, key=config.data.judging[0])
 

@@ -81,30 +81,49 @@ def in_background(work: Callable[[], T]) -> "Future[T]":
     return outcome
 
 
-def attend(work: Callable[[], T], *, stop: Callable[[], bool], ending: str) -> T:
+def attend(
+    work: Callable[[], T],
+    *,
+    stop: Callable[[], bool],
+    ending: str,
+    enough: Callable[[], bool] = lambda: False,
+) -> T:
     """Run `work` in a thread and handle signals in the main thread, this one; return its result.
 
     The first SIGTERM or SIGINT logs `ending`, how the work stops, and calls `stop()`. True means that `work`
     was asked to stop and will return; False that there is nothing to wait for. A second signal has its
     default effect.
 
+    `enough` is called here several times a second; True is the same as a signal, and so is an error of its
+    own, which is raised once `work` has ended.
+
     Raises:
         StoppedError: a stop was requested, and there is nothing to wait for, or the cluster does not answer.
             `work` is left in its thread; Ray ends with this process.
     """
     received: list[signal.Signals] = []
+    failure: Exception | None = None
+    ended = False
     with first_signal(received.append):
         outcome = in_background(work)
-        while not outcome.done() and not received:
+        while not (outcome.done() or received or ended or failure):
             wait([outcome], timeout=_HEAR_SECONDS)
-        if received:
-            _LOG.info("%s: %s", received[0].name, ending)
+            try:
+                ended = enough()
+            except Exception as error:  # the caller's own
+                failure = error
+        # Ask the work to stop; leave it if it cannot hear.
+        if received or ended or failure:
+            if received:
+                _LOG.info("%s: %s", received[0].name, ending)
             asking = in_background(stop)
             wait([asking], timeout=_PATIENCE_SECONDS)
-            if not asking.done() or not asking.result():
-                raise StoppedError(received[0])
+            if not outcome.done() and not (asking.done() and asking.result()):
+                raise StoppedError(*received)
         while not outcome.done():
             wait([outcome], timeout=_HEAR_SECONDS)
+    if failure is not None:
+        raise failure
     return outcome.result()
 
 

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -18,6 +20,7 @@ from jebm.on_ray.cluster import join, needs, submission_id
 from jebm.on_ray.filesystem import ray_filesystem
 from jebm.on_ray.guard import Guard
 from jebm.on_ray.meeting import GroupConfig
+from jebm.on_ray.reports import ReportBox
 from jebm.on_ray.reservations import free_abandoned_groups
 from jebm.on_ray.stopping import StoppedError, StopRequest, attend
 from jebm.on_ray.worker import SNAPSHOT, work
@@ -25,6 +28,7 @@ from jebm.store.checkpoint import Checkpoints
 from jebm.store.storage import open_store
 from jebm.train.lease import Lease
 from jebm.train.loop import Result
+from jebm.train.recorder import Enough, Report, never
 from jebm.train.runtime import STOPPING
 from jebm.train.start import total_steps_of
 
@@ -35,10 +39,11 @@ _HARMLESS = "Ray's line about 'PreemptionWatcher' (E … core_worker.cc) is harm
 _ELASTIC_START_SECONDS = "20"
 
 
-def train(config: Config, provenance: Mapping[str, str]) -> Result:
+def train(config: Config, provenance: Mapping[str, str], on_report: Enough = never) -> Result:
     """Run `fit` in `cluster.workers` Ray Train workers and return rank 0's result.
 
-    Call from the main thread: SIGTERM and SIGINT stop the run, at once if no worker is training.
+    Call from the main thread: SIGTERM and SIGINT stop the run, at once if no worker is training. `on_report`
+    is called here within a second of each report; if it returns a true value the run stops.
 
     Raises:
         ConfigError: another job is training this run, the cluster is too small, or the run's checkpoint has
@@ -46,14 +51,26 @@ def train(config: Config, provenance: Mapping[str, str]) -> Result:
         JebmError: the workers raised it; if a restart may help, after `cluster.max_failures` restarts.
     """
     request = StopRequest()
+    box, last = None if on_report is never else ReportBox(), list[Report]()
+    heard = threading.Event()
+
+    def hear(reports: Sequence[Report] | None = None) -> bool:
+        for report in reports if reports is not None else box.take() if box is not None else ():
+            if on_report(report):
+                heard.set()
+        return heard.is_set()
 
     def start() -> Result:
+        ours = not ray.is_initialized()
         join(config)
         _LOG.info("starting the workers; %s", _HARMLESS)
         try:
-            return train_workers(config, provenance, request)
+            return train_workers(config, provenance, request, box=box)
         finally:
             free_abandoned_groups()
+            last.extend(box.take() if box is not None else ())
+            if ours:
+                ray.shutdown()  # a local Ray dies with this thread, and the next call would wait for it
 
     def stop() -> bool:
         if not ray.is_initialized():
@@ -64,7 +81,10 @@ def train(config: Config, provenance: Mapping[str, str]) -> Result:
     # Only one job may train a run.
     with Lease(open_store(config.run.storage).child(config.run.name), ray_job=submission_id()):
         try:
-            return attend(start, stop=stop, ending=STOPPING)
+            result = attend(start, stop=stop, ending=STOPPING, enough=hear)
+            hear(last)
+            early = heard.is_set() and result.status == "stopped"
+            return replace(result, status="stopped early") if early else result
         except StoppedError:
             return _as_it_stands(config)
 
@@ -85,11 +105,13 @@ def train_workers(
     request: StopRequest,
     callbacks: Sequence[UserCallback] = (),
     log_level: int = logging.INFO,
+    box: ReportBox | None = None,
 ) -> Result:
     """Run `fit` in a group of workers on the joined cluster.
 
     The workers stop on `request`. `callbacks` run in Ray's controller; with them it gets every report,
-    without them only those of checkpoints. The workers print this package's log from `log_level` up.
+    without them only those of checkpoints. The workers print this package's log from `log_level` up, and rank
+    0 puts its reports into `box`.
 
     Raises:
         StoppedError: a stop was requested while no worker was training.
@@ -106,6 +128,7 @@ def train_workers(
             "stop_request": request,
             "log_level": log_level,
             "every_report": bool(callbacks),
+            "report_box": box,
         },
         torch_config=GroupConfig(backend="nccl" if config.cluster.gpu else "gloo"),
         scaling_config=_scaling(config.cluster),

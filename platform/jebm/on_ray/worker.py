@@ -13,12 +13,13 @@ from jebm.cli import log_lines
 from jebm.config import Config
 from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError
 from jebm.evaluate.quick import quick_look
+from jebm.on_ray.reports import ReportBox
 from jebm.on_ray.stopping import follow_stop_request
 from jebm.parser import config_from_dict
 from jebm.store.manifest import Manifest, step_and_attempt
 from jebm.train.group import last_to_hold_the_group
 from jebm.train.loop import fit
-from jebm.train.recorder import Report
+from jebm.train.recorder import Enough, Report, never
 from jebm.train.runtime import Runtime, prepare_process
 
 __all__ = ["SNAPSHOT", "work"]
@@ -52,6 +53,7 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
                 runtime,
                 provenance=arguments["provenance"],
                 on_report=reporter,
+                enough=_forwarded(arguments["report_box"]),
                 should_stop=stop.is_set,
                 measure=quick_look(config),
             )
@@ -61,6 +63,11 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
     finally:
         stop.set()  # ends the polling thread
     return dataclasses.asdict(result)
+
+
+def _forwarded(box: ReportBox | None) -> Enough:
+    """Return what puts each report of rank 0 into the driver's box, if there is one."""
+    return never if box is None else box.put
 
 
 class _Reporter:

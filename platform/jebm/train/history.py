@@ -1,6 +1,7 @@
 """The journal left by earlier attempts at a run, read strictly, since anyone may have changed it."""
 
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ __all__ = [
     "newest_row",
     "planned_steps",
     "rows_before",
+    "values_before",
 ]
 
 RUN = "run.json"
@@ -111,6 +113,26 @@ def newest_row(end: bytes) -> JsonObject | None:
         except ValueError:  # a partial row: being written, or left by a crash
             continue
     return None
+
+
+def values_before(run: Store, metric: str, step: int) -> list[tuple[int, float]]:
+    """Return (step, value) of a metric in the reports up to a step; NaN where it was not finite.
+
+    Damaged lines count as missing. Raises StoreError if the store cannot be reached.
+    """
+    found = []
+    try:
+        for line in _lines(run):
+            try:
+                at = _step_of(line)
+                row = parsed_object(line, _ROW_BYTES)
+            except ValueError:
+                continue
+            if metric in row and at <= step:
+                found.append((at, math.nan if row[metric] is None else float(row[metric])))
+    except (DamagedRecordError, ObjectMissingError):
+        pass
+    return found
 
 
 def rows_before(run: Store, step: int) -> Rows:

@@ -42,9 +42,10 @@ class Journal:
         attempts, rows = attempts_before(run), rows_before(run, step)
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         attempts.append({"started": now, "from_step": step, **facts})
-        record = {"run": config.run.name, "config": config_to_dict(config), "attempts": attempts}
+        self._attempt = attempts[-1]
+        self._record = {"run": config.run.name, "config": config_to_dict(config), "attempts": attempts}
         self._outbox = Outbox(run)
-        self._outbox.open(RUN, json.dumps(record, indent=2).encode() + b"\n", stored=False)
+        self._outbox.open(RUN, self._encoded_record(), stored=False)
         self._outbox.open(METRICS, rows.content, stored=rows.stored)
         self._begin_events(purge_step=step or None)
 
@@ -81,6 +82,14 @@ class Journal:
         }
         final = {f"final/{name}": value for name, value in metrics.items()}
         self._add_events(self._board.hyperparameters(values, final))
+
+    def ended_early(self, step: int) -> None:
+        """Record that early stopping has ended the run: its total is this step, not what was planned."""
+        self._attempt |= {"planned_steps": self._attempt["total_steps"], "total_steps": step}
+        self._outbox.put(RUN, self._encoded_record())
+
+    def _encoded_record(self) -> bytes:
+        return json.dumps(self._record, indent=2).encode() + b"\n"
 
     def _begin_events(self, purge_step: int | None = None) -> None:
         self._board = Board()

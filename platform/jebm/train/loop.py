@@ -11,7 +11,7 @@ from torch import Tensor
 from jebm.config import Config
 from jebm.rng import gaussian_noise
 from jebm.train.metrics import Clock
-from jebm.train.recorder import Measure, OnReport, Recorder
+from jebm.train.recorder import Enough, Measure, OnReport, Recorder, never
 from jebm.train.runtime import Runtime
 from jebm.train.start import Start, begin
 from jebm.train.update import EnergyUpdate, JointUpdate, Outcome, posteriors
@@ -25,7 +25,8 @@ _LOG = logging.getLogger("jebm.train")
 class Result:
     """How a call of `fit` ended."""
 
-    status: Literal["finished", "already finished", "stopped"]
+    status: Literal["finished", "already finished", "stopped", "stopped early"]
+    """stopped early: by `train.early_stopping`, or by the callback of `jebm.fit`; stopped: by a signal."""
     step: int
     total_steps: int
     metrics: dict[str, float]
@@ -41,13 +42,15 @@ def fit(
     provenance: Mapping[str, str],
     on_report: OnReport = lambda report: False,
     should_stop: Callable[[], bool] = lambda: False,
+    enough: Enough = never,
     measure: Measure | None = None,
 ) -> Result:
     """Train until `train.epochs` are done, from the run's newest checkpoint if any; all ranks call this.
 
     `on_report` is called on every rank at every report, and after the last checkpoint is committed; if it
     returns True on any rank, a checkpoint is written at once. If `should_stop()` is true on any rank, all
-    stop after the same step, with a last checkpoint. `measure` is called every `evaluation.every_steps` and
+    stop after the same step, with a last checkpoint. `enough` is called on rank 0 at every report; if it
+    returns True, all stop at that step, likewise. `measure` is called every `evaluation.every_steps` and
     at the end.
 
     Raises:
@@ -56,12 +59,12 @@ def fit(
     """
     start = begin(config, runtime)
     state, total_steps = start.state, start.horizon.total_steps
-    if start.parent is not None and state.step >= total_steps:
+    if start.parent is not None and start.finished:
         return Result("already finished", state.step, total_steps, dict(start.parent.metrics), start.place)
     stopped = False
-    with Recorder(start, provenance, on_report, measure) as recorder:
+    with Recorder(start, provenance, on_report, enough, measure) as recorder:
         batch_of, update = _course(start, recorder.clock)
-        while state.step < total_steps and not stopped:
+        while state.step < total_steps and not (stopped or recorder.ended_early):
             with recorder.clock("data"):
                 batch = batch_of(state.step)
             # A failure on one rank ends the run on all ranks, like a stop request.
@@ -70,10 +73,10 @@ def fit(
             recorder.record(outcome.metrics, stopped=stopped)
         recorder.finish()
     recorder.tell()
-    finished = state.step >= total_steps
-    return Result(
-        "finished" if finished else "stopped", state.step, total_steps, recorder.metrics, start.place
-    )
+    status: Literal["finished", "stopped", "stopped early"] = "finished"
+    if state.step < total_steps:
+        status = "stopped early" if recorder.ended_early else "stopped"
+    return Result(status, state.step, total_steps, recorder.metrics, start.place)
 
 
 def _course(start: Start, clock: Clock) -> tuple[Callable[[int], Tensor], Callable[[Tensor, bool], Outcome]]:

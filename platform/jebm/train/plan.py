@@ -16,6 +16,7 @@ from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.parts import damages, fitting_headers
 from jebm.store.retrieve import open_checkpoint
 from jebm.store.storage import Store, open_store
+from jebm.train.early import patience_of
 from jebm.train.resume import check_same, origin_of
 from jebm.train.runtime import Runtime
 from jebm.train.start import check_images, total_steps_of
@@ -42,10 +43,21 @@ class Plan:
     resumes_at: int | None
     """The step of the checkpoint to resume from; None for a new run."""
 
+    ended_early: bool
+    """Whether early stopping has ended the run."""
+
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        return self.resumes_at is not None and self.resumes_at >= self.total_steps
+        return self.ended_early or (self.resumes_at is not None and self.resumes_at >= self.total_steps)
+
+    @property
+    def how_finished(self) -> str:
+        """Why nothing is left to do, and how to train further."""
+        if self.ended_early:
+            remedy = "to train further, raise train.early_stopping.patience"
+            return f"early stopping at step {self.resumes_at:,}; {remedy}"
+        return f"all {self.total_steps:,} steps; to train further, raise train.epochs"
 
     def describe(self) -> str:
         """Return the plan as a few lines for people."""
@@ -74,6 +86,7 @@ class Plan:
                 f"steps    {self.total_steps:,} ({config.train.epochs:g} epochs of {self.steps_per_epoch:,}),"
                 f" batch {config.train.batch_size} = {config.cluster.workers} x {share}",
                 *self._energy_line(),
+                *self._early_line(),
                 f"workers  {config.cluster.workers} {place}, {config.cluster.cpus_per_worker} CPU"
                 + (" and 1 GPU" if config.cluster.gpu else "")
                 + " each",
@@ -100,6 +113,15 @@ class Plan:
             return [f"energy   never joins: {share} of {self.total_steps:,} steps leaves none for it"]
         return [f"energy   joins at step {joins:,} ({share}); the prior is N(0, I) until then"]
 
+    def _early_line(self) -> list[str]:
+        """Return when the run ends before its last step, if it may."""
+        rule = self.config.train.early_stopping
+        if rule.metric is None:
+            return []
+        worth = f" by more than {rule.min_improvement:g}" if rule.min_improvement else ""
+        every = f"evaluations (one every {self.config.evaluation.every_steps:,} steps)"
+        return [f"ends     after {rule.patience} {every} in a row that do not improve {rule.metric}{worth}"]
+
 
 def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) -> Plan:
     """Check data, storage, sizes and checkpoints and return the plan; starts nothing.
@@ -112,8 +134,7 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
         ConfigError: values do not fit the data or the machine, or the checkpoint has another config.
         DataError: a data set is missing or unreadable.
         StoreError: the storage cannot be reached, read or written.
-        CheckpointError: the checkpoints are damaged, do not fit or use up the attempt numbers, or
-            `run.init_from` names none.
+        CheckpointError: checkpoints are damaged, do not fit, are missing, or use up the attempt numbers.
     """
     data, images = _data_set(config, "data.train", config.data.train, read=read_images)
     sets = {"data.train": data, **_other_sets(config, data, read=read_images)}
@@ -149,6 +170,7 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
         total_steps=total_steps,
         parameters=parameters,
         resumes_at=None if parent is None else parent.step,
+        ended_early=parent is not None and _over(config, store, parent.step, total_steps),
     )
 
 
@@ -161,6 +183,11 @@ def _other_sets(config: Config, train: DatasetManifest, *, read: bool) -> dict[s
             "data.validation: its images are those of data.train; jebm ingest --validation N holds some back"
         )
     return sets
+
+
+def _over(config: Config, store: Store, step: int, total_steps: int) -> bool:
+    """Return whether early stopping has ended the run."""
+    return patience_of(config, store.child(config.run.name), step, total_steps).over
 
 
 def _data_set(config: Config, key: str, uri: str, *, read: bool) -> tuple[DatasetManifest, ImageSet | None]:

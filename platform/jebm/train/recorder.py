@@ -16,7 +16,7 @@ from jebm.train.pictures import Painter
 from jebm.train.saver import Saver
 from jebm.train.start import Start
 
-__all__ = ["Measure", "OnReport", "Recorder", "Report"]
+__all__ = ["Enough", "Measure", "OnReport", "Recorder", "Report", "never"]
 
 _LOG = logging.getLogger("jebm.train")
 
@@ -34,6 +34,15 @@ class Report:
 OnReport = Callable[[Report], bool]
 """Takes a report on every rank; returns True if this machine is about to go away."""
 
+Enough = Callable[[Report], object]
+"""Takes a report on rank 0; returns a true value to end the run there."""
+
+
+def never(report: Report) -> bool:
+    """Return False: the run trains to its end."""
+    return False
+
+
 Measure = Callable[[JointModel, int], Mapping[str, float]]
 """`measure(model, step)` returns a model's metrics by name; called on rank 0."""
 
@@ -42,13 +51,21 @@ class Recorder:
     """Takes every step's metrics on every rank and does what is due; rank 0 writes."""
 
     def __init__(
-        self, start: Start, provenance: Mapping[str, str], on_report: OnReport, measure: Measure | None
+        self,
+        start: Start,
+        provenance: Mapping[str, str],
+        on_report: OnReport,
+        enough: Enough,
+        measure: Measure | None,
     ) -> None:
         """Open the journal and begin an attempt; their errors are raised on all ranks."""
         config, runtime, state = start.config, start.runtime, start.state
         self._config, self._runtime, self._state = config, runtime, state
         self._total_steps = start.horizon.total_steps
-        self._on_report, self._measure = on_report, measure
+        self._on_report, self._enough, self._measure = on_report, enough, measure
+        self._patience = start.patience
+        self.ended_early = False
+        """Whether early stopping, or `enough`, ended the run at this step."""
         self._journal: Journal | None = None
         self._meter, self.clock = Meter(), Clock(runtime.device)
         self.metrics: dict[str, float] = {}
@@ -91,6 +108,7 @@ class Recorder:
         leaving = False
         if last or measured or _due(step, config.train.report_every_steps):
             leaving = self._report(measured=measured)
+            last = last or self.ended_early
         if self._journal is not None and (last or _due(step, config.train.pictures_every_steps)):
             self._journal.pictures(step, self._painter())
         if last or leaving or _due(step, config.checkpoint.every_steps):
@@ -101,11 +119,16 @@ class Recorder:
         with self._runtime.together():
             if self._journal is not None:
                 self._journal.hyperparameters(self.metrics)
+                if self._patience.over:
+                    self._journal.ended_early(self._state.step)
             self._saver.close()
 
     def tell(self) -> bool:
         """Call `on_report` with the last metrics and the present checkpoints; return its result."""
-        return self._on_report(Report(self._state.step, self.metrics, self._saver.kept()))
+        return self._on_report(self._last_report())
+
+    def _last_report(self) -> Report:
+        return Report(self._state.step, self.metrics, self._saver.kept())
 
     def _report(self, *, measured: bool) -> bool:
         """Report the metrics since the last report; return whether any machine is about to go away."""
@@ -116,7 +139,13 @@ class Recorder:
             self.clock.take()  # evaluation does not count towards training speed
         if self._journal is not None:
             self._journal.metrics(self._state.step, self._total_steps, self.metrics | self._saver.metrics())
-        return not all(self._runtime.agree(not self.tell()))
+        leaving, enough = self.tell(), False
+        if self._runtime.is_main:
+            self._patience.see(self._state.step, self.metrics)
+            enough = self._patience.over or bool(self._enough(self._last_report()))
+        all_stay, more = self._runtime.agree(not leaving, not enough)
+        self.ended_early = not more
+        return not all_stay
 
     def _speed(self, steps: int) -> dict[str, float]:
         """Return the speed since the last report, and how its time was spent."""

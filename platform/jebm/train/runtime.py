@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -122,8 +123,12 @@ def prepare_process(config: Config, device: torch.device) -> None:
 def first_signal(react: Callable[[signal.Signals], None]) -> Iterator[None]:
     """Call `react` on the first SIGTERM or SIGINT within; a second one has its usual effect.
 
-    Only for the main thread. `react` may interrupt anything there, even a print.
+    `react` may interrupt anything in the main thread, even a print. Called in another thread, this changes
+    nothing.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in numbers}
 

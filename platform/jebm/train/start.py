@@ -9,6 +9,7 @@ from jebm.data.manifest import DatasetManifest, read_manifest
 from jebm.errors import ConfigError
 from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.storage import Store, open_store
+from jebm.train.early import Patience, patience_of
 from jebm.train.resume import resume
 from jebm.train.runtime import Runtime
 from jebm.train.state import Horizon, TrainState
@@ -33,6 +34,10 @@ class Start:
     checkpoints: Checkpoints
     parent: Manifest | None
     """The checkpoint that the run resumes from."""
+    patience: Patience
+    """Of `train.early_stopping`; rank 0's knows the journal."""
+    finished: bool
+    """Whether nothing is left to do."""
 
     @property
     def place(self) -> str:
@@ -79,7 +84,28 @@ def begin(config: Config, runtime: Runtime) -> Start:
     store = open_store(config.run.storage)
     checkpoints = Checkpoints(store, config.run.name)
     parent = resume(config, runtime, state, checkpoints, images.manifest)
-    return Start(config, runtime, images, held_out, loader, state, horizon, store, checkpoints, parent)
+    # A run that early stopping has ended is as finished as one at its last step.
+    patience = Patience(config, horizon.total_steps)
+    with runtime.together():
+        if runtime.is_main:
+            run = store.child(config.run.name)
+            patience = patience_of(config, run, state.step, horizon.total_steps)
+    over = runtime.from_main(patience.over)
+    finished = parent is not None and (over or state.step >= horizon.total_steps)
+    return Start(
+        config,
+        runtime,
+        images,
+        held_out,
+        loader,
+        state,
+        horizon,
+        store,
+        checkpoints,
+        parent,
+        patience,
+        finished,
+    )
 
 
 def _load(config: Config, key: str, uri: str) -> ImageSet:
