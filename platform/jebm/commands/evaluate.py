@@ -9,8 +9,9 @@ r"""Evaluate a checkpoint and write a report: one page with figures, tables, cur
                        --checkpoint s3://bucket/prefix/name
 
 Suites: quick (likelihood, samples, hierarchy in pictures, chains) and paper (all, in full); or names of
-measures: likelihood, samples, hierarchy, ood, chains, each in full (see docs/evaluation.md). The figures do
-not depend on the number of workers. The run is not changed.
+measures: likelihood, samples, hierarchy, factors, ood, chains, each in full (see docs/evaluation.md). paper
+leaves factors out where the data have none. The figures do not depend on the number of workers. The run is
+not changed.
 """
 
 import os

@@ -41,6 +41,7 @@ __all__ = [
     "resample",
     "resample_layer",
     "tilt_of",
+    "train_code_classifiers",
     "train_latent_classifiers",
     "traverse",
     "traverse_plane",
@@ -174,6 +175,13 @@ class LatentClassifiers(nn.Module):
             nn.Sequential(nn.Linear(dim, 256), nn.ReLU(), nn.Linear(256, classes)) for dim in latent_dims
         )
 
+    @classmethod
+    def initial(cls, latent_dims: Sequence[int], classes: int, seed: int) -> "LatentClassifiers":
+        """Return untrained classifiers, whose weights depend only on `seed`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(seed, 0, 0, "latent classifiers").initial_seed())
+            return cls(latent_dims, classes)
+
     def forward(self, code_BD: Tensor) -> Tensor:
         """Return the logits, (L, B, classes)."""
         parts = torch.split(code_BD, self.latent_dims, dim=1)
@@ -194,17 +202,28 @@ def train_latent_classifiers(
     Adam, with a rate of 1e-3 that falls linearly to 0 over the `updates`. Holds one batch at a time. Initial
     weights depend only on `seed`. The code is the mean of q(z|x) as it is, without noise or scaling.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, 0, 0, "latent classifiers").initial_seed())
-        classifiers = LatentClassifiers(model.latent_dims, classes)
-    classifiers.to(next(model.parameters()).device)
+
+    def codes(step: int) -> tuple[Tensor, Tensor]:
+        x_BCHW, labels_B = batch(step)
+        with torch.no_grad():
+            return model.inference(x_BCHW).mean_BD, labels_B
+
+    classifiers = LatentClassifiers.initial(model.latent_dims, classes, seed)
+    return train_code_classifiers(classifiers.to(next(model.parameters()).device), codes, updates=updates)
+
+
+def train_code_classifiers(
+    classifiers: LatentClassifiers, batch: Callable[[int], tuple[Tensor, Tensor]], *, updates: int
+) -> LatentClassifiers:
+    """Return the classifiers trained on codes; `batch(step)` gives codes (B, D) and labels (B,), int64.
+
+    A label of -1 is skipped.
+    """
     # Adam moves each weight by its own gradients, so one sum of losses trains each layer's net separately.
     optimizer = torch.optim.Adam(classifiers.parameters(), lr=1e-3)
     for step in range(updates):
         optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / updates)
-        x_BCHW, labels_B = batch(step)
-        with torch.no_grad():
-            code_BD = model.inference(x_BCHW).mean_BD
+        code_BD, labels_B = batch(step)
         logits_LBK = classifiers(code_BD[labels_B >= 0])
         targets = labels_B[labels_B >= 0].expand(len(logits_LBK), -1)
         loss = F.cross_entropy(logits_LBK.flatten(0, 1), targets.flatten()) * len(logits_LBK)

@@ -22,6 +22,7 @@ from jebm.data.manifest import DatasetManifest, read_manifest
 from jebm.errors import ConfigError
 from jebm.evaluate.restore import Restored, restored, stored_config
 from jebm.evaluate.section_chains import chains_section
+from jebm.evaluate.section_factors import factors_section
 from jebm.evaluate.section_hierarchy import hierarchy_section
 from jebm.evaluate.section_likelihood import likelihood_section
 from jebm.evaluate.section_ood import ood_section
@@ -44,6 +45,7 @@ _SECTIONS: Mapping[str, Callable[..., Section]] = {
     "likelihood": likelihood_section,
     "samples": samples_section,
     "hierarchy": hierarchy_section,
+    "factors": factors_section,
     "ood": ood_section,
     "chains": chains_section,
 }
@@ -87,11 +89,15 @@ class Checked:
     """Measure -> whether in full, in the order of the report."""
 
 
-def measures_of(suite: Sequence[str]) -> dict[str, bool]:
-    """Return measure -> whether in full, for names of suites and measures; ConfigError for any other name."""
+def measures_of(suite: Sequence[str], *, factors: bool = False) -> dict[str, bool]:
+    """Return measure -> whether in full, for names of suites and measures; ConfigError for any other name.
+
+    `factors`: the images have factors, so paper measures what is told of them.
+    """
     asked: dict[str, bool] = {}
+    paper = tuple(each for each in MEASURES if factors or each != "factors")
     for name in suite:
-        known = {"quick": _QUICK, "paper": MEASURES} | {measure: (measure,) for measure in MEASURES}
+        known = {"quick": _QUICK, "paper": paper} | {measure: (measure,) for measure in MEASURES}
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
@@ -111,7 +117,7 @@ def check(request: Request) -> Checked:
             labels that a measure needs.
         CheckpointError, DataError, StoreError: the checkpoint or a data set is missing or cannot be read.
     """
-    measures = measures_of(request.suite)
+    measures_of(request.suite)  # names first
     if request.samples < _FEWEST_SAMPLES:
         raise ConfigError(f"samples: {request.samples} are too few; at least {_FEWEST_SAMPLES}")
     run, manifest = open_checkpoint(request.checkpoint)
@@ -129,6 +135,12 @@ def check(request: Request) -> Checked:
         raise ConfigError("out_of_distribution: ood needs another data set, or labels in the data; give one")
     if request.train is not None:
         _check_shape(config, "train", read_manifest(open_store(request.train)))
+    measures = measures_of(request.suite, factors=_same_factors(config, held_out))
+    if "factors" in measures and not _same_factors(config, held_out):
+        raise ConfigError(
+            "data: factors are needed, the same as those of data.train; ingest both with --factors, or name "
+            "other measures"
+        )
     _check_labels(config, measures, held_out)
     return Checked(run.uri, manifest, config, measures)
 
@@ -149,6 +161,11 @@ def _asked(config: Config, request: Request) -> Config:
             inception_weights=request.inception_weights or evaluation.inception_weights,
         ),
     )
+
+
+def _same_factors(config: Config, held_out: DatasetManifest) -> bool:
+    """Return whether the images have factors, the same as the training images."""
+    return bool(held_out.factors) and read_manifest(open_store(config.data.train)).factors == held_out.factors
 
 
 def _check_labels(config: Config, measures: Mapping[str, bool], held_out: DatasetManifest) -> None:

@@ -11,6 +11,7 @@ them.
 from typing import Literal
 
 from jebm.report.chain_measures import CHAINS
+from jebm.report.factor_measures import FACTORS
 from jebm.report.findings import Figure
 from jebm.report.measure import Measure
 
@@ -249,6 +250,7 @@ GROUPS = {
     "Likelihood": _LIKELIHOOD,
     "Samples": _SAMPLES,
     "Hierarchy": _HIERARCHY,
+    "Factors": FACTORS,
     "Out of distribution": _OUT_OF_DISTRIBUTION,
     "Chains": CHAINS,
 }
