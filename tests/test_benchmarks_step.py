@@ -92,7 +92,7 @@ def test_every_convolution_has_its_channels_last(name):
             layer.register_forward_hook(look)
     config = config_of(name).model
     x = torch.zeros(2, config.image_channels, config.image_size, config.image_size)
-    model.generator(model.inference(x).mean_BD)
+    model.decode(model.inference(x).mean_BD)
     assert not first
 
 
@@ -122,7 +122,7 @@ x = torch.zeros(32, 1, 28, 28)
 def faults_of_third_step():
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        model.generator(model.inference(x).mean_BD).sum().backward()
+        model.decode(model.inference(x).mean_BD).sum().backward()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 returned = faults_of_third_step()
 assert keep_freed_memory()

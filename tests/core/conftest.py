@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from jebm.config import Config, Energy, Generator, Inference, Model, Prior
+from jebm.config import Config, Energy, Generator, Inference, Likelihood, Model, Prior
 from jebm.core.model import JointModel
 
 
@@ -24,7 +24,8 @@ def tiny_model():
     def build(latent_dims: tuple[int, ...], seed: int = 0, kind="joint", **energy) -> JointModel:
         levels = len(latent_dims) - 1
         config = Config(
-            model=Model(4, 1, latent_dims, likelihood_std=0.8),
+            model=Model(4, 1, latent_dims),
+            likelihood=Likelihood(std=0.8),
             inference=Inference((2,) * levels, 4),
             generator=Generator((2,) * levels, 4),
             prior=Prior(kind),

@@ -46,7 +46,7 @@ def _a_kernel_where_there_is_a_compiler(request):
 def resolved(depth: int, width: int, latent_dim: int, scale: float = 1.0, **section) -> ResolvedEnergy:
     torch.manual_seed(depth + width)
     section = {"spectral_norm": True, **section}
-    return EnergyNet(latent_dim, Energy(width=width, depth=depth, output_scale=scale, **section)).resolved()
+    return EnergyNet(latent_dim, Energy(width=width, depth=depth, output_scale=scale, **section)).frozen()
 
 
 def reference(energy: ResolvedEnergy, start, normal, **how):
@@ -213,7 +213,7 @@ def test_a_generator_that_maps_noise_to_latents_goes_through_autograd(tiny_model
     model.generator.__class__ = Stretched
     assert PriorSampler(model, how).kernel == "autograd"
     normal = NOISE(0, "chain")
-    start, energy = normal(30, 3), model.energy.resolved()
+    start, energy = normal(30, 3), model.energy.frozen()
     score = score_of(lambda e: energy.f(3 * e) - 0.5 * e.square().sum(1))
     expected, _ = langevin(score, start, normal, steps=20, step_size=0.4)
     stretched, _ = sample_prior(model, how, 30, NOISE(0, "chain"))
@@ -223,7 +223,7 @@ def test_a_generator_that_maps_noise_to_latents_goes_through_autograd(tiny_model
 
 def sum_of_a_chain() -> float:
     torch.manual_seed(0)
-    energy, how = EnergyNet(6, Energy(width=10, depth=2)).resolved(), {"steps": 30, "step_size": 0.4}
+    energy, how = EnergyNet(6, Energy(width=10, depth=2)).frozen(), {"steps": 30, "step_size": 0.4}
     return closed_form_langevin(energy, NOISE(0, "s")(20, 6), NOISE(0, "c"), **how)[0].double().sum().item()
 
 

@@ -19,7 +19,7 @@ def energy_net(latent_dim: int = 16, seed: int = 0, **section) -> EnergyNet:
 
 
 def top_singular_values(energy: EnergyNet) -> torch.Tensor:
-    weights = [weight for weight, _ in energy.resolved().layers]
+    weights = [weight for weight, _ in energy.frozen().layers]
     weights[-1] = weights[-1] / energy.output_scale
     return torch.stack([torch.linalg.svdvals(weight)[0] for weight in weights])
 
@@ -43,7 +43,7 @@ def train(energy: EnergyNet, lr: float, updates: int = 200) -> list[float]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        energy.power_iteration()
+        energy.settle()
         errors.append((top_singular_values(energy) - 1).abs().max().item())
     return errors
 
@@ -54,7 +54,7 @@ def test_norms_stay_near_one_through_training(lr, allowed):
     assert max(train(energy_net(), lr)) < allowed
 
 
-def test_the_power_iteration_after_each_update_is_what_keeps_the_norm():
+def test_the_settle_after_each_update_is_what_keeps_the_norm():
     energy = energy_net()
     left_behind = {key: value.clone() for key, value in energy.named_buffers()}
     assert train(energy, 1e-3)[-1] < 0.01
@@ -87,7 +87,7 @@ def test_f_is_the_scaled_perceptron_of_the_resolved_weights(spectral_norm):
     assert f.shape == (32,)
     np.testing.assert_allclose(f.detach().numpy(), reference(energy, z), rtol=0, atol=2e-5)
     h = z
-    layers = energy.resolved().layers
+    layers = energy.frozen().layers
     for weight, bias in layers[:-1]:
         h = torch.nn.functional.leaky_relu(h @ weight.T + bias, 0.2)
     torch.testing.assert_close((h @ layers[-1][0].T + layers[-1][1]).squeeze(1), f.detach())
@@ -100,17 +100,17 @@ def test_forward_and_backward_leave_the_singular_vectors_alone():
     z = NOISE(0, "z")(8, 16)
     assert torch.equal(energy.train()(z), energy.eval()(z))
     energy(z).sum().backward()
-    energy.resolved()
+    energy.frozen()
     assert all(torch.equal(value, before[key]) for key, value in energy.state_dict().items())
 
 
-def test_power_iteration_moves_only_the_singular_vectors():
+def test_settle_moves_only_the_singular_vectors():
     energy = energy_net()
     with torch.no_grad():
         for parameter in energy.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     before = copy.deepcopy(energy.state_dict())
-    energy.power_iteration()
+    energy.settle()
     after = energy.state_dict()
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert moved == {f"linears.{i}.{name}" for i in range(4) for name in "uv"} | {"linears.4.v"}

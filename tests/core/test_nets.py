@@ -71,7 +71,7 @@ def test_shapes_and_ranges(join, layers, size, channels):
         assert posterior.mean_BD.shape == posterior.log_variance_BD.shape == (batch, width)
         z, _ = sample_prior(model, Langevin(2, 0.4), batch, NOISE(0, "chain"))
         assert z.shape == (batch, width)
-        x_hat = model.generator(0.5 * z)  # tanh of more than 9 is 1 in float32
+        x_hat = model.decode(0.5 * z)  # tanh of more than 9 is 1 in float32
         assert x_hat.shape == x.shape
         assert x_hat.abs().max() < 1
         assert model.energy(z).shape == (batch,)
@@ -85,7 +85,7 @@ def test_any_image_size_comes_back(size):
     for join in ("add", "concat"):
         model = build_model(config_of(2, size, 1, join))
         x = torch.zeros(2, 1, size, size)
-        assert model.generator(model.inference(x).mean_BD).shape == x.shape
+        assert model.decode(model.inference(x).mean_BD).shape == x.shape
 
 
 @pytest.mark.parametrize("join", ["add", "concat"])
@@ -105,7 +105,7 @@ def test_every_layer_acts_on_the_image_and_the_posterior_sees_it():
     for join in ("add", "concat"):
         model = build_model(config_of(4, 32, 3, join))
         z = NOISE(0, "z")(1, 10).requires_grad_()
-        x = model.generator(z)
+        x = model.decode(z)
         (gradient,) = torch.autograd.grad(x.square().sum(), z)
         assert (gradient != 0).all()
         pixels = torch.zeros(1, 3, 32, 32, requires_grad=True)

@@ -61,7 +61,7 @@ def double(model: JointModel) -> JointModel:
 def reference_loss(model: JointModel, x: Tensor, noise: Tensor, prior_z: Tensor) -> Tensor:
     mean, log_variance = model.inference(x)
     z = mean + (log_variance / 2).exp() * noise
-    error = ((x - model.generator(z)) ** 2).flatten(1).sum(1).mean() / (2 * STD**2)
+    error = ((x - model.decode(z)) ** 2).flatten(1).sum(1).mean() / (2 * STD**2)
     normal = torch.distributions.Normal(mean, (log_variance / 2).exp())
     kl = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).sum(1).mean()
     return error + kl - model.energy(z).mean() + model.energy(prior_z).mean()
@@ -123,7 +123,7 @@ def negative_elbo(model: JointModel, x: Tensor) -> Tensor:
     for image, mu, half in zip(x, mean, log_variance / 2, strict=True):
         z = mu + half.exp() * noise
         log_q = log_normal(noise) - half.sum()
-        error = ((image - model.generator(z)) ** 2).flatten(1).sum(1)
+        error = ((image - model.decode(z)) ** 2).flatten(1).sum(1)
         log_likelihood = -error / (2 * STD**2) - 8 * math.log(2 * math.pi * STD**2)
         log_prior = model.energy(z) + log_normal(z) - log_z
         bound = bound + (weight * (log_likelihood + log_prior - log_q)).sum()
@@ -234,9 +234,7 @@ def test_one_backward_gives_the_gradients_of_the_papers_two_losses(tiny_model, s
     posterior = model.inference(x)
     z_q = posterior.rsample(noise)
     first = (
-        distortion(model, x, model.generator(z_q)).mean()
-        + posterior.rate().sum(1).mean()
-        - frozen(z_q).mean()
+        distortion(model, x, model.decode(z_q)).mean() + posterior.rate().sum(1).mean() - frozen(z_q).mean()
     )
     second = model.energy(prior_z).mean() - model.energy(z_q.detach()).mean()
     for player, loss in [("generator", first), ("inference", first), ("energy", second)]:
@@ -273,13 +271,13 @@ def test_terms_add_up_and_only_the_loss_carries_the_gradient(tiny_model):
         torch.testing.assert_close(terms.rate_L, torch.stack([rates[:2].sum(), rates[2]]))
         torch.testing.assert_close(terms.f_posterior, model.energy(z).mean())
         torch.testing.assert_close(terms.f_prior, model.energy(prior_z).mean())
-        torch.testing.assert_close(terms.distortion, distortion(model, x, model.generator(z)).mean())
+        torch.testing.assert_close(terms.distortion, distortion(model, x, model.decode(z)).mean())
 
 
 def test_reconstruct_decodes_the_mean(tiny_model):
     model, x = tiny_model((1, 1)), images(2)
     again = reconstruct(model, x)
-    assert torch.equal(again, model.generator(model.inference(x)[0]))
+    assert torch.equal(again, model.decode(model.inference(x)[0]))
     assert not again.requires_grad
 
 

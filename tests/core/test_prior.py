@@ -133,7 +133,7 @@ def sharpen(energy: EnergyNet) -> None:
         optimizer.zero_grad()
         (log_z - energy(target).mean()).backward()
         optimizer.step()
-        energy.power_iteration()
+        energy.settle()
 
 
 @pytest.fixture(params=["drawn", "trained"])
@@ -212,7 +212,7 @@ def test_an_energy_of_the_top_layer_leaves_the_others_as_they_are(tiny_model):
     with torch.no_grad():
         f = model.energy(z)
         assert torch.equal(model.energy(torch.cat([torch.randn(20_000, 2), z[:, 2:]], 1)), f)
-        torch.testing.assert_close(model.energy.resolved().f(z), f)
+        torch.testing.assert_close(model.energy.frozen().f(z), f)
         assert f.mean() > model.energy(start).mean() + 0.05
     # Chains over all columns, by the definition, have the same law on top.
     score = score_of(log_density(model.energy, identity))

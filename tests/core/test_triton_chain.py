@@ -38,7 +38,7 @@ needs_triton = pytest.mark.skipif(
 def resolved(depth: int, width: int, latent_dim: int, scale: float = 4.0) -> ResolvedEnergy:
     torch.manual_seed(depth + width)
     net = EnergyNet(latent_dim, Energy(width=width, depth=depth, output_scale=scale, spectral_norm=True))
-    return net.to(DEVICE).resolved()
+    return net.to(DEVICE).frozen()
 
 
 def noise_of(kind: str):

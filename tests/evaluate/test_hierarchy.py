@@ -135,7 +135,7 @@ def test_pictures_are_the_decoders_means():
     z = NOISE(0, "codes")(2, 3, 3)
     images = pictured(model, z)
     with torch.no_grad():
-        torch.testing.assert_close(images[1, 2], model.generator(z[1, 2:])[0])
+        torch.testing.assert_close(images[1, 2], model.decode(z[1, 2:])[0])
 
 
 def test_traversals_vary_the_named_columns_alone():

@@ -349,7 +349,7 @@ class Exact:
         axis = torch.linspace(-7, 7, 281, dtype=torch.float64)
         z = torch.cartesian_prod(axis, axis)
         area = ((axis[1] - axis[0]) ** 2).item()
-        mean = model.generator(z)
+        mean = model.decode(z)
         self.pixels = NormalLaw(mean, model.likelihood_std)
         log_likelihood = self.pixels.log_prob(x).sum((1, 2, 3))
         f = model.energy(z)

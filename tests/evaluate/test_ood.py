@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from linear_toy import LinearGenerator, LinearInference, QuadraticEnergy, joint_model
+from linear_toy import LinearInference, QuadraticEnergy, joint_model, make_linear
 from scipy import stats
 from sklearn import metrics
 
@@ -44,7 +44,7 @@ def gaussian_model():
     """Latents (2, 1), prior N(0, (I + COUPLING)^-1), x = A z + 0.5 noise, and some q."""
     model = joint_model((2, 1), STD)
     normal = NOISE(0, "gaussian model")
-    model.generator = LinearGenerator(0.3 * normal(PIXELS, 3))
+    make_linear(model, 0.3 * normal(PIXELS, 3))
     variance = torch.tensor([0.2, 0.3, 0.25])
     model.inference = LinearInference(0.2 * normal(3, PIXELS), torch.tensor([0.1, 0.0, -0.2]), variance)
     model.energy = QuadraticEnergy(COUPLING)
@@ -142,7 +142,7 @@ def test_with_the_true_posterior_every_bound_is_the_evidence_whatever_the_draw()
     set_linear_f(model.energy, shift)
     orthogonal, _ = torch.linalg.qr(NOISE(0, "loadings")(PIXELS, 4))
     a = orthogonal * torch.tensor([0.0, 0.0, 1.5, 0.8])
-    model.generator = LinearGenerator(a)
+    make_linear(model, a)
     variance = 1 / (1 + a.square().sum(0) / STD**2)
     model.inference = LinearInference(variance[:, None] * a.T / STD**2, variance * shift, variance)
     x = 2 * NOISE(0, "x")(10, 1, 4, 4)
@@ -183,7 +183,7 @@ def test_the_gaussian_prior_has_no_f_and_a_marginal_in_closed_form():
         q = model.inference(x)
         z = q.rsample(normal(5, 3))
         lower = torch.cat([normal(5, 2), z[:, 2:]], 1)
-        likelihood = torch.distributions.Normal(model.generator(lower), STD).log_prob(x).sum((1, 2, 3))
+        likelihood = torch.distributions.Normal(model.decode(lower), STD).log_prob(x).sum((1, 2, 3))
         standard = torch.distributions.Normal(0, 1).log_prob(z[:, 2])
         expected = likelihood + standard - q.log_density(z)[:, 2]
     torch.testing.assert_close(found["L>1"], expected.double(), rtol=0, atol=1e-4)

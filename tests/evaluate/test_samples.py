@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from linear_toy import PIXELS, LinearGenerator, QuadraticEnergy, image_set, transparent_model
+from linear_toy import PIXELS, QuadraticEnergy, image_set, make_linear, transparent_model
 
 from jebm.config import Config, Langevin
 from jebm.core.model import JointModel, build_model
@@ -44,7 +44,7 @@ class Pixels:
 def narrow_model(latents: int = 6, scale: float = 0.4) -> JointModel:
     """Return x = scale * z on the first pixels, f = -3/2 |z|^2; q sees nothing."""
     model = transparent_model((latents,))
-    model.generator = LinearGenerator(scale * torch.eye(PIXELS, latents))
+    make_linear(model, scale * torch.eye(PIXELS, latents))
     model.energy = QuadraticEnergy((PRECISION - 1) * torch.eye(latents))
     return model
 

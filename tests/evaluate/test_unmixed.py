@@ -33,7 +33,7 @@ def trained(step_size: float) -> EnergyNet:
     for step in range(600):
         normal = noise(step, "chain")
         prior_z, _ = closed_form_langevin(
-            net.resolved(), normal(128, 2), normal, steps=STEPS, step_size=step_size
+            net.frozen(), normal(128, 2), normal, steps=STEPS, step_size=step_size
         )
         posterior_z = MEAN + noise(step, "posterior")(128, 2)
         for group in adam.param_groups:
@@ -46,7 +46,7 @@ def trained(step_size: float) -> EnergyNet:
 
 def chain_mean(net: EnergyNet, step_size: float, steps: int) -> torch.Tensor:
     normal = gaussian_noise(1, 0)(0, "chain")
-    z, _ = closed_form_langevin(net.resolved(), normal(4000, 2), normal, steps=steps, step_size=step_size)
+    z, _ = closed_form_langevin(net.frozen(), normal(4000, 2), normal, steps=steps, step_size=step_size)
     return z.mean(0)
 
 
@@ -61,9 +61,7 @@ def test_long_chains_and_the_normalised_bound_tell_the_unmixed_chain_from_the_mi
     for step_size in (0.4, 0.1):
         net = trained(step_size)
         drifts[step_size] = float((chain_mean(net, step_size, 50 * STEPS) - MEAN).norm())
-        log_z = log_partition_annealed(
-            net.resolved().f, 2, gaussian_noise(2, 0)(0, "log Z"), chains=2000
-        ).log_z
+        log_z = log_partition_annealed(net.frozen().f, 2, gaussian_noise(2, 0)(0, "log Z"), chains=2000).log_z
         posterior_z = MEAN + gaussian_noise(3, 0)(0, "posterior")(4000, 2)
         gains[step_size] = float(net(posterior_z).mean()) - log_z.value
     assert drifts[0.4] < 0.4

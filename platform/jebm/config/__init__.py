@@ -10,7 +10,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jebm.config.nets import Energy, Generator, Inference, Langevin, Model, Prior
+from jebm.config.nets import (
+    Energy,
+    Generator,
+    Hierarchy,
+    Inference,
+    Langevin,
+    Likelihood,
+    Model,
+    Prior,
+)
 from jebm.config.roles import RESUME_MAY_CHANGE, SHAPES_RESULT, Role, require
 from jebm.config.run import (
     INCEPTION_FILE,
@@ -40,8 +49,10 @@ __all__ = [
     "Evaluation",
     "Features",
     "Generator",
+    "Hierarchy",
     "Inference",
     "Langevin",
+    "Likelihood",
     "Model",
     "Optimizer",
     "Optimizers",
@@ -50,6 +61,7 @@ __all__ = [
     "Run",
     "Train",
     "config_to_dict",
+    "current_name",
     "differing_keys",
     "fields",
     "leaves",
@@ -66,6 +78,8 @@ class Config:
     model: Model = field(default_factory=Model, metadata={"role": "shape"})
     inference: Inference = field(default_factory=Inference, metadata={"role": "shape"})
     generator: Generator = field(default_factory=Generator, metadata={"role": "shape"})
+    likelihood: Likelihood = field(default_factory=Likelihood, metadata={"role": "result"})
+    hierarchy: Hierarchy = field(default_factory=Hierarchy, metadata={"role": "result"})
     prior: Prior = field(default_factory=Prior, metadata={"role": "result"})
     energy: Energy = field(default_factory=Energy, metadata={"role": "result"})
     langevin: Langevin = field(default_factory=Langevin, metadata={"role": "result"})
@@ -160,6 +174,14 @@ PLACES = tuple(key for key, entry in fields(Config) if entry.metadata.get("place
 """Keys whose values are paths, or URIs if data and results may be in a store."""
 
 
+_RENAMED = {"model.likelihood_std": "likelihood.std"}
+
+
+def current_name(key: str) -> str:
+    """Return the present name of a dotted key that an earlier version may have called otherwise."""
+    return _RENAMED.get(key, key)
+
+
 def role_of(key: str) -> Role:
     """Return the role of a dotted key: its own, or its section's, even if this version lacks the key."""
     while key not in _ROLES and key:
@@ -183,7 +205,12 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def differing_keys(config: Config, other: Mapping[str, Any]) -> list[str]:
-    """Return the dotted keys that differ from another config's dict and may not change at a resume."""
-    mine, theirs = dict(leaves(config_to_dict(config))), dict(leaves(other))
+    """Return the dotted keys that differ from another config's dict and may not change at a resume.
+
+    Keys that an earlier version did not have count as their defaults, which do what that version did.
+    """
+    mine = dict(leaves(config_to_dict(config)))
+    theirs = dict(leaves(config_to_dict(Config())))
+    theirs |= {current_name(key): value for key, value in leaves(other)}
     differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
     return [key for key in differing if role_of(key) not in RESUME_MAY_CHANGE]

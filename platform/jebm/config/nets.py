@@ -6,7 +6,7 @@ from typing import Literal
 
 from jebm.config.roles import key, require
 
-__all__ = ["Energy", "Generator", "Inference", "Langevin", "Model", "Prior"]
+__all__ = ["Energy", "Generator", "Hierarchy", "Inference", "Langevin", "Likelihood", "Model", "Prior"]
 
 
 @dataclass(frozen=True)
@@ -17,21 +17,68 @@ class Model:
         image_size: Height and width of the images in pixels.
         image_channels: 1 (grey) or 3 (colour).
         latent_dims: Width of each latent layer, bottom (next to the image) first, top last.
-        likelihood_std: Standard deviation sigma of p(x|z) = N(decoder mean, sigma^2 I), pixels in [-1, 1].
 
     """
 
     image_size: int = 28
     image_channels: int = 1
     latent_dims: tuple[int, ...] = (2, 2, 10)
-    likelihood_std: float = math.sqrt(1 / 6)
 
     def __post_init__(self) -> None:
         require(self.image_size >= 2, "model.image_size", "must be at least 2")
         require(self.image_channels in (1, 3), "model.image_channels", "must be 1 or 3")
         require(len(self.latent_dims) >= 1, "model.latent_dims", "needs at least one layer")
         require(min(self.latent_dims) >= 1, "model.latent_dims", "every layer needs a width of at least 1")
-        require(self.likelihood_std > 0, "model.likelihood_std", "must be positive")
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """The likelihood p(x|z), pixels in [-1, 1].
+
+    Args:
+        kind: gaussian (a density), discretised_logistic (a probability of the 256 levels, a mixture, for bits
+            per dimension that compare with published ones) or bernoulli (for black-and-white images).
+        std: Standard deviation sigma of gaussian; the initial one if it is learned.
+        learn_std: no; shared (one sigma for all pixels); per_channel. optimizer.likelihood sets its rate.
+        components: Logistics of each pixel's mixture.
+
+    """
+
+    kind: Literal["gaussian", "discretised_logistic", "bernoulli"] = key("gaussian", "shape")
+    std: float = math.sqrt(1 / 6)
+    learn_std: Literal["no", "shared", "per_channel"] = key("no", "shape")
+    components: int = key(5, "shape")
+
+    def __post_init__(self) -> None:
+        require(self.std > 0, "likelihood.std", "must be positive")
+        require(
+            self.learn_std == "no" or self.kind == "gaussian",
+            "likelihood.learn_std",
+            f"only the gaussian likelihood has a sigma; {self.kind} has none",
+        )
+        require(1 <= self.components <= 100, "likelihood.components", "must lie between 1 and 100")
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """Lower latent layers join late, so that the top one learns first what it can carry.
+
+    Args:
+        rate_factor: Weight of a lower layer's rate before it joins (30 holds it at the prior); it falls
+            geometrically to 1 while the layer joins. 1 lets all layers join at once.
+        begin: Share of the run after which the layer below the top begins to join.
+        end: Share of the run at which the bottom layer, the last, has joined.
+
+    """
+
+    rate_factor: float = 1.0
+    begin: float = 0.15
+    end: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(1 <= self.rate_factor <= 1e6, "hierarchy.rate_factor", "must lie between 1 and 1e6")
+        require(0 <= self.begin < 1, "hierarchy.begin", "must lie in [0, 1)")
+        require(self.begin < self.end <= 1, "hierarchy.end", "must lie above hierarchy.begin, up to 1")
 
 
 @dataclass(frozen=True)

@@ -128,15 +128,18 @@ class Optimizers:
     Args:
         generator: For the generator and the inference net together.
         energy: For the energy net.
+        likelihood: For the likelihood's own parameters (likelihood.learn_std), if it has any.
 
     """
 
     generator: Optimizer = field(default_factory=Optimizer)
     energy: Optimizer = field(default_factory=Optimizer)
+    likelihood: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-2, beta1=0.9, beta2=0.99))
 
     def __post_init__(self) -> None:
         self.generator.check("optimizer.generator")
         self.energy.check("optimizer.energy")
+        self.likelihood.check("optimizer.likelihood")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from jebm.core.energy import SLOPE, ResolvedEnergy
 from jebm.core.kernels import Compiled, Kernel, fastest
 from jebm.core.langevin import ChainInfo
+from jebm.core.parts import FrozenEnergy
 from jebm.core.philox import PhiloxNoise
 from jebm.native import chain as native
 from jebm.rng import Normal
@@ -35,7 +36,7 @@ def cpu_kernel() -> tuple[bool, str]:
 
 @torch.no_grad()
 def closed_form_langevin(
-    energy: ResolvedEnergy,
+    energy: FrozenEnergy,
     start_BD: Tensor,
     normal: Normal,
     *,
@@ -49,8 +50,9 @@ def closed_form_langevin(
     default the fastest, changes only rounding.
     """
     z_BD = start_BD.clone(memory_format=torch.contiguous_format)
-    compiled = (kernel or fastest(energy.layers, z_BD)).compiled
-    if compiled is None:
+    if not isinstance(energy, ResolvedEnergy):
+        gradient_BD = _by_its_gradient(energy, z_BD, normal, steps, step_size)
+    elif (compiled := (kernel or fastest(energy.layers, z_BD)).compiled) is None:
         gradient_BD = _in_place(energy, z_BD, normal, steps, step_size)
     else:
         gradient_BD = _in_kernel(compiled, energy, z_BD, normal, steps, step_size)
@@ -71,6 +73,19 @@ def _in_place(energy: ResolvedEnergy, z_BD: Tensor, normal: Normal, steps: int, 
                 gradient_BD = torch.addmm(z_BD, first, first_weight, beta=-1)
             z_BD.addmm_(first, first_weight, beta=1 - half_square, alpha=half_square)
             z_BD.add_(normal(*z_BD.shape), alpha=step_size)
+    return gradient_BD
+
+
+def _by_its_gradient(
+    energy: FrozenEnergy, z_BD: Tensor, normal: Normal, steps: int, step_size: float
+) -> Tensor:
+    """Do the same as `_in_place` for an energy of which only the gradient is known."""
+    gradient_BD = torch.zeros_like(z_BD)
+    half_square = 0.5 * step_size**2
+    for _ in range(steps):
+        gradient_BD = energy.gradient(z_BD) - z_BD
+        z_BD.add_(gradient_BD, alpha=half_square)
+        z_BD.add_(normal(*z_BD.shape), alpha=step_size)
     return gradient_BD
 
 

@@ -1,7 +1,7 @@
-"""The energy net f(z): one MLP over all latent layers together (paper eq. 5), or over only the top layer.
+"""The energy net f(z): an MLP over all latent layers together (paper eq. 5), or over only the top layer.
 
 The prior is p(z) proportional to exp(+f(z)) p0(z). f is the *negative* energy; nothing else negates it.
-Shapes: B batch, D latent width of all layers together, W width of a hidden layer.
+Shapes: B batch, D or S the width of the latents that f sees, W width of a hidden layer.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jebm.config import Energy
+from jebm.config import Energy as EnergyConfig
+from jebm.core.parts import Energy
 
 __all__ = ["SLOPE", "EnergyNet", "ResolvedEnergy", "SpectralLinear"]
 
@@ -70,10 +71,17 @@ class ResolvedEnergy:
             h = F.leaky_relu(F.linear(h, weight, bias), SLOPE)
         return F.linear(h, *self.layers[-1]).squeeze(1)
 
-    @torch.no_grad()
     def gradient(self, z_BD: Tensor) -> Tensor:
         """Return grad f(z), (B, D), in closed form, without a graph: it is not differentiable."""
-        return self.first_layer_gradient(z_BD, self.buffers(z_BD)) @ self.layers[0][0]
+        return self.value_and_gradient(z_BD)[1]
+
+    @torch.no_grad()
+    def value_and_gradient(self, z_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return f(z), (B,), and grad f(z), (B, D), in closed form from one pass, without a graph."""
+        buffers = self.buffers(z_BD)
+        gradient_BD = self.first_layer_gradient(z_BD, buffers) @ self.layers[0][0]
+        weight, bias = self.layers[-1]
+        return torch.addmm(bias, buffers[-1][0], weight.mT).squeeze(1), gradient_BD
 
     def buffers(self, z_BD: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return buffers for the values and gradients of each hidden layer, two (B, W)."""
@@ -98,46 +106,37 @@ class ResolvedEnergy:
             torch.ops.aten.leaky_relu_backward.grad_input(gradient, values, SLOPE, True, grad_input=out)
         return buffers[0][1]
 
-    def without_columns(self, count: int) -> "ResolvedEnergy":
-        """Return f as a function of the columns after the first `count`, on which it must not depend."""
-        (weight, bias), *rest = self.layers
-        return ResolvedEnergy(((weight[:, count:].contiguous(), bias), *rest))
-
     def scaled(self, factor: float) -> "ResolvedEnergy":
         """Return factor * f: for annealed importance sampling, the bridge from p0 (0) to the prior (1)."""
         weight, bias = self.layers[-1]
         return ResolvedEnergy((*self.layers[:-1], (weight * factor, bias * factor)))
 
 
-class EnergyNet(nn.Module):
-    """f(z) = scale * MLP(z), hidden layers with LeakyReLU 0.2, one output.
+class EnergyNet(Energy):
+    """f(z) = scale * MLP(z), hidden layers with LeakyReLU 0.2, one output; S latents that f sees."""
 
-    f ignores the first `unseen` columns of z: all layers but the top one if the prior is `top`.
-    """
-
-    def __init__(self, latent_dim: int, config: Energy, *, unseen: int = 0) -> None:
+    def __init__(self, seen: int, config: EnergyConfig) -> None:
         super().__init__()
-        self.unseen = unseen
         linear = SpectralLinear if config.spectral_norm else nn.Linear
-        widths = [latent_dim - unseen, *[config.width] * config.depth, 1]
+        widths = [seen, *[config.width] * config.depth, 1]
         self.linears = nn.ModuleList(linear(a, b) for a, b in pairwise(widths))
         self.output_scale = config.output_scale
 
-    def forward(self, z_BD: Tensor) -> Tensor:
+    def forward(self, z_BS: Tensor) -> Tensor:
         """Return f(z), (B,), in nats."""
-        h = z_BD[:, self.unseen :]
+        h = z_BS
         for linear in self.linears[:-1]:
             h = F.leaky_relu(linear(h), SLOPE)
         f_B: Tensor = self.linears[-1](h).squeeze(1)
         return self.output_scale * f_B
 
     def layers(self) -> Iterable[nn.Linear]:
-        """Return the linear maps, first to last; the first takes only the columns of z that f sees."""
+        """Return the linear maps, first to last."""
         return cast(Iterable[nn.Linear], self.linears)
 
     @torch.no_grad()
-    def resolved(self) -> ResolvedEnergy:
-        """Return f with its current weights, zero for unseen columns.
+    def frozen(self) -> ResolvedEnergy:
+        """Return f with its present weights, spectral norm and scale applied once.
 
         They are copies for normalised layers and views of the live parameters for others: use them before the
         next optimizer step.
@@ -146,11 +145,9 @@ class EnergyNet(nn.Module):
         for linear in self.layers():
             weight = linear.normalised_weight() if isinstance(linear, SpectralLinear) else linear.weight
             layers.append((weight.detach(), linear.bias.detach()))
-        if self.unseen:
-            layers[0] = (F.pad(layers[0][0], (self.unseen, 0)), layers[0][1])
         return ResolvedEnergy(tuple(layers)).scaled(self.output_scale)
 
-    def power_iteration(self) -> None:
+    def settle(self) -> None:
         """Do five power iterations per layer, after a weight update; no effect without spectral norm.
 
         A single one, as is common, lags: after 200 updates in one direction at lr 3e-4, the top singular

@@ -1,13 +1,12 @@
 """The multi-layer generator p(x|z) (paper eq. 7).
 
-Shapes: B batch, C channels, H height, W width, D latent width of all layers together, bottom layer first.
+Shapes: B batch, P parameters of a pixel, H height, W width, D width of all layers together, bottom first.
 """
 
 import torch
 from torch import Tensor, nn
 
 from jebm.config import Generator as GeneratorConfig
-from jebm.config import Model
 from jebm.core.layers import (
     Convolution,
     ToImage,
@@ -18,6 +17,7 @@ from jebm.core.layers import (
     multilayer_perceptron,
     up_convolution,
 )
+from jebm.core.parts import Generator, Shapes
 
 __all__ = ["GeneratorNet"]
 
@@ -85,62 +85,49 @@ class _ConcatLevel(nn.Module):
         return out
 
 
-class GeneratorNet(nn.Module):
-    """p(x|z) = N(decode(z), sigma^2 I), with latents z = latents(noise), here the noise itself.
+class GeneratorNet(Generator):
+    """The ladder: h_L = g_L(z_L), h_i = g_i([z_i, h_{i+1}]), parameters of p(x|z) from h_1.
 
-    `latents` is the map T from prior noise to latents. The ladder's prior p0 is N(0, I) on every layer, so T
-    is the identity; a generator with conditional Gaussian layers p(z_i|z_{i+1}) overrides it, and every
-    sampler already uses it.
+    Its prior p0 is N(0, I) on every layer, so T is the identity.
     """
 
-    def __init__(self, model: Model, config: GeneratorConfig) -> None:
-        super().__init__()
+    def __init__(self, shapes: Shapes, config: GeneratorConfig) -> None:
+        super().__init__(shapes)
         # The trunk, top first, in the order of computation.
-        self.latent_dims = list(model.latent_dims)
-        levels = len(model.latent_dims) - 1
-        sizes = halved_sizes(model.image_size, levels)
-        image = (model.image_channels, model.image_size, model.image_size)
+        self.latent_dims = dims = shapes.dims
+        levels = len(dims) - 1
+        sizes = halved_sizes(shapes.image[1], levels)
         self.levels = nn.ModuleList()
         final: list[nn.Module] = []
         if levels == 0:
-            top_out = model.image_channels * model.image_size**2
-            final.append(nn.Unflatten(1, image))
+            top_out = shapes.outputs * sizes[0] ** 2
+            final.append(nn.Unflatten(1, (shapes.outputs, sizes[0], sizes[0])))
         elif config.join == "add":
-            channels = (model.image_channels, *config.channels)
+            channels = (shapes.outputs, *config.channels)
             top_out = channels[levels]
             for i in range(levels, 0, -1):
                 pair, plane = (channels[i], channels[i - 1]), (sizes[i], sizes[i - 1])
-                self.levels.append(
-                    _AddLevel(model.latent_dims[i - 1], pair, plane, top=i == levels, bottom=i == 1)
-                )
+                self.levels.append(_AddLevel(dims[i - 1], pair, plane, top=i == levels, bottom=i == 1))
         else:
             channels = config.channels
             top_out = channels[levels] * sizes[levels] ** 2
             for i in range(levels, 0, -1):
                 pair, plane = (channels[i], channels[i - 1]), (sizes[i], sizes[i - 1])
-                self.levels.append(_ConcatLevel(model.latent_dims[i - 1], pair, plane))
-            final.append(ToImage(channels[0], model.image_channels))
+                self.levels.append(_ConcatLevel(dims[i - 1], pair, plane))
+            final.append(ToImage(channels[0], shapes.outputs))
         # The map of the top latent layer, above the trunk.
-        self.top = multilayer_perceptron(
-            model.latent_dims[-1], config.width, config.width, top_out, slope=_SLOPE
-        )
+        self.top = multilayer_perceptron(dims[-1], config.width, config.width, top_out, slope=_SLOPE)
         if levels and config.join == "concat":
             plane_shape = (config.channels[levels], sizes[levels], sizes[levels])
             self.top.extend([nn.LeakyReLU(_SLOPE, inplace=True), _Planes(1, plane_shape)])
-        self.final = nn.Sequential(*final, nn.Tanh())
+        self.final = nn.Sequential(*final)
         initialise(self)
 
-    def latents(self, noise_BD: Tensor) -> Tensor:
-        """Return z = T(noise), (B, D)."""
-        return noise_BD
-
-    def decode(self, z_BD: Tensor) -> Tensor:
-        """Return the mean of p(x|z), (B, C, H, W), in (-1, 1)."""
-        z_L = torch.split(z_BD, self.latent_dims, dim=1)
+    def forward(self, code_BD: Tensor) -> Tensor:
+        """Return the parameters of p(x|z), (B, P, H, W)."""
+        z_L = torch.split(code_BD, self.latent_dims, dim=1)
         h = self.top(z_L[-1])
         for level, z in zip(self.levels, reversed(z_L[:-1]), strict=True):
             h = level(h, z)
-        x_BCHW: Tensor = self.final(h)
-        return x_BCHW
-
-    forward = decode
+        parameters_BPHW: Tensor = self.final(h)
+        return parameters_BPHW

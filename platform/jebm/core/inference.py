@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from jebm.config import Inference as InferenceConfig
-from jebm.config import Model
 from jebm.core.distributions import DiagGaussian
 from jebm.core.layers import (
     FromPlane,
@@ -17,25 +16,27 @@ from jebm.core.layers import (
     initialise,
     multilayer_perceptron,
 )
+from jebm.core.parts import Inference, Shapes
 
 __all__ = ["InferenceNet"]
 
 
-class InferenceNet(nn.Module):
+class InferenceNet(Inference):
     """q(z|x) = prod_i N(z_i; mu_i(x), diag V_i(x)): the layers are independent given x.
 
     A trunk r_i = h_i(r_{i-1}) of down blocks, r_0 = x; layer i < L reads r_{i-1} through its own down block,
     the top layer reads r_{L-1} through two fully connected layers.
     """
 
-    def __init__(self, model: Model, config: InferenceConfig) -> None:
-        super().__init__()
-        channels = (model.image_channels, *config.channels)
-        sizes = halved_sizes(model.image_size, len(config.channels))
+    def __init__(self, shapes: Shapes, config: InferenceConfig) -> None:
+        super().__init__(shapes)
+        dims, (image_channels, image_size, _) = shapes.dims, shapes.image
+        channels = (image_channels, *config.channels)
+        sizes = halved_sizes(image_size, len(config.channels))
         self.trunk = nn.ModuleList()
         self.heads = nn.ModuleList()
         self.moments = nn.ModuleList()
-        levels = zip(channels[:-1], channels[1:], sizes[1:], model.latent_dims[:-1], strict=True)
+        levels = zip(channels[:-1], channels[1:], sizes[1:], dims[:-1], strict=True)
         for channels_in, channels_out, size_out, latent_dim in levels:
             self.trunk.append(down_block(channels_in, channels_out))
             self.heads.append(nn.Sequential(down_block(channels_in, channels_out)))
@@ -48,7 +49,7 @@ class InferenceNet(nn.Module):
                 nn.LeakyReLU(0.01),
             )
         )
-        self.moments.append(nn.Linear(config.width, 2 * model.latent_dims[-1]))
+        self.moments.append(nn.Linear(config.width, 2 * dims[-1]))
         initialise(self)
 
     def forward(self, x_BCHW: Tensor) -> DiagGaussian:

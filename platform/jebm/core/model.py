@@ -1,32 +1,81 @@
-"""The three nets together."""
+"""The parts of a model together: generator, inference net, energy net and likelihood.
+
+Shapes: B batch, C channels, H height, W width, D width of a code: all latent layers together, bottom first.
+"""
+
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from jebm.config import Config
 from jebm.core.energy import EnergyNet
 from jebm.core.generator import GeneratorNet
 from jebm.core.inference import InferenceNet
+from jebm.core.likelihood import build_likelihood
+from jebm.core.parts import Energy, Generator, Inference, Likelihood, Posterior, Shapes
 from jebm.rng import generator
 
 __all__ = ["JointModel", "build_model"]
 
 
 class JointModel(nn.Module):
-    """Generator p(x|z), inference net q(z|x) and energy net f(z); `energy` is None for the Gaussian prior."""
+    """Generator p(x|u), inference net q(u|x) and energy net f; `energy` is None for the Gaussian prior."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.latent_dims = list(config.model.latent_dims)
+        model = config.model
+        self.likelihood: Likelihood = build_likelihood(config.likelihood, model.image_channels)
+        shapes = Shapes(
+            image=(model.image_channels, model.image_size, model.image_size),
+            layers=tuple((width,) for width in model.latent_dims),
+            outputs=self.likelihood.outputs,
+        )
+        inference: Inference = InferenceNet(shapes, config.inference)
+        self.inference = inference
+        self.generator: Generator = GeneratorNet(shapes, config.generator)
+        self.shapes = shapes._replace(layers=self.generator.layers)
+        self.latent_dims = self.shapes.dims
         self.latent_dim = sum(self.latent_dims)
-        self.likelihood_std = config.model.likelihood_std
-        self.inference = InferenceNet(config.model, config.inference)
-        self.generator = GeneratorNet(config.model, config.generator)
+        self.unseen = sum(self.latent_dims[:-1]) if config.prior.kind == "top" else 0
+        """Columns of z, from the first, on which f does not depend: all but the top layer's, or none."""
         # Last, so that generator and inference net have the same initial weights with and without it.
-        self.energy: EnergyNet | None = None
+        self.energy: Energy | None = None
         if config.has_energy:
-            unseen = sum(self.latent_dims[:-1]) if config.prior.kind == "top" else 0
-            self.energy = EnergyNet(self.latent_dim, config.energy, unseen=unseen)
+            self.energy = EnergyNet(self.latent_dim - self.unseen, config.energy)
+
+    def posterior(self, x_BCHW: Tensor, noise_BD: Tensor) -> Posterior:
+        """Return the sample of q(u|x) that standard normal noise (B, D) draws, for images in [-1, 1]."""
+        return self.along(self.inference(x_BCHW), noise_BD)
+
+    def along(self, features: Sequence[Tensor], noise_BD: Tensor) -> Posterior:
+        """Return the same from the inference net's features of the images, to draw several samples."""
+        return self.inference.along(features, noise_BD, self.generator)
+
+    def mean_code(self, x_BCHW: Tensor) -> Tensor:
+        """Return the mean of q(u|x), (B, D): each layer's mean given the means above it."""
+        noise_BD = x_BCHW.new_zeros(len(x_BCHW), self.latent_dim)
+        return self.posterior(x_BCHW, noise_BD).code_BD
+
+    def decode(self, code_BD: Tensor) -> Tensor:
+        """Return the mean of p(x|u), (B, C, H, W), in [-1, 1]."""
+        return self.likelihood.mean(self.generator(code_BD))
+
+    def distortion(self, x_BCHW: Tensor, code_BD: Tensor) -> Tensor:
+        """Return -log p(x|u) of each image without the likelihood's constant, (B,), in nats."""
+        return self.likelihood.distortion(x_BCHW, self.generator(code_BD))
+
+    def seen(self, code_BD: Tensor) -> Tensor:
+        """Return the latents T(u) that f depends on, (B, S)."""
+        z_BD = self.generator.latents(code_BD)
+        return z_BD[:, self.unseen :] if self.unseen else z_BD
+
+    def f(self, code_BD: Tensor) -> Tensor:
+        """Return the tilt of codes, (B,), in nats: zero for the Gaussian prior."""
+        if self.energy is None:
+            return code_BD.new_zeros(len(code_BD))
+        f_B: Tensor = self.energy(self.seen(code_BD))
+        return f_B
 
 
 def build_model(config: Config) -> JointModel:

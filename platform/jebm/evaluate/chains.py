@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from jebm.config import Langevin
-from jebm.core.energy import EnergyNet
+from jebm.core.parts import Energy, by_autograd
 from jebm.evaluate.estimates import Estimate
 from jebm.evaluate.mixing import bulk_effective_sample_size, rank_normalised_split_r_hat
 from jebm.rng import Normal
@@ -49,40 +50,29 @@ _LEAST_EFFECTIVE_SAMPLES = 400
 
 
 class Tilt:
-    """e -> f(T(e)), the tilt of the prior on noise: p(e) is proportional to exp(f(T(e))) N(e; 0, I)."""
+    """u -> f(T(u)), the tilt of the prior on codes: p(u) is proportional to exp(f(T(u))) N(u; 0, I)."""
 
-    def __init__(self, energy: EnergyNet, latents: Callable[[Tensor], Tensor]) -> None:
-        """Take the energy net, with its current weights, and the map T (`GeneratorNet.latents`)."""
-        self._energy = energy.resolved()
-        self._latents = latents
+    def __init__(self, energy: Energy, latents: Callable[[Tensor], Tensor], *, unseen: int = 0) -> None:
+        """Take the energy, with its present weights, T, and how many columns of z f does not depend on."""
+        self._energy = energy.frozen()
+        self._latents, self._unseen = latents, unseen
 
-    def __call__(self, noise_BD: Tensor) -> Tensor:
-        """Return the values, (B,), in nats; differentiable in the noise."""
-        return self._energy.f(self._latents(noise_BD))
+    def __call__(self, code_BD: Tensor) -> Tensor:
+        """Return the values, (B,), in nats; differentiable in the code."""
+        return self._energy.f(self._latents(code_BD)[:, self._unseen :])
 
-    def value_and_gradient(self, noise_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the values (B,) and their gradient in the noise (B, D), detached."""
-        z_BD = self._latents(noise_BD)
-        if z_BD is not noise_BD:
-            return _by_autograd(self, noise_BD)
-        with torch.no_grad():  # T is the identity: the closed form, and f from the same pass
-            buffers = self._energy.buffers(z_BD)
-            gradient_BD = self._energy.first_layer_gradient(z_BD, buffers) @ self._energy.layers[0][0]
-            weight, bias = self._energy.layers[-1]
-            return torch.addmm(bias, buffers[-1][0], weight.mT).squeeze(1), gradient_BD
+    def value_and_gradient(self, code_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the values (B,) and their gradient in the code (B, D), detached."""
+        if self._latents(code_BD) is not code_BD:
+            return by_autograd(self, code_BD)
+        # T is the identity: the energy's closed form, if it has one; zero for columns that f does not see.
+        f_B, gradient_BS = self._energy.value_and_gradient(code_BD[:, self._unseen :])
+        return f_B, F.pad(gradient_BS, (self._unseen, 0)) if self._unseen else gradient_BS
 
 
 def value_and_gradient(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Return z -> (f(z), grad f(z)), (B,) and (B, D), detached; by autograd if f is not a `Tilt`."""
-    return f.value_and_gradient if isinstance(f, Tilt) else lambda z_BD: _by_autograd(f, z_BD)
-
-
-def _by_autograd(f: Callable[[Tensor], Tensor], z_BD: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        z_BD = z_BD.detach().requires_grad_()
-        f_B = f(z_BD)
-        (gradient_BD,) = torch.autograd.grad(f_B.sum(), z_BD)
-    return f_B.detach(), gradient_BD
+    return f.value_and_gradient if isinstance(f, Tilt) else lambda z_BD: by_autograd(f, z_BD)
 
 
 class Trace(NamedTuple):

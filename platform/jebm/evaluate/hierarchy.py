@@ -56,7 +56,9 @@ Source = Literal["conditional", "marginal"]
 
 def tilt_of(model: JointModel) -> Tilt | None:
     """Return the model's f with its weights resolved once; None for the Gaussian prior."""
-    return None if model.energy is None else Tilt(model.energy, model.generator.latents)
+    if model.energy is None:
+        return None
+    return Tilt(model.energy, model.generator.latents, unseen=model.unseen)
 
 
 def layer_columns(latent_dims: Sequence[int], layers: Iterable[int]) -> list[int]:
@@ -113,7 +115,7 @@ def resample_layer(
 @torch.no_grad()
 def pictured(model: JointModel, z_RKD: Tensor) -> Tensor:
     """Return the decoder's means for a table of codes, (R, K, C, H, W), in (-1, 1)."""
-    x: Tensor = model.generator(z_RKD.flatten(0, 1))
+    x = model.decode(z_RKD.flatten(0, 1))
     return x.view(*z_RKD.shape[:2], *x.shape[1:])
 
 
@@ -243,7 +245,7 @@ def correct_by_layer(
     the trained classifier.
     """
     labelled_B = labels_B >= 0
-    logits_LBK = classifiers(model.inference(x_BCHW[labelled_B]).mean_BD)
+    logits_LBK = classifiers(model.mean_code(x_BCHW[labelled_B]))
     correct_LB: Tensor = logits_LBK.argmax(2) == labels_B[labelled_B]
     return correct_LB.T
 
@@ -264,10 +266,10 @@ def changed_classes(
     the decoder's mean before and after. For `Means`: the share of images for each layer, and its standard
     error.
     """
-    z_BD = model.inference(x_BCHW).mean_BD
-    before_B = predict(model.generator(z_BD))
+    z_BD = model.mean_code(x_BCHW)
+    before_B = predict(model.decode(z_BD))
     changed = []
     for layer in range(len(model.latent_dims)):
         new_z_BD = resample_layer(model, z_BD, layer, config, normal, source=source)
-        changed.append(predict(model.generator(new_z_BD)) != before_B)
+        changed.append(predict(model.decode(new_z_BD)) != before_B)
     return torch.stack(changed, 1)

@@ -18,9 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jebm.core.distributions import DiagGaussian, standard_log_density
+from jebm.core.distributions import standard_log_density
 from jebm.core.model import JointModel
-from jebm.core.objective import distortion
 from jebm.evaluate.estimates import Estimate, Means, less
 from jebm.rng import Normal
 
@@ -32,7 +31,7 @@ __all__ = [
 
 _DECODED_AT_ONCE = 1000
 _ACTIVE_VARIANCE = 0.01
-_FIGURES = 7
+_FIGURES = 8
 """Columns of `LikelihoodSums` before those of the layers' rates and the posterior means."""
 
 
@@ -46,32 +45,22 @@ def importance_weighted_bound(
     (Burda, Grosse and Salakhutdinov 2016, eq. 8). Here p(z) is the normalised prior. Decodes about a thousand
     images at a time.
     """
-    posterior = model.inference(x_BCHW)
+    features = model.inference(x_BCHW)
     total_B = torch.full((len(x_BCHW),), -math.inf, dtype=torch.float64, device=x_BCHW.device)
     at_once = max(1, _DECODED_AT_ONCE // len(x_BCHW))
     for first in range(0, samples, at_once):
         count = min(at_once, samples - first)
-        repeated = DiagGaussian(*(moment.repeat(count, 1) for moment in posterior))
-        z_BD = repeated.rsample(normal(*repeated.mean_BD.shape))
+        repeated = [each.repeat(count, *[1] * (each.dim() - 1)) for each in features]
+        posterior = model.along(repeated, normal(count * len(x_BCHW), model.latent_dim))
+        z_BD = posterior.code_BD
         log_weight_B = (
-            -distortion(model, x_BCHW.repeat(count, 1, 1, 1), model.generator(z_BD))
-            + _f(model, z_BD)
+            -model.distortion(x_BCHW.repeat(count, 1, 1, 1), z_BD)
+            + model.f(z_BD)
             + standard_log_density(z_BD)
-            - repeated.log_density(z_BD).sum(1)
+            - posterior.log_density().sum(1)
         )
         total_B = torch.logaddexp(total_B, log_weight_B.double().view(count, -1).logsumexp(0))
-    return total_B - math.log(samples) - _constant(model, x_BCHW) - log_z
-
-
-def _f(model: JointModel, z_BD: Tensor) -> Tensor:
-    """Return f(z), (B,): zero for the Gaussian prior."""
-    f_B: Tensor = z_BD.new_zeros(len(z_BD)) if model.energy is None else model.energy(z_BD)
-    return f_B
-
-
-def _constant(model: JointModel, x_BCHW: Tensor) -> float:
-    """Return C H W log(2 pi sigma^2) / 2, in nats: what `distortion` leaves out of -log p(x|z)."""
-    return x_BCHW[0].numel() * 0.5 * math.log(2 * math.pi * model.likelihood_std**2)
+    return total_B - math.log(samples) - model.likelihood.constant(x_BCHW[0].numel()) - log_z
 
 
 class Likelihood(NamedTuple):
@@ -85,15 +74,18 @@ class Likelihood(NamedTuple):
     images: int
     elbo: Estimate
     bits_per_dim: Estimate
-    """-elbo / (C H W log 2) + log2(127.5): for 8-bit data, in the usual unit of 256 levels a channel.
+    """-elbo / (C H W log 2), in the usual unit of 256 levels a channel: plus log2(127.5) for a density.
 
-    This is a density of continuous pixels evaluated at the levels, without dequantisation noise, so not a
-    bound on the log-probability of discrete images; for sigma well above 1/127.5 the two hardly differ.
+    A density (gaussian) is evaluated at the levels, without dequantisation noise, so it is not a bound on the
+    log-probability of discrete images; for sigma well above 1/127.5 the two hardly differ. The discretised
+    logistic's is such a bound.
     """
     distortion: Estimate
     """-E_q[log p(x|z)], including the constant, which training leaves out."""
     constant: float
-    """C H W log(2 pi sigma^2) / 2, the part of the distortion that does not depend on the nets."""
+    """The part of the distortion that depends on no parameter (`Likelihood.constant`)."""
+    squared_error: Estimate
+    """|x - mean of p(x|z)|^2 per pixel, z ~ q(z|x)."""
     rate: Estimate
     """KL(q(z|x) || N(0, I)) of all layers."""
     rate_L: list[Estimate]
@@ -126,12 +118,14 @@ class LikelihoodSums:
     def add(self, x_BCHW: Tensor, normal: Normal) -> None:
         """Add a batch of images in [-1, 1], one posterior sample each."""
         model = self.model
-        posterior = model.inference(x_BCHW)
-        z_BD = posterior.rsample(normal(*posterior.mean_BD.shape))
+        posterior = model.posterior(x_BCHW, normal(len(x_BCHW), model.latent_dim))
+        z_BD = posterior.code_BD
         # The terms of the ELBO, with one posterior sample.
-        constant = _constant(model, x_BCHW)
-        distortion_B = distortion(model, x_BCHW, model.generator(z_BD)).double() + constant
-        f_B = _f(model, z_BD).double()
+        constant = model.likelihood.constant(x_BCHW[0].numel())
+        parameters_BPHW = model.generator(z_BD)
+        distortion_B = model.likelihood.distortion(x_BCHW, parameters_BPHW).double() + constant
+        error_B = (x_BCHW - model.likelihood.mean(parameters_BPHW)).square().mean(dim=(1, 2, 3))
+        f_B = model.f(z_BD).double()
         rates = torch.split(posterior.rate().double(), model.latent_dims, dim=1)
         rate_BL = torch.stack([rate.sum(1) for rate in rates], 1)
         rate_B = rate_BL.sum(1)
@@ -149,23 +143,25 @@ class LikelihoodSums:
             rate_B,
             f_B,
             weighted_B,
+            error_B.double(),
         ]
         self.means.add(torch.cat([torch.stack(figures, 1), rate_BL, posterior.mean_BD.double()], 1))
 
     def result(self, log_z: Estimate) -> Likelihood:
         """Return the figures, given log Z (`Estimate(0.0, 0.0)` for the Gaussian prior)."""
         estimates = self.means.result()
-        pixels, constant, unnormalised, distortion_, rate, f_posterior, weighted = estimates[:_FIGURES]
+        pixels, constant, unnormalised, distortion, rate, f_posterior, weighted, error = estimates[:_FIGURES]
         layers = len(self.model.latent_dims)
         elbo = less(unnormalised, log_z)
-        per_bit = pixels.value * math.log(2)
+        per_bit, offset = pixels.value * math.log(2), self.model.likelihood.levels_offset
         variances = torch.split(self.means.variances()[_FIGURES + layers :], self.model.latent_dims)
         return Likelihood(
             images=int(self.means.sums[0, 0]),
             elbo=elbo,
-            bits_per_dim=Estimate(-elbo.value / per_bit + math.log2(127.5), elbo.standard_error / per_bit),
-            distortion=distortion_,
+            bits_per_dim=Estimate(-elbo.value / per_bit + offset, elbo.standard_error / per_bit),
+            distortion=distortion,
             constant=constant.value,
+            squared_error=error,
             rate=rate,
             rate_L=estimates[_FIGURES : _FIGURES + layers],
             f_posterior=f_posterior,

@@ -159,9 +159,9 @@ def _two_samples(subject: Subject) -> Row:
     parts: list[Tensor] = []
     for position in range(-(-count // BATCH)):
         rows = slice(position * BATCH, (position + 1) * BATCH)
-        posterior = model.inference(subject.batch(rows, images_NHWC))
+        x_BCHW = subject.batch(rows, images_NHWC)
         normal = subject.noise(position, "two-sample posterior")
-        parts.append(posterior.rsample(normal(*posterior.mean_BD.shape)))
+        parts.append(model.posterior(x_BCHW, normal(len(x_BCHW), model.latent_dim)).code_BD)
     posterior_ND = torch.cat(parts)[:count]
 
     def auc(factor: int) -> float:

@@ -18,7 +18,6 @@ from torch import Tensor
 from jebm.config import Langevin
 from jebm.core.distributions import standard_log_density
 from jebm.core.model import JointModel
-from jebm.core.objective import distortion
 from jebm.evaluate.chains import Tilt, value_and_gradient
 from jebm.evaluate.hierarchy import layer_columns, resample, tilt_of
 from jebm.rng import Normal
@@ -67,11 +66,11 @@ def scores(
     draws (see `log_marginal_tilt`). `log_z` is 0 for the Gaussian prior.
     """
     f, layers = tilt_of(model), len(model.latent_dims)
-    posterior = model.inference(x_BCHW)
+    features = model.inference(x_BCHW)
     draws: dict[str, list[Tensor]] = {}
     for _ in range(samples):
-        z_BD = posterior.rsample(normal(*posterior.mean_BD.shape))
-        log_q_BD = posterior.log_density(z_BD).double()
+        posterior = model.along(features, normal(len(x_BCHW), model.latent_dim))
+        z_BD, log_q_BD = posterior.code_BD, posterior.log_density().double()
         drawn = _joint_scores(model, f, x_BCHW, z_BD, log_z)
         drawn["ELBO"] = drawn["log p(x|z)"] + drawn["log prior"] - log_q_BD.sum(1)
         for k in range(1, layers):
@@ -113,8 +112,7 @@ def _over_draws(name: str, values_SB: Tensor) -> Tensor:
 
 def _log_likelihood(model: JointModel, x_BCHW: Tensor, z_BD: Tensor) -> Tensor:
     """Return log p(x|z), (B,), float64, in nats."""
-    constant = x_BCHW[0].numel() * 0.5 * math.log(2 * math.pi * model.likelihood_std**2)
-    return -distortion(model, x_BCHW, model.generator(z_BD)).double() - constant
+    return -model.distortion(x_BCHW, z_BD).double() - model.likelihood.constant(x_BCHW[0].numel())
 
 
 class MarginalTilt(NamedTuple):

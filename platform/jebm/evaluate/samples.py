@@ -59,7 +59,7 @@ def prior_samples(
     for position, rows in share.batches(count):
         normal = noise(position, "evaluated prior samples")
         z_BD, _ = sample_prior(model, config, rows.stop - rows.start, normal)
-        yield model.generator(z_BD)
+        yield model.decode(z_BD)
 
 
 @torch.no_grad()
@@ -69,7 +69,7 @@ def gaussian_samples(
     """Yield images decoded from N(0, I), as `prior_samples`: from the start of their chains, without f."""
     for position, rows in share.batches(count):
         noise_BD = noise(position, "evaluated prior samples")(rows.stop - rows.start, model.latent_dim)
-        yield model.generator(model.generator.latents(noise_BD))
+        yield model.decode(noise_BD)
 
 
 @torch.no_grad()
@@ -79,9 +79,9 @@ def posterior_samples(
     """Yield this worker's batches of images decoded from one z ~ q(z|x) for each real image."""
     device = next(model.parameters()).device
     for position, rows in share.batches(len(images_NHWC)):
-        posterior = model.inference(to_float(images_NHWC[rows].copy(), device))
+        x_BCHW = to_float(images_NHWC[rows].copy(), device)
         normal = noise(position, "evaluated posterior samples")
-        yield model.generator(posterior.rsample(normal(*posterior.mean_BD.shape)))
+        yield model.decode(model.posterior(x_BCHW, normal(len(x_BCHW), model.latent_dim)).code_BD)
 
 
 def sample_quality(subject: Subject, *, factor: int, gaussian: bool = False) -> dict[str, dict[str, Any]]:

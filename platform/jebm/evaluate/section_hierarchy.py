@@ -135,8 +135,7 @@ def _split(subject: Subject, values_D: Tensor) -> tuple[Tensor, ...]:
 
 def _posterior_means(subject: Subject) -> Means:
     def means(_position: int, rows: slice) -> Tensor:
-        mean_BD: Tensor = subject.model.inference(subject.batch(rows)).mean_BD
-        return mean_BD
+        return subject.model.mean_code(subject.batch(rows))
 
     return subject.means(len(subject.images_NHWC), subject.model.latent_dim, means)
 
@@ -144,7 +143,7 @@ def _posterior_means(subject: Subject) -> Means:
 def _walks(subject: Subject) -> list[Picture]:
     """Return traversals of each layer, by one latent and by two, and interpolations between images."""
     model = subject.model
-    z_BD = model.inference(subject.batch(slice(0, 2 * _PAIRS))).mean_BD
+    z_BD = model.mean_code(subject.batch(slice(0, 2 * _PAIRS)))
     variances = _split(subject, _posterior_means(subject).variances())
     values_K = torch.linspace(-_REACH, _REACH, _GRID + 1, device=subject.device)
     pictures = []

@@ -35,7 +35,7 @@ def likelihood_section(subject: Subject, *, full: bool = False) -> Section:
         figure("bits_per_dim", found.bits_per_dim),
         figure("distortion", found.distortion),
         figure("rate", found.rate),
-        figure("mse_sampled", _sampled_mse(subject, found)),
+        figure("mse_sampled", found.squared_error),
         figure("f_posterior", found.f_posterior),
         *_log_z_figures(subject, found),
         *(_weighted_figures(subject) if full else []),
@@ -74,13 +74,6 @@ def _to_gain_in_words(found: Likelihood, to_gain: Oracle | None) -> str:
     if found.gain == Estimate(0.0, 0.0):
         return f"The Gaussian prior gains nothing of the {oracle_gain}."
     return f"The tilt gains {shown(Measured(*found.gain))} of the {oracle_gain}."
-
-
-def _sampled_mse(subject: Subject, found: Likelihood) -> Estimate:
-    """Return the squared error per pixel, computed from the distortion."""
-    scale = 2 * subject.model.likelihood_std**2 / subject.images_NHWC[0].size
-    distortion = found.distortion
-    return Estimate(scale * (distortion.value - found.constant), scale * distortion.standard_error)
 
 
 def _log_z_figures(subject: Subject, found: Likelihood) -> list[Figure]:

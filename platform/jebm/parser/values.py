@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from jebm.config import PLACES, Config, config_to_dict, fields, leaves
+from jebm.config import PLACES, Config, config_to_dict, current_name, fields, leaves
 from jebm.errors import ConfigError
 from jebm.parser.yaml_file import read_value, resolved
 from jebm.paths import expanded
@@ -60,7 +60,7 @@ def checked(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _checked(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        key = f"{prefix}{name}"
+        key = current_name(f"{prefix}{name}")
         if key in key_types():
             yield key, _with_home(key, converted(value, key_types()[key], key))
         elif isinstance(value, Mapping):

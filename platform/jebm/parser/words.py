@@ -5,11 +5,12 @@ written out key by key, ~ expanded, and `true` for a switch without a value.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jebm.config import current_name
 from jebm.errors import ConfigError
 from jebm.parser.values import checked, converted, key_types, meant, sections, with_home
 from jebm.parser.yaml_file import read_value, read_yaml
@@ -80,8 +81,8 @@ class _Words:
                 yield from self._option(self._named[name], value if given else None)
             elif self._keys and name == "--config":
                 yield from _plain(read_config(value if given else self._value(name)))
-            elif self._keys and name[2:] in {**key_types(), **sections()} and name.startswith("--"):
-                yield from self._key(name[2:], value if given else None)
+            elif self._keys and (key := current_name(name[2:])) in _keys() and name.startswith("--"):
+                yield from self._key(key, value if given else None)
             elif word.startswith("--print_config") and self._keys:
                 self._found |= {option.name for option in self._options}  # prints values, runs nothing
                 yield word
@@ -161,6 +162,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
         return dict(checked(values))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _keys() -> Collection[str]:
+    return {**key_types(), **sections()}
 
 
 def _plain(values: Mapping[str, Any]) -> Iterator[str]:

@@ -3,22 +3,26 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from jebm.config import Config
+from jebm.core.model import JointModel
 from jebm.rng import gaussian_noise
 from jebm.train.metrics import Clock
 from jebm.train.recorder import Enough, Measure, OnReport, Recorder, never
 from jebm.train.runtime import Runtime
 from jebm.train.start import Start, begin
-from jebm.train.update import EnergyUpdate, JointUpdate, Outcome, posteriors
+from jebm.train.update import EnergyUpdate, JointUpdate, Outcome, features_of
 
 __all__ = ["Result", "fit"]
 
 _LOG = logging.getLogger("jebm.train")
+
+_FEATURE_BYTES = 4 << 30
+"""Two-stage training keeps the features of all images up to here, else it computes them batch by batch."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,8 @@ def fit(
     return Result(status, state.step, total_steps, recorder.metrics, start.place)
 
 
-def _course(start: Start, clock: Clock) -> tuple[Callable[[int], Tensor], Callable[[Tensor, bool], Outcome]]:
-    """Return a function from step to this rank's batch, and one that updates from a batch."""
+def _course(start: Start, clock: Clock) -> tuple[Callable[[int], Any], Callable[[Any, bool], Outcome]]:
+    """Return a function from step to this rank's batch (images or features), and one that updates from it."""
     config, runtime, state, loader = start.config, start.runtime, start.state, start.loader
     noise = gaussian_noise(config.run.seed, runtime.rank, runtime.device)
     kind = JointUpdate if config.train.regime == "joint" else EnergyUpdate
@@ -89,5 +93,20 @@ def _course(start: Start, clock: Clock) -> tuple[Callable[[int], Tensor], Callab
         _LOG.info("Langevin chain: %s", update.kernel)
     if config.train.regime == "joint":
         return loader.batch, update
-    moments_2ND = posteriors(state.model, start.images.images_NHWC, runtime)
-    return lambda step: moments_2ND[:, torch.from_numpy(loader.rows(step)).to(runtime.device)], update
+    if not _fit_in_memory(state.model, len(start.images.images_NHWC)):
+        return lambda step: state.model.inference(loader.batch(step)), update
+    features = features_of(state.model, start.images.images_NHWC, runtime)
+
+    def rows_of(step: int) -> list[Tensor]:
+        rows = torch.from_numpy(loader.rows(step)).to(runtime.device)
+        return [each[rows] for each in features]
+
+    return rows_of, update
+
+
+@torch.no_grad()
+def _fit_in_memory(model: JointModel, images: int) -> bool:
+    """Return whether the features of q(u|x) of all images take at most `_FEATURE_BYTES`."""
+    x_BCHW = next(model.parameters()).new_zeros(1, *model.shapes.image)
+    per_image = sum(each.nbytes for each in model.inference(x_BCHW))
+    return bool(images * per_image <= _FEATURE_BYTES)

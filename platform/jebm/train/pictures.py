@@ -36,8 +36,7 @@ def hierarchical_samples(
     anchors, others = z_BD[:rows], z_BD[rows:]
     z_NL = [part.repeat_interleave(_COLUMNS, 0) for part in torch.split(anchors, model.latent_dims, 1)]
     z_NL[layer] = torch.split(others, model.latent_dims, 1)[layer].repeat(rows, 1)
-    x: Tensor = model.generator(torch.cat(z_NL, 1))
-    return x
+    return model.decode(torch.cat(z_NL, 1))
 
 
 @torch.no_grad()
@@ -49,7 +48,7 @@ def pictures(model: JointModel, config: Langevin, x_NCHW: Tensor, normal: Normal
     z_BD, _ = sample_prior(model, config, 5 * _COLUMNS, normal)
     sheets = {
         "data (odd rows) and reconstructions (even rows)": grid(rows.flatten(0, 2)),
-        "samples of the prior": grid(model.generator(z_BD)),
+        "samples of the prior": grid(model.decode(z_BD)),
     }
     layers = len(model.latent_dims)
     for layer in reversed(range(layers)):

@@ -1,4 +1,4 @@
-"""Everything that training changes: three nets, two optimizers, the averaged weights, and the step."""
+"""Everything that training changes: a model's parts, their optimizers, the averaged weights, the step."""
 
 import copy
 import math
@@ -41,7 +41,7 @@ def learning_rate(config: Optimizer, step: int, horizon: Horizon) -> float:
 
 @dataclass(frozen=True)
 class Player:
-    """The parameters of one optimizer: generator with inference net, or the energy net."""
+    """The parameters of one optimizer: generator with inference net, the likelihood's, or the energy net."""
 
     name: str
     config: Optimizer
@@ -91,7 +91,7 @@ class TrainState:
     model: JointModel
     objective: nn.Module
     players: list[Player]
-    """Generator with inference net, unless frozen; then the energy net, if there is one."""
+    """Generator with inference net and the likelihood's parameters, unless frozen; then the energy net."""
     ema: JointModel | None
     ema_decay: float
     step: int = 0
@@ -106,6 +106,7 @@ class TrainState:
         if frozen:
             model.generator.requires_grad_(requires_grad=False)
             model.inference.requires_grad_(requires_grad=False)
+            model.likelihood.requires_grad_(requires_grad=False)
         if runtime.world_size > 1 and not frozen:
             # Buffers are the spectral norm's singular vectors: a function of the weights' history, which is
             # the same on every rank, so they need no broadcast.
@@ -122,8 +123,11 @@ class TrainState:
                 )
         named = dict(model.named_parameters())
         energy = {name: p for name, p in named.items() if name.startswith("energy.")}
-        rest = {name: p for name, p in named.items() if name not in energy}
+        likelihood = {name: p for name, p in named.items() if name.startswith("likelihood.")}
+        rest = {name: p for name, p in named.items() if name not in energy | likelihood}
         players = [] if frozen else [Player.build("generator", config.optimizer.generator, rest)]
+        if likelihood and not frozen:
+            players.append(Player.build("likelihood", config.optimizer.likelihood, likelihood))
         if energy:
             players.append(Player.build("energy", config.optimizer.energy, energy))
         decay = config.train.ema_decay
@@ -153,7 +157,7 @@ class TrainState:
         if self.ema.energy is not None:
             # Recomputed for the averaged weights: with the live singular vectors their slope would exceed the
             # bound.
-            self.ema.energy.power_iteration()
+            self.ema.energy.settle()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor that a resume needs, by name: live ones, to save or to read into."""

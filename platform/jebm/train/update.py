@@ -5,7 +5,7 @@ L latent layers.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from jebm.config import Config
-from jebm.core.distributions import DiagGaussian
-from jebm.core.energy import EnergyNet
 from jebm.core.langevin import ChainInfo
 from jebm.core.model import JointModel
 from jebm.core.objective import Terms, mean_f
+from jebm.core.parts import Energy
 from jebm.core.prior import PriorSampler
+from jebm.core.schedule import rate_weights
 from jebm.data.loader import to_float
 from jebm.errors import DivergedError
 from jebm.rng import Noise
@@ -28,7 +28,7 @@ from jebm.train.metrics import Clock
 from jebm.train.runtime import Runtime
 from jebm.train.state import Horizon, Player, TrainState, learning_rate
 
-__all__ = ["EnergyUpdate", "JointUpdate", "Outcome", "posteriors"]
+__all__ = ["EnergyUpdate", "JointUpdate", "Outcome", "features_of"]
 
 _IMAGES_AT_ONCE = 500
 _REMEDY = "lower optimizer.energy.lr or energy.output_scale, or turn energy.spectral_norm on"
@@ -64,39 +64,40 @@ class EnergyUpdate(_Update):
     """Updates only the energy net, `train.energy_updates` times a step; the other nets are frozen."""
 
     def __post_init__(self) -> None:
-        self.net = cast(EnergyNet, self.state.model.energy)
+        self.net = cast(Energy, self.state.model.energy)
         self._player = self.state.players[-1]
         self.sample = PriorSampler(self.state.model, self.config.langevin)
         self.kernel = self.sample.kernel
         """What computes the chains."""
 
-    def __call__(self, moments_2BD: Tensor, stop: bool = False) -> Outcome:
-        """Do step `state.step` on the posteriors' moments; the metrics are its last update's.
+    def __call__(self, features: Sequence[Tensor], stop: bool = False) -> Outcome:
+        """Do step `state.step` on the features of q(u|x); the metrics are its last update's.
 
         Raises:
             DivergedError: the gradient is not finite. Raised on all ranks; earlier updates were applied.
         """
         (all_go_on,) = self.runtime.agree(not stop)
-        posterior = DiagGaussian(*moments_2BD)
-        metrics = [self.again(posterior, i) for i in range(self.config.train.energy_updates)][-1]
+        metrics = [self.again(features, i) for i in range(self.config.train.energy_updates)][-1]
         self.state.average()
         self.state.step += 1
         return Outcome(metrics, not all_go_on)
 
-    def again(self, posterior: DiagGaussian, i: int) -> dict[str, Tensor]:
-        """Do the `i`-th update of step `state.step`: new chains, new samples of the posteriors (B, D)."""
-        step, player, shape = self.state.step, self._player, posterior.mean_BD.shape
+    def again(self, features: Sequence[Tensor], i: int) -> dict[str, Tensor]:
+        """Do the `i`-th update of step `state.step`: new chains, new samples of the posteriors."""
+        step, player, model, count = self.state.step, self._player, self.state.model, len(features[0])
         with self.clock("chain"):
-            prior_z, chain = self.sample(shape[0], self.noise(step, f"prior chain {i}"))
-        posterior_z = posterior.rsample(self.noise(step, f"posterior {i}")(*shape))
-        f_posterior, f_prior = mean_f(self.net, posterior_z, prior_z)
+            prior_BD, chain = self.sample(count, self.noise(step, f"prior chain {i}"))
+        noise_BD = self.noise(step, f"posterior {i}")(count, model.latent_dim)
+        with torch.no_grad():
+            posterior_BD = model.along(features, noise_BD).code_BD
+        f_posterior, f_prior = mean_f(model, posterior_BD, prior_BD)
         self._differentiate(f_prior - f_posterior)
         norm = player.gradient_norm()
         if not math.isfinite(float(norm)):  # of the mean over ranks, so the same on all
             raise DivergedError(f"the energy's gradient is not finite at step {step}; {_REMEDY}")
         self._move(player)
         player.adam.zero_grad()
-        self.net.power_iteration()
+        self.net.settle()
         metrics = {
             "loss": f_prior - f_posterior,
             "f_posterior": f_posterior,
@@ -148,13 +149,13 @@ class JointUpdate(_Update):
         energy = self._energy if step >= self._joins_at else None
 
         # Negative phase, on the bare energy net: nothing here concerns DDP.
-        prior_z, chain = None, None
+        prior_BD, chain = None, None
         if energy is not None:
             with self.clock("chain"):
-                prior_z, chain = energy.sample(len(x_BCHW), self.noise(step, "prior chain"))
+                prior_BD, chain = energy.sample(len(x_BCHW), self.noise(step, "prior chain"))
 
         # One loss, one forward and one backward through all nets; then all ranks agree to take the step.
-        terms = self._backward(x_BCHW, prior_z)
+        terms = self._backward(x_BCHW, prior_BD)
         means = {
             name.removesuffix("_L"): torch.stack([getattr(piece, name) for piece in terms]).mean(0).detach()
             for name in ("loss", "distortion", "rate_L", "f_posterior", "f_prior")
@@ -169,25 +170,32 @@ class JointUpdate(_Update):
         for player in state.players:
             player.adam.zero_grad()
         if energy is not None:
-            energy.net.power_iteration()
-            posterior = DiagGaussian(*map(torch.cat, zip(*(t.posterior for t in terms), strict=True)))
+            energy.net.settle()
+            features = [torch.cat(pieces) for pieces in zip(*(t.features for t in terms), strict=True)]
             for i in range(1, self.config.train.energy_updates):
-                energy.again(posterior, i)
+                energy.again(features, i)
         state.average()
         state.step += 1
-        return Outcome(means | norms | _chain_metrics(chain), stopped)
+        return Outcome(means | norms | state.model.likelihood.metrics() | _chain_metrics(chain), stopped)
 
-    def _backward(self, x_BCHW: Tensor, prior_z_BD: Tensor | None) -> list[Terms]:
+    def _backward(self, x_BCHW: Tensor, prior_BD: Tensor | None) -> list[Terms]:
         """Accumulate the gradients of the batch's pieces, reduced over ranks; return their terms."""
         noise_BD = self.noise(self.state.step, "posterior")(len(x_BCHW), self.state.model.latent_dim)
+        weight_L = self._rate_weights(x_BCHW)
         pieces = self.config.train.accumulate
-        prior_pieces = [None] * pieces if prior_z_BD is None else prior_z_BD.chunk(pieces)
+        prior_pieces = [None] * pieces if prior_BD is None else prior_BD.chunk(pieces)
         terms: list[Terms] = []
         for x, e, z in zip(x_BCHW.chunk(pieces), noise_BD.chunk(pieces), prior_pieces, strict=True):
             with self.state.gradients_stay_local(when=len(terms) < pieces - 1):
-                terms.append(self.state.objective(x, e, z))
+                terms.append(self.state.objective(x, e, z, weight_L))
                 torch.autograd.backward(terms[-1].loss / pieces)
         return terms
+
+    def _rate_weights(self, x_BCHW: Tensor) -> Tensor | None:
+        """Return the weights of the layers' rates at this step, (L,); None if all are 1."""
+        progress = self.state.step / self.horizon.total_steps
+        weights = rate_weights(self.config.hierarchy, len(self.state.model.latent_dims), progress)
+        return None if weights is None else x_BCHW.new_tensor(weights)
 
     def _agreed_to_stop(self, total: Tensor, stop: bool) -> bool:
         """Return whether any rank asks to stop; raises `DivergedError` on all if any total is not finite."""
@@ -208,12 +216,15 @@ def _chain_metrics(chain: ChainInfo | None) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def posteriors(model: JointModel, images_NHWC: npt.NDArray[np.uint8], runtime: Runtime) -> Tensor:
-    """Return mean and log-variance of q(z|x) for all images, (2, N, D), on every rank; each does a share."""
-    moments = torch.zeros(2, len(images_NHWC), model.latent_dim, device=runtime.device)
+def features_of(model: JointModel, images_NHWC: npt.NDArray[np.uint8], runtime: Runtime) -> list[Tensor]:
+    """Return the features of q(u|x) of all images, (N, …) each, on every rank; each computes a share."""
+    found: list[Tensor] = []
     for position in range(runtime.rank, -(-len(images_NHWC) // _IMAGES_AT_ONCE), runtime.world_size):
         rows = slice(position * _IMAGES_AT_ONCE, (position + 1) * _IMAGES_AT_ONCE)
         x_BCHW = to_float(images_NHWC[rows].copy(), runtime.device)  # torch warns about read-only memory
-        moments[:, rows] = torch.stack(tuple(model.inference(x_BCHW)))
+        features = model.inference(x_BCHW)
+        found = found or [each.new_zeros(len(images_NHWC), *each.shape[1:]) for each in features]
+        for whole, part in zip(found, features, strict=True):
+            whole[rows] = part
     # Other ranks' rows are zero here, so the sum is exact.
-    return runtime.total(moments)
+    return [runtime.total(each) for each in found]
