@@ -182,7 +182,7 @@ class Released:
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.dims, self.device = list(config.model.latent_dims), device
-        self.factor = 1 / (2 * config.model.likelihood_std**2)
+        self.factor = 1 / (2 * config.likelihood.std**2)
         energy, langevin = config.energy, config.langevin
         # The energy's scale is ours; in the released code it is 1, and costs nothing.
         self.scale = energy.output_scale

@@ -19,8 +19,10 @@ from jebm.config import (
     Energy,
     Evaluation,
     Generator,
+    Hierarchy,
     Inference,
     Langevin,
+    Likelihood,
     Model,
     Optimizer,
     Optimizers,
@@ -72,7 +74,9 @@ def yaml_file(tmp_path):
 EVERYTHING = Config(
     run=Run("other-1", "s3://bucket/some prefix: #1", 7, False, True, "runs/other-0"),
     data=Data("data/a", "data/b", "data/c"),
-    model=Model(64, 3, (1, 2, 3, 4), 0.123456789012345678),
+    model=Model(64, 3, (1, 2, 3, 4)),
+    likelihood=Likelihood("gaussian", 0.123456789012345678, "per_channel", 6),
+    hierarchy=Hierarchy(30, 0.1, 0.4),
     inference=Inference((5, 6, 7), 8),
     generator=Generator((9, 10, 11, 12), 13, "concat"),
     prior=Prior("top"),
@@ -81,6 +85,7 @@ EVERYTHING = Config(
     optimizer=Optimizers(
         Optimizer(1e-5, 0.1, 0.95, 5e-4, "cosine", 0.99, 10, 1.5),
         Optimizer(2e-6, 0.2, 0.96, 1e-4, "exponential", 0.97, 20, 2.5),
+        Optimizer(3e-6, 0.3, 0.97, 2e-4, "cosine", 0.98, 30, 3.5),
     ),
     train=Train(1.5, 36, 3, "bf16", "joint", 0.5, 4, 0.999, 7, 70, EarlyStopping("evaluation/elbo", 3, 0.5)),
     checkpoint=Checkpoint(11, 5, sharded=True),
@@ -93,7 +98,8 @@ def test_everything_differs_from_the_defaults():
     ours, defaults = (dict(leaves(config_to_dict(config))) for config in (EVERYTHING, Config()))
     assert ours.keys() == defaults.keys()
     same = [key for key in ours if ours[key] == defaults[key]]
-    assert same == ["train.regime"]  # its other value excludes train.gaussian_share
+    # The other values exclude train.gaussian_share and likelihood.learn_std.
+    assert same == ["likelihood.kind", "train.regime"]
 
 
 @pytest.mark.parametrize("config", [Config(), EVERYTHING], ids=["defaults", "everything"])
@@ -142,7 +148,7 @@ def test_override_changes_dotted_keys_and_checks_them_together():
         ("--optimizer.energy.lrr=1", "optimizer.energy.lrr", "optimizer.energy.lr"),
         ("--batch_size=64", "batch_size", "train.batch_size"),
         ("--latent_dims=[2]", "latent_dims", "model.latent_dims"),
-        ("--lr=1", "lr", "optimizer.generator.lr or optimizer.energy.lr"),
+        ("--lr=1", "lr", "optimizer.generator.lr or optimizer.energy.lr or optimizer.likelihood.lr"),
         ("--energy.w=3", "energy.w", "energy.width"),  # no abbreviations: a new key would change them
     ],
 )
@@ -272,7 +278,7 @@ def test_null_is_a_value_where_it_means_none():
         ({"model.image_channels": 2}, "model.image_channels"),
         ({"model.latent_dims": []}, "model.latent_dims"),
         ({"model.latent_dims": [2, 0, 2]}, "model.latent_dims"),
-        ({"model.likelihood_std": 0}, "model.likelihood_std"),
+        ({"likelihood.std": 0}, "likelihood.std"),
         ({"inference.channels": [32, 0]}, "inference.channels"),
         ({"inference.channels": [32]}, "inference.channels"),
         ({"generator.channels": [32, 64, 64]}, "generator.channels"),
@@ -346,11 +352,34 @@ def test_a_key_of_an_older_version_has_the_role_of_its_section():
     assert role_of("energy.that_is_gone") == role_of("gone.altogether") == "result"
 
 
-def test_a_key_that_one_side_lacks_differs():
+def test_a_key_that_only_the_other_config_has_differs():
     other = config_to_dict(Config())
-    del other["energy"]["output_scale"]
     other["energy"]["temperature"] = 1.0
-    assert set(differing_keys(Config(), other)) == {"energy.output_scale", "energy.temperature"}
+    assert differing_keys(Config(), other) == ["energy.temperature"]
+
+
+def test_a_key_that_an_earlier_version_lacked_counts_as_its_default():
+    other = config_to_dict(Config())
+    del other["hierarchy"], other["likelihood"]["learn_std"]
+    assert differing_keys(Config(), other) == []
+    assert differing_keys(override(Config(), {"hierarchy.rate_factor": 30}), other) == [
+        "hierarchy.rate_factor"
+    ]
+
+
+def test_a_key_by_its_earlier_name_is_the_present_one():
+    earlier = config_to_dict(Config())
+    del earlier["likelihood"]
+    earlier["model"]["likelihood_std"] = 0.3
+    assert config_from_dict(earlier) == override(Config(), {"likelihood.std": 0.3})
+    assert parse("--model.likelihood_std", "0.3").likelihood.std == 0.3
+    assert differing_keys(Config(), earlier) == ["likelihood.std"]
+
+
+def test_one_optimizers_key_leaves_the_others_defaults():
+    rate = Config().optimizer.likelihood.lr
+    assert config_from_dict({"optimizer.energy.lr": 1e-5}).optimizer.likelihood.lr == rate
+    assert parse("--optimizer.energy.lr", "1e-5").optimizer.likelihood.lr == rate
 
 
 def test_help_says_what_every_key_means_and_which_step_size(capsys):
@@ -389,7 +418,7 @@ def test_the_papers_configs_are_the_papers():
         (hierarchical, 3, Langevin(60, 0.4), (50, 4), "add"),
         (fid, 10, Langevin(100, 0.3), (100, 2), "concat"),
     ]:
-        assert 1 / (2 * config.model.likelihood_std**2) == pytest.approx(factor, rel=1e-6)
+        assert 1 / (2 * config.likelihood.std**2) == pytest.approx(factor, rel=1e-6)
         assert config.langevin == sampler
         assert (config.energy.width, config.energy.depth) == energy
         assert config.generator.join == join

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jebm.config import Langevin
 from jebm.core.model import JointModel
-from jebm.core.objective import Objective, distortion, reconstruct
+from jebm.core.objective import Objective, reconstruct
 from jebm.core.prior import sample_prior
 from jebm.rng import gaussian_noise
 
@@ -233,9 +233,7 @@ def test_one_backward_gives_the_gradients_of_the_papers_two_losses(tiny_model, s
     frozen = copy.deepcopy(model.energy).requires_grad_(False)
     posterior = model.inference(x)
     z_q = posterior.rsample(noise)
-    first = (
-        distortion(model, x, model.decode(z_q)).mean() + posterior.rate().sum(1).mean() - frozen(z_q).mean()
-    )
+    first = model.distortion(x, z_q).mean() + posterior.rate().sum(1).mean() - frozen(z_q).mean()
     second = model.energy(prior_z).mean() - model.energy(z_q.detach()).mean()
     for player, loss in [("generator", first), ("inference", first), ("energy", second)]:
         ours = gradients(joint, model, player)
@@ -248,10 +246,11 @@ def test_one_backward_gives_the_gradients_of_the_papers_two_losses(tiny_model, s
 
 def test_distortion_is_the_negative_log_likelihood_without_its_constant(tiny_model):
     model = tiny_model((1, 1))
-    x, mean = images(3), 0.5 * images(3)
+    x, z = images(3), NOISE(0, "z")(3, 2)
     constant = 16 / 2 * math.log(2 * math.pi * STD**2)
-    log_likelihood = torch.distributions.Normal(mean, STD).log_prob(x).flatten(1).sum(1)
-    torch.testing.assert_close(distortion(model, x, mean) + constant, -log_likelihood)
+    log_likelihood = torch.distributions.Normal(model.decode(z), STD).log_prob(x).flatten(1).sum(1)
+    torch.testing.assert_close(model.distortion(x, z) + constant, -log_likelihood)
+    assert model.likelihood.constant(16) == pytest.approx(constant)
 
 
 def test_terms_add_up_and_only_the_loss_carries_the_gradient(tiny_model):
@@ -271,7 +270,7 @@ def test_terms_add_up_and_only_the_loss_carries_the_gradient(tiny_model):
         torch.testing.assert_close(terms.rate_L, torch.stack([rates[:2].sum(), rates[2]]))
         torch.testing.assert_close(terms.f_posterior, model.energy(z).mean())
         torch.testing.assert_close(terms.f_prior, model.energy(prior_z).mean())
-        torch.testing.assert_close(terms.distortion, distortion(model, x, model.decode(z)).mean())
+        torch.testing.assert_close(terms.distortion, model.distortion(x, z).mean())
 
 
 def test_reconstruct_decodes_the_mean(tiny_model):
@@ -309,7 +308,7 @@ def test_bfloat16_autocast_stays_near_float32_and_keeps_f_and_rates_exact(tiny_m
         Objective(model)(x, noise, prior_z),
         Objective(model, autocast=torch.bfloat16)(x, noise, prior_z),
     )
-    assert all(term.dtype == torch.float32 for term in (*half[:-1], *half.posterior))
+    assert all(term.dtype == torch.float32 for term in (*half[:-1], *half.features))
     assert half.loss.item() == pytest.approx(full.loss.item(), rel=0.02)
     assert half.loss.item() != full.loss.item()  # something was cast
     assert half.f_prior.item() == full.f_prior.item()  # f never is

@@ -9,6 +9,7 @@ import torch
 from torch.distributions import Normal as NormalLaw
 
 from jebm.config import Config, Energy, Generator, Inference, Model
+from jebm.config import Likelihood as LikelihoodSection
 from jebm.core.energy import EnergyNet
 from jebm.core.model import JointModel
 from jebm.evaluate.chains import Tilt
@@ -328,7 +329,8 @@ def test_estimates_disagree_beyond_nats_and_errors(values, disagree):
 def tiny_model(latent_dims=(1, 1), **energy) -> JointModel:
     levels = len(latent_dims) - 1
     config = Config(
-        model=Model(4, 1, latent_dims, likelihood_std=0.5),
+        model=Model(4, 1, latent_dims),
+        likelihood=LikelihoodSection(std=0.5),
         inference=Inference((2,) * levels, 4),
         generator=Generator((2,) * levels, 4),
         energy=Energy(**{"width": 16, "output_scale": 6.0, **energy}),
@@ -350,7 +352,7 @@ class Exact:
         z = torch.cartesian_prod(axis, axis)
         area = ((axis[1] - axis[0]) ** 2).item()
         mean = model.decode(z)
-        self.pixels = NormalLaw(mean, model.likelihood_std)
+        self.pixels = NormalLaw(mean, model.likelihood.std)
         log_likelihood = self.pixels.log_prob(x).sum((1, 2, 3))
         f = model.energy(z)
         log_p0 = NormalLaw(0, 1).log_prob(z).sum(1)

@@ -19,7 +19,7 @@ from jebm.train.group import process_group
 from jebm.train.metrics import Clock, Meter
 from jebm.train.runtime import Runtime, prepare_process
 from jebm.train.state import Horizon, TrainState
-from jebm.train.update import JointUpdate, posteriors
+from jebm.train.update import JointUpdate, features_of
 
 
 def train(runtime: Runtime, *, noisy: str) -> dict[str, object]:
@@ -60,7 +60,7 @@ def train(runtime: Runtime, *, noisy: str) -> dict[str, object]:
     return {
         "losses": losses,
         "tensors": {name: tensor.clone() for name, tensor in state.tensors().items()},
-        "posteriors": posteriors(state.model.float(), images.images_NHWC, runtime),
+        "features": features_of(state.model.float(), images.images_NHWC, runtime),
     }
 
 

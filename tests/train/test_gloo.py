@@ -36,7 +36,7 @@ def test_two_workers_equal_one_with_noise_off(tmp_path: Path) -> None:
     one = train(tmp_path, "one", world_size=1, noise="silence")
     two = train(tmp_path, "two", world_size=2, noise="silence")
     torch.testing.assert_close(two["losses"], one["losses"], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(two["posteriors"], one["posteriors"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(two["features"], one["features"], rtol=0, atol=1e-5)
     names = [name for name in one["tensors"] if name.startswith(("model.", "ema."))]
     assert any(name.startswith("model.energy.") for name in names)
     for name in names:

@@ -8,7 +8,6 @@ import torch
 from helpers import tiny_config
 from test_fit import saved, train
 
-from jebm.core.distributions import DiagGaussian
 from jebm.data.dataset import load_images
 from jebm.data.loader import to_float
 from jebm.errors import ConfigError
@@ -16,7 +15,7 @@ from jebm.store.storage import open_store
 from jebm.train.plan import make_plan
 from jebm.train.runtime import process_runtime
 from jebm.train.state import TrainState
-from jebm.train.update import posteriors
+from jebm.train.update import features_of
 
 
 def different(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], part: str) -> list[str]:
@@ -119,9 +118,9 @@ def test_posteriors_of_all_images_are_those_of_the_inference_net(tmp_path: Path)
     images = load_images(open_store(config.data.train)).images_NHWC
     with process_runtime(config) as runtime:
         model = TrainState.build(config, runtime).model
-        found = DiagGaussian(*posteriors(model, images, runtime))
+        found = features_of(model, images, runtime)
     with torch.no_grad():
         expected = model.inference(to_float(images[700:800].copy(), "cpu"))
-    torch.testing.assert_close(found.mean_BD[700:800], expected.mean_BD, rtol=0, atol=1e-5)
-    torch.testing.assert_close(found.log_variance_BD[700:800], expected.log_variance_BD, rtol=0, atol=1e-5)
-    assert len(found.mean_BD) == len(images)
+    for of_all, of_some in zip(found, expected, strict=True):
+        torch.testing.assert_close(of_all[700:800], of_some, rtol=0, atol=1e-5)
+        assert len(of_all) == len(images)

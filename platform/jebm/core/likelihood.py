@@ -16,8 +16,8 @@ __all__ = ["Bernoulli", "DiscretisedLogistic", "Gaussian", "build_likelihood"]
 
 _LEAST_STD = 1 / 255
 """Half a grey level: a smaller sigma would say more than 8-bit images hold."""
-_LEAST_LOG_SCALE = -7.0
-"""Logistics narrower than a seventh of a level only overflow."""
+_LOG_SCALE = 7.0
+"""Logistics narrower than exp(-7), an eighth of a level, or wider than exp(7) only overflow."""
 _HALF_LEVEL = 1 / 255
 
 
@@ -85,7 +85,7 @@ class DiscretisedLogistic(Likelihood):
         logits, rest = torch.split(parameters_BPHW, [components, (2 * channels + pairs) * components], 1)
         rest = rest.view(batch, 2 * channels + pairs, components, height, width)
         means, log_scales, shifts = torch.split(rest, [channels, channels, pairs], 1)
-        return logits, means, log_scales.clamp(min=_LEAST_LOG_SCALE), torch.tanh(shifts)
+        return logits, means, log_scales.clamp(-_LOG_SCALE, _LOG_SCALE), torch.tanh(shifts)
 
     def distortion(self, x_BCHW: Tensor, parameters_BPHW: Tensor) -> Tensor:
         """Return -log P(levels of x), (B,), in nats, never negative."""

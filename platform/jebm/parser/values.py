@@ -44,7 +44,7 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: a key is unknown, a value has the wrong type, or values are incompatible.
     """
-    config: Config = _built(Config, "", dict(checked(values)))
+    config: Config = _changed(Config(), "", dict(checked(values)))
     return config
 
 
@@ -73,16 +73,16 @@ def _checked(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]
             raise ConfigError(_unknown(key))
 
 
-def _built(kind: Any, prefix: str, given: Mapping[str, Any]) -> Any:  # noqa: ANN401  (an object of that kind)
+def _changed(section: Any, prefix: str, given: Mapping[str, Any]) -> Any:  # noqa: ANN401  (of the same kind)
     """Return the section with these values of dotted keys."""
     arguments = {}
-    for field in dataclasses.fields(kind):
+    for field in dataclasses.fields(section):
         key = f"{prefix}{field.name}"
         if key in sections():
-            arguments[field.name] = _built(sections()[key], f"{key}.", given)
+            arguments[field.name] = _changed(getattr(section, field.name), f"{key}.", given)
         elif key in given:
             arguments[field.name] = given[key]
-    return kind(**arguments)
+    return dataclasses.replace(section, **arguments)
 
 
 @functools.cache
