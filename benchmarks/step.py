@@ -39,6 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jebm.config import Config
 from jebm.core.energy import SpectralLinear
+from jebm.core.energy import EnergyNet
 from jebm.core.model import JointModel, build_model
 from jebm.core.objective import Objective
 from jebm.data.loader import to_float
@@ -309,7 +310,7 @@ class Released:
         named = dict(model.named_parameters())
         for parameter, name, lay in self.pairs(model):
             parameter.copy_(lay(named[name]))
-        assert model.energy is not None
+        assert isinstance(model.energy, EnergyNet)
         linears = [layer for layer in self.energy if isinstance(layer, nn.Linear)]
         for linear, ours in zip(linears, model.energy.linears, strict=True):
             linear.get_buffer("weight_u").copy_(ours.get_buffer("u"))
@@ -321,7 +322,7 @@ def gradients_of_both(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return {name: (ours, released)}: both losses and all gradients, for the same weights and noise."""
     model = build_model(config)
-    assert model.energy is not None
+    assert isinstance(model.energy, EnergyNet)
     for linear in model.energy.linears:
         if isinstance(linear, SpectralLinear):
             linear.iterate(1000)  # so that the released code's own iterations change nothing

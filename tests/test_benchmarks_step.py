@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from jebm.config import Config, Energy, Generator, Inference, Langevin, Model
+from jebm.config import Config, Energy, Generator, Inference, Langevin, Likelihood, Model
 from jebm.core.layers import FromPlane, ToImage, ToPlane, channels_last
 from jebm.core.model import build_model
 
@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from step import Released, config_of, gradients_of_both
 
 NARROW_FID = Config(
-    model=Model(32, 3, (10,) * 5, likelihood_std=0.2236),
+    model=Model(32, 3, (10,) * 5),
+    likelihood=Likelihood(std=0.2236),
     inference=Inference((8, 12, 12, 16), 24),
     generator=Generator((8, 12, 12, 16, 24), 32, "concat"),
     energy=Energy(100, 2),
