@@ -38,8 +38,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from jebm.config import Config
-from jebm.core.energy import SpectralLinear
-from jebm.core.energy import EnergyNet
+from jebm.core.energy import EnergyNet, SpectralLinear
 from jebm.core.model import JointModel, build_model
 from jebm.core.objective import Objective
 from jebm.data.loader import to_float

@@ -120,9 +120,9 @@ def _codes(model: JointModel, case: Case, images: ImageSet, kind: str) -> tuple[
     images_NHWC = images.images_NHWC[:_MOST_TRAINING_IMAGES] if kind == "training" else images.images_NHWC
     noise, parts = gaussian_noise(case.seed, 0), []
     for position, rows in ALONE.batches(len(images_NHWC)):
-        posterior = model.inference(to_float(images_NHWC[rows].copy(), "cpu"))
+        x_BCHW = to_float(images_NHWC[rows].copy(), "cpu")
         normal = noise(position, f"scores of {kind} images")
-        parts.append((posterior.rsample(normal(*posterior.mean_BD.shape)), *posterior))
+        parts.append(model.posterior(x_BCHW, normal(len(x_BCHW), model.latent_dim)))
     code, mean, log_variance = (torch.cat(columns).double() for columns in zip(*parts, strict=True))
     return code, mean, log_variance
 

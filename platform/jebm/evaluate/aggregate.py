@@ -152,8 +152,8 @@ def _posteriors(subject: Subject, images_NHWC: npt.NDArray[np.uint8], purpose: s
     """Return one code, the mean and the log-variance of q(z|x) of each image, (N, 3 D), float64."""
 
     def moments(position: int, rows: slice) -> Tensor:
-        posterior = subject.model.inference(subject.batch(rows, images_NHWC))
-        code_BD = posterior.rsample(subject.noise(position, purpose)(*posterior.mean_BD.shape))
-        return torch.cat([code_BD, *posterior], 1)
+        x_BCHW = subject.batch(rows, images_NHWC)
+        noise_BD = subject.noise(position, purpose)(len(x_BCHW), subject.model.latent_dim)
+        return torch.cat(subject.model.posterior(x_BCHW, noise_BD), 1)
 
     return subject.rows(len(images_NHWC), 3 * subject.model.latent_dim, moments)

@@ -182,8 +182,7 @@ class Subject:
         codes = []
         for first in range(0, count, BATCH):
             x_BCHW = to_float(self.images_NHWC[rows_N[first : first + BATCH]], self.device)
-            posterior = self.model.inference(x_BCHW)
-            codes.append(posterior.rsample(normal(*posterior.mean_BD.shape)))
+            codes.append(self.model.posterior(x_BCHW, normal(len(x_BCHW), self.model.latent_dim)).code_BD)
         return torch.cat(codes)
 
     def likelihood(

@@ -155,8 +155,9 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
         _check_origin(config, state.tensors(), deep=deep)
     # The remaining steps, and whether an attempt number is free.
     parameters = {
-        name: sum(parameter.numel() for parameter in net.parameters())
+        name: count
         for name, net in state.model.named_children()
+        if (count := sum(parameter.numel() for parameter in net.parameters()))
     }
     if parent is None or parent.step < total_steps:
         Checkpoints(store, config.run.name).next_attempt()  # raises if a start would find none
