@@ -208,7 +208,7 @@ def train_latent_classifiers(
     def codes(step: int) -> tuple[Tensor, Tensor]:
         x_BCHW, labels_B = batch(step)
         with torch.no_grad():
-            return model.inference(x_BCHW).mean_BD, labels_B
+            return model.mean_code(x_BCHW), labels_B
 
     classifiers = LatentClassifiers.initial(model.latent_dims, classes, seed)
     return train_code_classifiers(classifiers.to(next(model.parameters()).device), codes, updates=updates)

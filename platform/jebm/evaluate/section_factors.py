@@ -94,8 +94,7 @@ def _codes(subject: Subject, images: ImageSet, count: int) -> _Codes:
     """Return the posterior means of the first images of a set, with their factors."""
 
     def values(_position: int, rows: slice) -> Tensor:
-        mean_BD: Tensor = subject.model.inference(subject.batch(rows, images.images_NHWC)).mean_BD
-        return mean_BD
+        return subject.model.mean_code(subject.batch(rows, images.images_NHWC))
 
     code_ND = subject.rows(count, subject.model.latent_dim, values).float().to(subject.device)
     if images.factors_NF is None:
