@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from linear_toy import PIXELS, QuadraticEnergy, image_set, transparent_model
+from linear_toy import PIXELS, LinearInference, QuadraticEnergy, image_set, transparent_model
 from PIL import Image
 
 from jebm.config import Config, Data, Energy, Generator, Inference, Langevin, config_to_dict
@@ -21,6 +21,7 @@ from jebm.data.dataset import ImageSet
 from jebm.errors import ConfigError
 from jebm.evaluate import section_chains, section_hierarchy, section_likelihood
 from jebm.evaluate.features.classifier import ClassifierFeatures
+from jebm.evaluate.latents import latent_samples
 from jebm.evaluate.restore import Restored
 from jebm.evaluate.section_chains import chains_section
 from jebm.evaluate.section_hierarchy import hierarchy_section
@@ -228,6 +229,20 @@ def test_fewer_images_than_features_are_warned_of() -> None:
     assert "110 images are fewer than the 112 features of inceptionv3" in line
 
 
+def test_each_layer_is_compared_by_itself() -> None:
+    """q(z|x) = N((2, 0, 0), I) of each image against N(0, I): the first layer's AUC is Phi(2 / sqrt 2)."""
+    model = transparent_model((2, 1))
+    mean_D = torch.tensor([2.0, 0.0, 0.0])
+    model.inference = LinearInference(torch.zeros(3, PIXELS), mean_D, torch.ones(3))
+    subject = subject_of(model, image_set(known_images(1000, 3)))
+    latents = latent_samples(subject, factor=1)
+    best = 0.5 + 0.5 * math.erf(1.0)
+    assert latents.auc() == pytest.approx(best, abs=0.03)
+    bottom, top = map(latents.auc, subject.layer_columns)
+    assert bottom == pytest.approx(best, abs=0.03)
+    assert top == pytest.approx(0.5, abs=0.05)
+
+
 # --- the whole, on real images
 
 
@@ -262,6 +277,7 @@ def test_everything_in_full_on_real_images(
     assert rows["prior samples, 600 Langevin steps"][1] == figures(samples)["Fréchet distance, long chains"]
     assert rows["real against real (halves)"][1] < rows["reconstructions"][1]
     assert [row[0] for row in samples.tables[1].rows][-1] == "the same generator, z ~ N(0, I)"
+    assert 0.4 < figures(samples)["two-sample AUC, z3, long chains"] <= 1
     hierarchy = sections["hierarchy"]
     layers = hierarchy.tables[0]
     assert [row[0] for row in layers.rows] == ["z1", "z2", "z3"]

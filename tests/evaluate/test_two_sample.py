@@ -93,3 +93,9 @@ def test_a_side_with_fewer_samples_weighs_as_much():
     sides = _Sides.of(normal(0, 30, 4) + 1, normal(1, 3000, 4))
     assert float(sides.weight_B[:30].sum()) == pytest.approx(0.5)
     assert float(sides.loss(torch.zeros(3030))) == pytest.approx(math.log(2))
+
+
+def test_samples_that_have_run_away_are_told_apart_whatever_their_size():
+    one = normal(0, 200, 2)
+    one[:, 0] *= 1e30
+    assert two_sample_auc(one, normal(1, 200, 2)) > 0.95

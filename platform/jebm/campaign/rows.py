@@ -75,7 +75,7 @@ class Rows(Generic[T]):
         manifest = trial.latest()
         return {
             "format": "jebm-comparison-row",
-            "version": 2,
+            "version": 3,
             "run": trial.name,
             "steps": trial.total_steps,
             "checkpoint": None if manifest is None else manifest.name,

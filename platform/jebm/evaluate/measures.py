@@ -15,17 +15,16 @@ from torch import Tensor
 from jebm.config import Config
 from jebm.core.model import JointModel
 from jebm.core.objective import reconstruct
-from jebm.core.prior import sample_prior
 from jebm.data.dataset import ImageSet
 from jebm.evaluate.aggregate import oracle
-from jebm.evaluate.chains import run_chains
+from jebm.evaluate.chains import Trace, run_chains
 from jebm.evaluate.features import FeatureNet
 from jebm.evaluate.features.of_images import real_images
+from jebm.evaluate.latents import LatentSamples, latent_samples
 from jebm.evaluate.likelihood import Likelihood
 from jebm.evaluate.samples import sample_measures, sample_quality
-from jebm.evaluate.share import BATCH
+from jebm.evaluate.starts import f_gap
 from jebm.evaluate.subject import COMPARED, Subject
-from jebm.evaluate.two_sample import two_sample_auc
 from jebm.report.catalogue import measure
 from jebm.report.measure import Measure
 
@@ -39,30 +38,31 @@ Row = dict[str, float]
 
 _CHAINS = 1_000
 _BEFORE_RATES = ("distortion", "mse")
-_AFTER_RATES = (
+_BEFORE_AUCS = (
     *("active_units", "elbo_gain", "elbo_gain_above", "oracle_gain", "oracle_share", "elbo", "log_z_share"),
-    *("acceptance", "f_drift", "norm_ratio", "auc", "auc_long", "frechet", "frechet_long"),
-    *(
-        "frechet_posterior",
-        "frechet_posterior_long",
-        "kid",
-        "kid_long",
-        "precision",
-        "precision_long",
-        "recall",
-        "recall_long",
-    ),
+    *("log_z_gap", "acceptance", "f_drift", "f_gap", "norm_ratio", "auc", "auc_long"),
+)
+_AFTER_AUCS = (
+    *("frechet", "frechet_long", "frechet_posterior", "frechet_posterior_long", "kid", "kid_long"),
+    *("precision", "precision_long", "recall", "recall_long"),
     *("frechet_reconstructions", "frechet_floor"),
 )
 
 
 def measures(layers: int) -> tuple[Measure, ...]:
     """Return the measures in a comparison's rows for this many latent layers, in the order of its table."""
-    rates = (
-        replace(measure("rate_layer", layer=f"z{layer}"), name=f"rate_{layer}")
-        for layer in range(1, layers + 1)
+
+    def of_layers(name: str, row: str) -> tuple[Measure, ...]:
+        each = range(1, layers + 1)
+        return tuple(replace(measure(name, layer=f"z{i}"), name=f"{row}_{i}") for i in each)
+
+    return (
+        *map(measure, _BEFORE_RATES),
+        *of_layers("rate_layer", "rate"),
+        *map(measure, _BEFORE_AUCS),
+        *of_layers("auc_layer", "auc"),
+        *map(measure, _AFTER_AUCS),
     )
-    return (*map(measure, _BEFORE_RATES), *rates, *map(measure, _AFTER_RATES))
 
 
 def long_factor(config: Config) -> int:
@@ -74,14 +74,17 @@ def long_factor(config: Config) -> int:
 
 
 @torch.no_grad()
-def common_measures(subject: Subject, found: Likelihood, *, factor: int) -> Row:
+def common_measures(subject: Subject, found: Likelihood, latents: LatentSamples, *, factor: int) -> Row:
     """Return what the quick look and a comparison both measure: of samples, and of the likelihood `found`.
 
-    Long chains are `factor` times as long as short ones. Raises ConfigError for too few images.
+    Long chains are `factor` times as long as short ones; `latents` are theirs. Raises ConfigError for too
+    few images.
     """
     values = sample_measures(sample_quality(subject, factor=factor)) | {
+        "auc_long": latents.auc(),
         "elbo": found.elbo.value,
         "elbo_gain": found.gain.value,
+        "log_z_gap": subject.log_z_inside.value - subject.log_z.value,
         "log_z_share": 1.0 if subject.annealed is None else subject.annealed.effective_share,
     }
     return {name: math.nan if value is None else float(value) for name, value in values.items()}
@@ -105,8 +108,9 @@ def measure_model(model: JointModel, config: Config, held_out: ImageSet, net: Fe
     )
     found = subject.likelihood(images_NHWC)
     to_gain = oracle(subject, images_NHWC)
+    long = latent_samples(subject, factor=long_factor(config))
     row = {
-        **common_measures(subject, found, factor=long_factor(config)),
+        **common_measures(subject, found, long, factor=long_factor(config)),
         "distortion": found.distortion.value,
         "mse": _squared_error(subject) / images_NHWC.size,
         **{f"rate_{i}": rate.value for i, rate in enumerate(found.rate_L, 1)},
@@ -115,7 +119,8 @@ def measure_model(model: JointModel, config: Config, held_out: ImageSet, net: Fe
         "oracle_gain": math.nan if to_gain is None else to_gain.gain.value,
         "oracle_share": math.nan if to_gain is None else to_gain.share.value,
         **_sampler(subject),
-        **_two_samples(subject),
+        "auc": (long if subject.tilt is None else latent_samples(subject, factor=1)).auc(),
+        **{f"auc_{i}": long.auc(columns) for i, columns in enumerate(subject.layer_columns, 1)},
     }
     return {each.name: row[each.name] for each in measures(len(model.latent_dims))}
 
@@ -134,41 +139,25 @@ def _squared_error(subject: Subject) -> float:
 def _sampler(subject: Subject) -> Row:
     """Return the measures of the prior's chains; for the Gaussian prior, the values of a perfect sampler."""
     if subject.tilt is None:
-        return {"acceptance": 1.0, "f_drift": 0.0, "norm_ratio": 1.0}
-    langevin = subject.config.langevin
-    trace = run_chains(
-        subject.tilt,
-        subject.noise(0, "chain start")(_CHAINS, subject.model.latent_dim),
-        subject.noise(0, "chain"),
-        steps=long_factor(subject.config) * langevin.steps,
-        step_size=langevin.step_size,
-        every=langevin.steps,
-    )
+        return {"acceptance": 1.0, "f_drift": 0.0, "f_gap": 0.0, "norm_ratio": 1.0}
+    langevin, tilt = subject.config.langevin, subject.tilt
+
+    def chains(start_BD: Tensor, purpose: str) -> Trace:
+        return run_chains(
+            tilt,
+            start_BD,
+            subject.noise(0, purpose),
+            steps=long_factor(subject.config) * langevin.steps,
+            step_size=langevin.step_size,
+            every=langevin.steps,
+        )
+
+    trace = chains(subject.noise(0, "chain start")(_CHAINS, subject.model.latent_dim), "chain")
+    posterior_BD = subject.posterior_codes(_CHAINS, subject.noise(0, "posterior chain start"))
     mean_f_T, mean_norm_T = trace.f_TB.double().mean(1), trace.z_TBD.double().norm(dim=2).mean(1)
     return {
         "acceptance": trace.acceptance,
         "f_drift": float(mean_f_T[-1] - mean_f_T[1]),
+        "f_gap": f_gap(trace, chains(posterior_BD, "posterior chain")).value,
         "norm_ratio": float(mean_norm_T[-1] / mean_norm_T[0]),  # chains start in N(0, I)
     }
-
-
-def _two_samples(subject: Subject) -> Row:
-    """Return how well a classifier tells prior latents from the same number of posterior latents."""
-    model, config, count = subject.model, subject.config, len(subject.images_NHWC)
-    images_NHWC = subject.images.images_NHWC
-    parts: list[Tensor] = []
-    for position in range(-(-count // BATCH)):
-        rows = slice(position * BATCH, (position + 1) * BATCH)
-        x_BCHW = subject.batch(rows, images_NHWC)
-        normal = subject.noise(position, "two-sample posterior")
-        parts.append(model.posterior(x_BCHW, normal(len(x_BCHW), model.latent_dim)).code_BD)
-    posterior_ND = torch.cat(parts)[:count]
-
-    def auc(factor: int) -> float:
-        langevin = replace(config.langevin, steps=factor * config.langevin.steps)
-        prior_ND, _ = sample_prior(model, langevin, count, subject.noise(0, "two-sample prior"))
-        return two_sample_auc(prior_ND, posterior_ND, seed=config.run.seed)
-
-    short = auc(1)
-    # Samples of the Gaussian prior are exact and need no chain.
-    return {"auc": short, "auc_long": short if model.energy is None else auc(long_factor(config))}

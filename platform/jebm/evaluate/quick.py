@@ -15,6 +15,7 @@ from jebm.data.dataset import ImageSet, load_images
 from jebm.data.manifest import DatasetManifest
 from jebm.errors import ConfigError
 from jebm.evaluate.features import check_feature_net
+from jebm.evaluate.latents import latent_samples
 from jebm.evaluate.measures import common_measures
 from jebm.evaluate.subject import QUICK, Subject
 from jebm.store.storage import open_store
@@ -24,6 +25,7 @@ __all__ = ["NAMES", "QuickLook", "check_distances", "check_quick_look", "quick_l
 NAMES = (
     *("frechet", "frechet_long", "frechet_reconstructions", "frechet_posterior_long", "frechet_floor"),
     *("kid_long", "precision_long", "recall_long", "elbo", "elbo_gain", "log_z_share"),
+    *("log_z_gap", "auc_long"),
 )
 """The measures of the catalogue that a quick look takes."""
 
@@ -60,7 +62,8 @@ class QuickLook:
             self._subject = replace(bare, known=bare.real)
         subject = replace(self._subject, model=model)
         found = subject.likelihood(subject.images_NHWC)
-        row = common_measures(subject, found, factor=config.evaluation.chain_factor)
+        factor = config.evaluation.chain_factor
+        row = common_measures(subject, found, latent_samples(subject, factor=factor), factor=factor)
         return {name: row[name] for name in NAMES}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jebm.core.objective import reconstruct
 from jebm.evaluate.features import FeatureNet, is_fid
+from jebm.evaluate.latents import latent_samples
 from jebm.evaluate.samples import prior_samples, sample_measures, sample_quality
 from jebm.evaluate.subject import Subject, picture
 from jebm.report.catalogue import figure
@@ -44,7 +45,7 @@ def samples_section(subject: Subject, *, full: bool = False) -> Section:
         "Samples",
         "How far images of the prior are from real ones, beside what the decoder alone could reach "
         "(reconstructions), what chance gives (real against real) and what N(0, I) gives without the tilt.",
-        figures=_figures(subject, quality),
+        figures=(*_figures(subject, quality), *_latent_figures(subject)),
         tables=(_to_real(subject.net, quality, names), _to_posterior(quality, names)),
         pictures=_sample_pictures(subject, quality["samples_long"]["steps"]),
         warnings=(*_warnings_of_net(subject.net, images), *lost),
@@ -74,6 +75,16 @@ def _figures(subject: Subject, quality: Quality) -> tuple[Figure, ...]:
     }
     errors = {"kid_long": quality["samples_long"]["kid_standard_error"]}
     return tuple(figure(name, values[name], error=errors.get(name), **fields) for name in _FIGURES)
+
+
+def _latent_figures(subject: Subject) -> list[Figure]:
+    """Return how well a classifier tells latents of the prior from those of the posterior."""
+    long = latent_samples(subject, factor=subject.config.evaluation.chain_factor)
+    # Samples of the Gaussian prior are exact and need no chain.
+    short = [] if subject.tilt is None else [figure("auc", latent_samples(subject, factor=1).auc())]
+    layers = zip(subject.layers, subject.layer_columns, strict=True)
+    each = (figure("auc_layer", long.auc(columns), layer=layer) for layer, columns in layers)
+    return [figure("auc_long", long.auc()), *short, *each]
 
 
 def _to_real(net: FeatureNet, quality: Quality, names: Mapping[str, str]) -> Table:

@@ -128,12 +128,13 @@ def _trained(one_ND: Tensor, other_MD: Tensor, seed: int) -> Callable[[Tensor], 
 
 def _features(one_ND: Tensor, other_MD: Tensor) -> Callable[[Tensor], Tensor]:
     """Return the map to standardised coordinates and their squares less one, (B, W); sides weigh the same."""
-    mean_D = (one_ND.mean(0) + other_MD.mean(0)) / 2
-    variances = [(side - mean_D).square().mean(0) for side in (one_ND, other_MD)]
+    sides = [side.double() for side in (one_ND, other_MD)]  # squares of chains that run away are finite
+    mean_D = (sides[0].mean(0) + sides[1].mean(0)) / 2
+    variances = [(side - mean_D).square().mean(0) for side in sides]
     std_D = ((variances[0] + variances[1]) / 2).sqrt().clamp(min=1e-6)
 
     def features(z_BD: Tensor) -> Tensor:
-        scaled_BD = (z_BD - mean_D) / std_D
+        scaled_BD = ((z_BD.double() - mean_D) / std_D).float()
         return torch.cat([scaled_BD, scaled_BD.square() - 1], 1)
 
     return features

@@ -212,6 +212,14 @@ _SAMPLES = (
         "lower",
         3,
     ),
+    Measure(
+        "auc_layer",
+        "two-sample AUC, {layer}, long chains",
+        "The same of this layer by itself: where it fits, a higher AUC of all layers is one of how they go "
+        "together.",
+        better="lower",
+        digits=3,
+    ),
 )
 
 _HIERARCHY = (
