@@ -12,6 +12,7 @@ from dataclasses import replace
 from jebm.config import Config
 from jebm.core.model import JointModel
 from jebm.data.dataset import ImageSet, load_images
+from jebm.data.honesty import check_honest
 from jebm.data.manifest import DatasetManifest
 from jebm.errors import ConfigError
 from jebm.evaluate.features import check_feature_net
@@ -78,7 +79,9 @@ def check_quick_look(
     """Check that a quick look can measure; `images` are the training images, if already read.
 
     Raises:
-        ConfigError: as `check_distances`; or `train.early_stopping` watches what is not measured.
+        ConfigError: as `check_distances`; or `train.early_stopping` watches what is not measured, or would
+            see test images.
+        DataError, StoreError: as `check_honest`.
     """
     watched = config.train.early_stopping.metric
     if watched is not None and watched.removeprefix("evaluation/") not in NAMES:
@@ -86,6 +89,8 @@ def check_quick_look(
             f"train.early_stopping.metric: {watched} is not measured while training; there are "
             + ", ".join(f"evaluation/{name}" for name in NAMES)
         )
+    if watched is not None:
+        check_honest(watched, config, judging)
     if config.evaluation.every_steps:
         check_distances(config, train, judging, images, key=config.data.judging[0])
 

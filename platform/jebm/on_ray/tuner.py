@@ -19,6 +19,7 @@ from ray.tune.execution import class_cache
 from ray.tune.registry import _unregister_all
 
 from jebm.config import Cluster, Config
+from jebm.data.honesty import check_honest
 from jebm.errors import ConfigError
 from jebm.on_ray.cluster import join, needs, places, submission_id
 from jebm.on_ray.reservations import free_abandoned_groups
@@ -27,7 +28,6 @@ from jebm.on_ray.stopping import StoppedError, StopRequest, attend
 from jebm.on_ray.trial import run_trial
 from jebm.on_ray.waiting import Waiting, free_room
 from jebm.store.storage import open_store
-from jebm.sweep.honesty import check_honest
 from jebm.sweep.record import check_same
 from jebm.sweep.space import Search
 from jebm.sweep.study import SweepStudy
@@ -115,7 +115,8 @@ def plan_sweep(search: Search, plan: Plan) -> SweepPlan:
                 f"scheduler.asha: trials would be judged after {first:,} images, and end after {images:,}; "
                 "lower grace_images or evaluation.every_steps, or set scheduler to none"
             )
-    check_honest(search, config, plan.judging)
+    for objective in search.objectives:
+        check_honest(objective.metric, config, plan.judging)
     store = open_store(config.run.storage).child(config.run.name)
     record = check_same(store, config.run.name, search, config, plan.data.sha256)
     return SweepPlan(config, search, plan.data.sha256, plan.data.images, images, record is not None)

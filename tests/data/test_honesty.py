@@ -1,4 +1,4 @@
-"""A sweep does not choose by test images, whatever they are called."""
+"""Sweeps and early stopping do not choose by test images, whatever they are called."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from jebm.data.dataset import load_images
 from jebm.data.shards import write_dataset
 from jebm.data.source import source_from_arrays
 from jebm.errors import ConfigError
+from jebm.evaluate.quick import check_quick_look
 from jebm.on_ray.tuner import plan_sweep
 from jebm.parser import load_config
 from jebm.store.storage import open_store
@@ -67,6 +68,21 @@ def test_a_test_split_and_none_at_all_are_refused(tmp_path: Path) -> None:
         planned(tmp_path, None)
     with pytest.raises(ConfigError, match=r"data.validation: its images are those of data.train"):
         planned(tmp_path, str(FASHION / "train"))
+
+
+def test_early_stopping_sees_validation_images_only(tmp_path: Path) -> None:
+    def checked(validation: object) -> None:
+        values = {"run.storage": str(tmp_path / "runs"), "evaluation.every_steps": 24}
+        watched = {"train.early_stopping.metric": "evaluation/elbo"}
+        config = load_config("smoke", {**values, **watched, "data.validation": validation})
+        plan = make_plan(config)
+        check_quick_look(config, plan.data, plan.judging, plan.images)
+
+    checked(str(FASHION / "validation"))
+    with pytest.raises(ConfigError, match=r"200 of its 200 images are in data.held_out"):
+        checked(planted(tmp_path, 1.0))
+    with pytest.raises(ConfigError, match=r"data.validation: is missing, and evaluation/elbo may not see"):
+        checked(None)
 
 
 def test_an_objective_of_training_needs_no_validation_and_the_plan_warns(tmp_path: Path) -> None:
