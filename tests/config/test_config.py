@@ -139,6 +139,14 @@ def test_override_changes_dotted_keys_and_checks_them_together():
         override(Config(), {"energy.widht": 3})
 
 
+def test_a_single_latent_layer_has_trunks_of_any_length_that_the_image_allows():
+    single = {"model.latent_dims": [10], "inference.channels": [8], "generator.channels": [4, 8, 16]}
+    for join in ("add", "concat"):
+        assert override(Config(), {**single, "generator.join": join}).generator.channels == (4, 8, 16)
+    with pytest.raises(ConfigError, match=r"^model\.image_size: the channels of a trunk halve the image 5 "):
+        override(Config(), {**single, "generator.channels": [4] * 5})
+
+
 @pytest.mark.parametrize(
     ("argument", "key", "meant"),
     [

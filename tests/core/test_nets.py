@@ -261,3 +261,25 @@ def test_the_nets_stand_alone():
     mean, _ = InferenceNet(shapes, Inference((3,), 4))(torch.zeros(1, 1, 8, 8))
     generator = GeneratorNet(shapes, Generator((3,), 4))
     assert generator(generator.latents(mean)).shape == (1, 5, 8, 8)
+
+
+def test_a_single_layer_has_a_trunk_of_convolutions_as_in_lebm():
+    """The generator by hand: two fully connected layers, a plane of 4 x 4, transposed convolutions."""
+    config = Config(
+        model=Model(32, 3, (9,)), inference=Inference((2, 3), 6), generator=Generator((4, 5, 6), 7)
+    )
+    model = build_model(config)
+    weights = dict(model.generator.named_parameters())
+    h = code = NOISE(0, "z")(2, 9)
+    for layer in (0, 2):
+        h = F.leaky_relu(F.linear(h, weights[f"top.{layer}.weight"], weights[f"top.{layer}.bias"]), 0.2)
+    h = F.linear(h, weights["top.4.weight"], weights["top.4.bias"]).view(2, 6, 4, 4)
+    for layer in (2, 4, 6):
+        h = F.conv_transpose2d(F.leaky_relu(h, 0.2), weights[f"final.{layer}.weight"], stride=2, padding=1)
+    torch.testing.assert_close(model.generator(code), h, rtol=1e-5, atol=1e-6)
+    # The inference net has a trunk of another length, and every parameter learns.
+    x = torch.tanh(NOISE(0, "images")(8, 3, 32, 32))
+    z, _ = sample_prior(model, Langevin(2, 0.4), 8, NOISE(0, "chain"))
+    Objective(model)(x, NOISE(0, "posterior")(8, 9), z).loss.backward()
+    still = {name for name, parameter in model.named_parameters() if parameter.grad.norm() == 0}
+    assert still <= {"energy.linears.2.bias"}  # a constant added to f changes nothing

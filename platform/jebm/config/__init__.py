@@ -90,29 +90,32 @@ class Config:
     cluster: Cluster = field(default_factory=Cluster, metadata={"role": "where"})
 
     def __post_init__(self) -> None:
-        # The trunks halve the image once between adjacent latent layers.
+        # The trunks halve the image once between adjacent latent layers; below a single one, at will.
         layers = len(self.model.latent_dims)
         halvings = layers - 1
         expected = {
             "inference.channels": (len(self.inference.channels), halvings),
             "generator.channels": (
                 len(self.generator.channels),
-                halvings + (self.generator.join == "concat" and layers > 1),
+                halvings + (self.generator.join == "concat"),
             ),
         }
+        if layers == 1:
+            halvings = max(given for given, _ in expected.values())
         for key, (given, needed) in expected.items():
             require(
-                given == needed,
+                given == needed or layers == 1,
                 key,
                 f"has {given} numbers, but {layers} latent layers (model.latent_dims) need {needed}"
                 + (f" with generator.join {self.generator.join}" if key.startswith("gen") else ""),
             )
         reachable = self.model.image_size.bit_length() - 1
+        halving = f"{layers} latent layers" if layers > 1 else "the channels of a trunk"
         require(
             halvings <= reachable,
             "model.image_size",
-            f"{layers} latent layers halve the image {halvings} times, but {self.model.image_size} pixels "
-            f"can be halved only {reachable}; use larger images, or fewer latent_dims and channels",
+            f"{halving} halve the image {halvings} times, but {self.model.image_size} pixels can be halved "
+            f"only {reachable}; use larger images, or fewer latent_dims and channels",
         )
         self._check_course()
         # Workers share each batch equally, even after some are lost.

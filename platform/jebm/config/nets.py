@@ -86,7 +86,8 @@ class Inference:
     """The inference net q(z|x).
 
     Args:
-        channels: Channels of the trunk after each halving of the image; one fewer than latent layers.
+        channels: Channels of the trunk after each halving of the image: one fewer than latent layers, or any
+            number of them below a single latent layer.
         width: Width of the two fully connected layers below the top latent layer.
 
     """
@@ -105,7 +106,8 @@ class Generator:
 
     Args:
         channels: Channels of the trunk, bottom first: at each halving of the image (join: add), or at the
-            full size and at each halving (join: concat, one more number).
+            full size and at each halving (join: concat, one more number). Below a single latent layer, at any
+            number of halvings: a trunk of transposed convolutions, as in LEBM.
         width: Width of the fully connected layers above the top of the trunk.
         join: How a latent layer enters the trunk: add (a linear map is added) or concat (a LeakyReLU map is
             concatenated, with one more convolution on each level).

@@ -3,6 +3,9 @@
 Shapes: B batch, P parameters of a pixel, H height, W width, D width of all layers together, bottom first.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -85,6 +88,21 @@ class _ConcatLevel(nn.Module):
         return out
 
 
+def _single_trunk(shapes: Shapes, channels: Sequence[int]) -> tuple[int, list[nn.Module]]:
+    """Return the trunk below a single latent layer, with the width of the vector that it takes.
+
+    One transposed convolution for each number of channels, as in LEBM; without channels, only the image.
+    """
+    channels = (shapes.outputs, *channels)
+    sizes = halved_sizes(shapes.image[1], len(channels) - 1)
+    plane = (channels[-1], sizes[-1], sizes[-1])
+    trunk: list[nn.Module] = [_Planes(1, plane) if len(channels) > 1 else nn.Unflatten(1, plane)]
+    for i in range(len(channels) - 1, 0, -1):
+        trunk.append(nn.LeakyReLU(_SLOPE, inplace=True))
+        trunk.append(up_convolution(channels[i], channels[i - 1], sizes[i], sizes[i - 1]))
+    return math.prod(plane), trunk
+
+
 class GeneratorNet(Generator):
     """The ladder: h_L = g_L(z_L), h_i = g_i([z_i, h_{i+1}]), parameters of p(x|z) from h_1.
 
@@ -100,8 +118,7 @@ class GeneratorNet(Generator):
         self.levels = nn.ModuleList()
         final: list[nn.Module] = []
         if levels == 0:
-            top_out = shapes.outputs * sizes[0] ** 2
-            final.append(nn.Unflatten(1, (shapes.outputs, sizes[0], sizes[0])))
+            top_out, final = _single_trunk(shapes, config.channels)
         elif config.join == "add":
             channels = (shapes.outputs, *config.channels)
             top_out = channels[levels]

@@ -3,6 +3,8 @@
 Shapes: B batch, C channels, H height, W width, D latent width of all layers together, bottom layer first.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,8 @@ class InferenceNet(Inference):
     """q(z|x) = prod_i N(z_i; mu_i(x), diag V_i(x)): the layers are independent given x.
 
     A trunk r_i = h_i(r_{i-1}) of down blocks, r_0 = x; layer i < L reads r_{i-1} through its own down block,
-    the top layer reads r_{L-1} through two fully connected layers.
+    the top layer reads r_{L-1} through two fully connected layers. A single layer may have a trunk of any
+    length below it.
     """
 
     def __init__(self, shapes: Shapes, config: InferenceConfig) -> None:
@@ -36,11 +39,11 @@ class InferenceNet(Inference):
         self.trunk = nn.ModuleList()
         self.heads = nn.ModuleList()
         self.moments = nn.ModuleList()
-        levels = zip(channels[:-1], channels[1:], sizes[1:], dims[:-1], strict=True)
-        for channels_in, channels_out, size_out, latent_dim in levels:
+        for level, (channels_in, channels_out) in enumerate(pairwise(channels)):
             self.trunk.append(down_block(channels_in, channels_out))
-            self.heads.append(nn.Sequential(down_block(channels_in, channels_out)))
-            self.moments.append(FromPlane(channels_out * size_out**2, 2 * latent_dim))
+            if level < len(dims) - 1:
+                self.heads.append(nn.Sequential(down_block(channels_in, channels_out)))
+                self.moments.append(FromPlane(channels_out * sizes[level + 1] ** 2, 2 * dims[level]))
         features = channels[-1] * sizes[-1] ** 2
         self.heads.append(
             nn.Sequential(
@@ -56,10 +59,13 @@ class InferenceNet(Inference):
         """Return the posterior over all layers for images in [-1, 1]."""
         means, log_variances = [], []
         r_BCHW = channels_last(x_BCHW)
+        if len(self.heads) == 1:
+            for block in self.trunk:
+                r_BCHW = block(r_BCHW)
         for level, (head, moments) in enumerate(zip(self.heads, self.moments, strict=True)):
             mean, log_variance = moments(head(r_BCHW)).chunk(2, dim=1)
             means.append(mean)
             log_variances.append(log_variance)
-            if level < len(self.trunk):
+            if level < len(self.heads) - 1:
                 r_BCHW = self.trunk[level](r_BCHW)
         return DiagGaussian(torch.cat(means, 1), torch.cat(log_variances, 1))

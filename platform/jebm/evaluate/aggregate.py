@@ -6,7 +6,8 @@ gain is a share of that.
 
 q(z) is not known. Here it is a mixture of the training images' posteriors, smoothed with a bandwidth chosen
 on training images that the mixture does not contain. It is a normalised prior fitted without held-out images,
-so its gain on held-out codes is, in expectation, a lower bound: a very good tilt can gain more.
+so its gain on held-out codes is, in expectation, a lower bound: a very good tilt can gain more. Where a
+layer's posterior depends on the layers above, a component has the moments along one sample.
 
 Shapes: N components (training images), M codes, B codes at a time, D latent width, H height, W width, C
 channels.
