@@ -34,11 +34,12 @@ from plots import MILLISECONDS, draw  # type: ignore[import-not-found, unused-ig
 from torch import Tensor, nn
 
 from jebm.core.chain import closed_form_langevin
-from jebm.core.energy import SLOPE, ResolvedEnergy
+from jebm.core.energy import ResolvedEnergy
 from jebm.core.kernels import TORCH
 from jebm.core.langevin import langevin, score_of
 from jebm.core.philox import PhiloxNoise
 from jebm.native import chain as native
+from jebm.native.perceptron import SLOPE
 from jebm.rng import Normal
 
 __all__ = ["main"]

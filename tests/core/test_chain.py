@@ -320,10 +320,10 @@ def draws(count: int, dims: int, steps: int, position: int = 0) -> torch.Tensor:
     if not native.usable(torch.zeros(1)):
         return torch.stack([noise(count, dims) for _ in range(steps)])
     zero = torch.zeros(1, dims), torch.zeros(1)
-    layers, out = [zero, (torch.zeros(1, 1), torch.zeros(1))], []
+    energy, out = ResolvedEnergy((zero, (torch.zeros(1, 1), torch.zeros(1)))), []
     for step in range(steps):
         z = torch.zeros(count, dims)
-        native.run(layers, z, noise.key, first_step=step, slope=0.2, steps=1, step_size=1.0)
+        native.run(energy, z, noise.key, first_step=step, steps=1, step_size=1.0)
         out.append(z)
     return torch.stack(out)
 

@@ -52,7 +52,7 @@ def test_equals_torch_with_the_same_noise(shape, noise):
     """Positions after all steps, and the gradient at the last one, of every chain of the last block too."""
     depth, width, latent_dim, steps, step_size, scale, chains = SHAPES[shape]
     energy, start = resolved(depth, width, latent_dim, scale), NOISE(0, "start")(chains, latent_dim)
-    assert fastest(energy.layers, start).description == "Triton kernel"
+    assert fastest(energy, start).description == "Triton kernel"
     before, how = start.clone(), {"steps": steps, "step_size": step_size}
     expected, info = closed_form_langevin(energy, start, noise_of(noise), kernel=TORCH, **how)
     z, ours = closed_form_langevin(energy, start, noise_of(noise), **how)
@@ -71,11 +71,11 @@ def test_weights_that_do_not_fit_on_chip_are_read_again(depth, monkeypatch):
     expected, _ = closed_form_langevin(energy, start, noise_of("torch"), kernel=TORCH, **how)
     small = triton_chain._memory(depth, 32, 16, held=False)
     monkeypatch.setattr(triton_chain, "_memory_of", lambda _: small)
-    assert triton_chain.hindrance(energy.layers, start) is None
+    assert triton_chain.hindrance(energy, start) is None
     z, _ = closed_form_langevin(energy, start, noise_of("torch"), **how)
     torch.testing.assert_close(z, expected, rtol=0, atol=1e-5)
     monkeypatch.setattr(triton_chain, "_memory_of", lambda _: small - 1)
-    assert "on chip" in str(triton_chain.hindrance(energy.layers, start))
+    assert "on chip" in str(triton_chain.hindrance(energy, start))
     left, _ = closed_form_langevin(energy, start, noise_of("torch"), **how)  # to torch, or C
     torch.testing.assert_close(left, expected, rtol=0, atol=1e-5)
 
@@ -118,11 +118,11 @@ def test_moments_of_the_noise():
     """With f = 0 and s = 1 a step from 0 is the noise: that of the definition, and N(0, 1) to 5 errors."""
     chains, dims, steps = 32, 128, 4
     zero, noise = torch.zeros(1, dims, device=DEVICE), PhiloxNoise(NOISE(0, "chain"))
-    layers = [(zero, zero[0, :1]), (zero[:, :1], zero[0, :1])]
+    energy = ResolvedEnergy(((zero, zero[0, :1]), (zero[:, :1], zero[0, :1])))
     drawn = torch.zeros(steps, chains, dims, device=DEVICE)
     for step in range(steps):
-        how = {"slope": 0.2, "steps": 1, "step_size": 1.0, "first_step": 1000 + step}
-        triton_chain.run(layers, drawn[step], noise.key, **how)
+        how = {"steps": 1, "step_size": 1.0, "first_step": 1000 + step}
+        triton_chain.run(energy, drawn[step], noise.key, **how)
     noise.step = 1000
     defined = torch.stack([noise(chains, dims) for _ in range(steps)])
     torch.testing.assert_close(drawn, defined, rtol=0, atol=2e-6)
@@ -142,13 +142,13 @@ def test_the_log_names_the_kernel(tiny_model):
 def test_without_a_gpu_or_in_double_precision_it_is_not_used(monkeypatch):
     energy, start = resolved(2, 20, 6), torch.zeros(1, 6)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert triton_chain.hindrance(energy.layers, start) == "positions are not on a GPU"
+    assert triton_chain.hindrance(energy, start) == "positions are not on a GPU"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert triton_chain.hindrance(energy.layers, start.double()) == "positions are not float32"
+    assert triton_chain.hindrance(energy, start.double()) == "positions are not float32"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is not None, reason="triton is installed")
 def test_without_triton_torch_computes_the_chain(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     energy, start = resolved(2, 20, 6), torch.zeros(1, 6)
-    assert triton_chain.hindrance(energy.layers, start) == "triton is not installed"
+    assert triton_chain.hindrance(energy, start) == "triton is not installed"

@@ -145,6 +145,8 @@ class Energy:
         depth: Number of hidden layers.
         spectral_norm: Divide every weight matrix by its largest singular value (bounds the slope of f).
         output_scale: Factor on f; with spectral norm it bounds the slope of f.
+        activation: Between the layers: leaky_relu (slope 0.2 below zero, the paper's), silu or softplus (both
+            smooth; slopes up to 1.1 and 1).
 
     """
 
@@ -152,6 +154,7 @@ class Energy:
     depth: int = 2
     spectral_norm: bool = True
     output_scale: float = 1.0
+    activation: Literal["leaky_relu", "silu", "softplus"] = "leaky_relu"
 
     def __post_init__(self) -> None:
         require(self.width >= 0, "energy.width", "must not be negative (0 is the Gaussian prior)")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from jebm.core.energy import SLOPE, ResolvedEnergy
+from jebm.core.energy import ResolvedEnergy
 from jebm.core.kernels import Compiled, Kernel, fastest
 from jebm.core.langevin import ChainInfo
 from jebm.core.parts import FrozenEnergy
@@ -52,7 +52,7 @@ def closed_form_langevin(
     z_BD = start_BD.clone(memory_format=torch.contiguous_format)
     if not isinstance(energy, ResolvedEnergy):
         gradient_BD = _by_its_gradient(energy, z_BD, normal, steps, step_size)
-    elif (compiled := (kernel or fastest(energy.layers, z_BD)).compiled) is None:
+    elif (compiled := (kernel or fastest(energy, z_BD)).compiled) is None:
         gradient_BD = _in_place(energy, z_BD, normal, steps, step_size)
     else:
         gradient_BD = _in_kernel(compiled, energy, z_BD, normal, steps, step_size)
@@ -98,7 +98,7 @@ def _in_kernel(
     step_size: float,
 ) -> Tensor:
     """Do the same as `_in_place`, in a kernel."""
-    run = functools.partial(compiled, energy.layers, z_BD, slope=SLOPE, step_size=step_size)
+    run = functools.partial(compiled, energy, z_BD, step_size=step_size)
     if isinstance(normal, PhiloxNoise):
         first_step, normal.step = normal.step, normal.step + steps
         return run(normal.key, steps=steps, first_step=first_step)

@@ -5,7 +5,7 @@ Shapes: B batch, D or S the width of the latents that f sees, W width of a hidde
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import cast
 
@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jebm.config import Energy as EnergyConfig
+from jebm.core.activations import ACTIVATIONS
 from jebm.core.parts import Energy
 
-__all__ = ["SLOPE", "EnergyNet", "ResolvedEnergy", "SpectralLinear"]
-
-SLOPE = 0.2
-"""Slope of the LeakyReLU below zero."""
+__all__ = ["EnergyNet", "ResolvedEnergy", "SpectralLinear"]
 
 
 class SpectralLinear(nn.Linear):
@@ -59,16 +57,17 @@ class SpectralLinear(nn.Linear):
 class ResolvedEnergy:
     """f with spectral norm and output scale already applied to its constant weights.
 
-    `layers` is (weight, bias) of each linear map, the last one with one row, with LeakyReLU 0.2 between them.
+    `layers` is (weight, bias) of each linear map, the last one with one row; between them, the activation.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
+    activation: str = "leaky_relu"
 
     def f(self, z_BD: Tensor) -> Tensor:
         """Return the values of f, (B,), in nats; differentiable in z."""
-        h = z_BD
+        h, activate = z_BD, ACTIVATIONS[self.activation].apply
         for weight, bias in self.layers[:-1]:
-            h = F.leaky_relu(F.linear(h, weight, bias), SLOPE)
+            h = activate(F.linear(h, weight, bias))
         return F.linear(h, *self.layers[-1]).squeeze(1)
 
     def gradient(self, z_BD: Tensor) -> Tensor:
@@ -78,55 +77,64 @@ class ResolvedEnergy:
     @torch.no_grad()
     def value_and_gradient(self, z_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Return f(z), (B,), and grad f(z), (B, D), in closed form from one pass, without a graph."""
-        buffers = self.buffers(z_BD)
-        gradient_BD = self.first_layer_gradient(z_BD, buffers) @ self.layers[0][0]
-        weight, bias = self.layers[-1]
-        return torch.addmm(bias, buffers[-1][0], weight.mT).squeeze(1), gradient_BD
+        buffers, (weight, bias) = self.buffers(z_BD), self.layers[-1]
+        f_B = torch.addmm(bias, self._forward(z_BD, buffers), weight.mT).squeeze(1)
+        return f_B, self._backward(buffers) @ self.layers[0][0]
 
     def buffers(self, z_BD: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return buffers for the values and gradients of each hidden layer, two (B, W)."""
+        """Return buffers for the values and the gradients of each hidden layer, two (B, W)."""
         shapes = [(len(z_BD), len(weight)) for weight, _ in self.layers[:-1]]
         return [(z_BD.new_empty(shape), z_BD.new_empty(shape)) for shape in shapes]
 
     def first_layer_gradient(self, z_BD: Tensor, buffers: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Return the gradient of f in the first linear map's output, (B, W), computed in the `buffers`.
 
-        Multiplied by the first weight, it is grad f(z). A LeakyReLU keeps the sign, so its output determines
-        its slope: 1 above zero, 0.2 at and below zero, as in autograd. Call it under `torch.no_grad()`.
+        Multiplied by the first weight, it is grad f(z). Call it under `torch.no_grad()`.
         """
-        h = z_BD
-        for (weight, bias), (values, _) in zip(self.layers[:-1], buffers, strict=True):
+        self._forward(z_BD, buffers)
+        return self._backward(buffers)
+
+    def _forward(self, z_BD: Tensor, buffers: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the last hidden layer's output, (B, W), in a buffer that `_backward` overwrites."""
+        h, activate_ = z_BD, ACTIVATIONS[self.activation].forward_
+        for (weight, bias), (values, spare) in zip(self.layers[:-1], buffers, strict=True):
             torch.addmm(bias, h, weight.mT, out=values)
-            h = F.leaky_relu_(values, SLOPE)
-        gradient = self.layers[-1][0].expand(len(z_BD), -1)
+            h = activate_(values, spare)
+        return h
+
+    def _backward(self, buffers: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the gradient of f in the first linear map's output, (B, W), of the last `_forward`."""
+        backward_ = ACTIVATIONS[self.activation].backward_
+        gradient = self.layers[-1][0].expand(len(buffers[0][0]), -1)
         for i in range(len(buffers) - 1, -1, -1):
             values, out = buffers[i]
             if i < len(buffers) - 1:
                 gradient = torch.mm(buffers[i + 1][1], self.layers[i + 1][0], out=out)
-            torch.ops.aten.leaky_relu_backward.grad_input(gradient, values, SLOPE, True, grad_input=out)
+            backward_(gradient, values, out)
         return buffers[0][1]
 
     def scaled(self, factor: float) -> "ResolvedEnergy":
         """Return factor * f: for annealed importance sampling, the bridge from p0 (0) to the prior (1)."""
         weight, bias = self.layers[-1]
-        return ResolvedEnergy((*self.layers[:-1], (weight * factor, bias * factor)))
+        return replace(self, layers=(*self.layers[:-1], (weight * factor, bias * factor)))
 
 
 class EnergyNet(Energy):
-    """f(z) = scale * MLP(z), hidden layers with LeakyReLU 0.2, one output; S latents that f sees."""
+    """f(z) = scale * MLP(z), hidden layers with the activation, one output; S latents that f sees."""
 
     def __init__(self, seen: int, config: EnergyConfig) -> None:
         super().__init__()
         linear = SpectralLinear if config.spectral_norm else nn.Linear
         widths = [seen, *[config.width] * config.depth, 1]
         self.linears = nn.ModuleList(linear(a, b) for a, b in pairwise(widths))
+        self.activation = config.activation
         self.output_scale = config.output_scale
 
     def forward(self, z_BS: Tensor) -> Tensor:
         """Return f(z), (B,), in nats."""
-        h = z_BS
+        h, activate = z_BS, ACTIVATIONS[self.activation].apply
         for linear in self.linears[:-1]:
-            h = F.leaky_relu(linear(h), SLOPE)
+            h = activate(linear(h))
         f_B: Tensor = self.linears[-1](h).squeeze(1)
         return self.output_scale * f_B
 
@@ -145,7 +153,7 @@ class EnergyNet(Energy):
         for linear in self.layers():
             weight = linear.normalised_weight() if isinstance(linear, SpectralLinear) else linear.weight
             layers.append((weight.detach(), linear.bias.detach()))
-        return ResolvedEnergy(tuple(layers)).scaled(self.output_scale)
+        return ResolvedEnergy(tuple(layers), self.activation).scaled(self.output_scale)
 
     def settle(self) -> None:
         """Do five power iterations per layer, after a weight update; no effect without spectral norm.

@@ -3,7 +3,6 @@
 Shapes: B chains, D dimensions, K steps.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,11 +11,9 @@ from torch import Tensor
 
 from jebm.native import chain as native
 from jebm.native import triton_chain
+from jebm.native.perceptron import Perceptron
 
 __all__ = ["TORCH", "Compiled", "Kernel", "fastest"]
-
-Layers = Sequence[tuple[Tensor, Tensor]]
-"""Weight and bias of each linear map of f, the last one with one row."""
 
 
 class Compiled(Protocol):
@@ -24,12 +21,11 @@ class Compiled(Protocol):
 
     def __call__(
         self,
-        layers: Layers,
+        energy: Perceptron,
         z_BD: Tensor,
         noise: Tensor | tuple[int, int],
         *,
         first_step: int = 0,
-        slope: float,
         steps: int,
         step_size: float,
     ) -> Tensor:
@@ -49,11 +45,11 @@ class Kernel:
 TORCH = Kernel("torch", None)
 
 
-def fastest(layers: Layers, z_BD: Tensor) -> Kernel:
-    """Return the fastest kernel for these layers and positions; compiled ones take only float32."""
+def fastest(energy: Perceptron, z_BD: Tensor) -> Kernel:
+    """Return the fastest kernel for this energy and positions; compiled ones take only float32."""
     if z_BD.dtype != torch.float32:
         return TORCH
-    hindrance = triton_chain.hindrance(layers, z_BD)
+    hindrance = triton_chain.hindrance(energy, z_BD)
     if hindrance is None:
         return Kernel("Triton kernel", triton_chain.run)
     if not z_BD.is_cpu:

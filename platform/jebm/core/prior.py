@@ -94,8 +94,7 @@ def sample_prior(
 def _kernel_of(energy: Energy, probe_BS: Tensor, config: Langevin) -> Kernel | None:
     """Return what computes chains of this energy without autograd; None if nothing can."""
     if isinstance(energy, EnergyNet):
-        layers = [(linear.weight, linear.bias) for linear in energy.layers()]
-        return TORCH if config.kernel == "torch" else fastest(layers, probe_BS)
+        return TORCH if config.kernel == "torch" else fastest(energy.frozen(), probe_BS)
     with torch.no_grad():
         has_gradient = energy.gradient(probe_BS) is not None
     return Kernel("torch (the energy's own gradient)", None) if has_gradient else None

@@ -1,44 +1,33 @@
-/* Langevin chains on p(z) proportional to exp(f(z)) N(z; 0, I), f an MLP with LeakyReLU. Called by chain.py.
+/* Langevin chains on p(z) proportional to exp(f(z)) N(z; 0, I), f an MLP. Called by chain.py.
 
    Chains lie along the lanes of SIMD registers: a block of up to VECTORS vectors of chains keeps its positions
    and hidden values in cache as (feature, chain), weights are broadcast, and sums over the inputs of up to
    ROWS features stay in registers. Products are fused with sums only where it says so (and -ffp-contract=off),
    so that what a chain computes depends neither on its block nor on the number of threads. */
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "simd.h"
+
 #include <pthread.h>
-#include <stdint.h>
 #include <stdlib.h>
 
 /* Sums of a tile: enough to hide an FMA's latency (8: 4 cycles, 2 a cycle), no more than registers hold. */
 #if defined(__AVX512F__)
-#define LANES 16
 #define VECTORS 2 /* of a large block */
 #define SUMS 20
 #define ROWS(vectors) 10 /* 10 x 2 sums, 2 inputs and a weight: 23 of 32 registers */
 #elif defined(__AVX2__)
-#define LANES 8
 #define VECTORS 3
 #define SUMS 12 /* 12, 2 inputs and a weight: 15 of 16 registers; the third input stays in memory */
 #define ROWS(vectors) (SUMS / (vectors))
 #else
-#define LANES 4
 #define VECTORS 2
 #define SUMS 10
 #define ROWS(vectors) (SUMS / (vectors))
 #endif
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t ints __attribute__((vector_size(4 * LANES)));
-typedef uint32_t words __attribute__((vector_size(4 * LANES)));
-typedef uint64_t wide __attribute__((vector_size(4 * LANES)));
 
 /* The same, field by field, as _Job in chain.py. All arrays are float32 and contiguous. */
 typedef struct {
-    int64_t chains, dims, steps, first_step, depth, threads;
+    int64_t chains, dims, steps, first_step, depth, activation, threads;
     const int64_t *widths;          /* of each hidden layer */
     const float *const *weights;    /* of each hidden layer (out, in) */
     const float *const *transposed; /* of each hidden layer (in, out) */
@@ -51,55 +40,20 @@ typedef struct {
     uint32_t key[2];
 } Job;
 
-INLINE floats choose(ints where, floats yes, floats no) {
-    return (floats)((where & (ints)yes) | (~where & (ints)no));
-}
+/* `activation` of a Job: the order is that of _ACTIVATIONS in chain.py, and of the products forward below. */
+enum { LEAKY_RELU, SILU, SOFTPLUS };
 
-/* a * b + c, rounded once where the CPU can. */
-INLINE floats fused(floats a, floats b, floats c) {
-#if defined(__AVX512F__)
-    return (floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__AVX2__) && defined(__FMA__)
-    return (floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined(__FP_FAST_FMAF)
-    float *x = (float *)&a, *y = (float *)&b, *sum = (float *)&c;
-    for (int l = 0; l < LANES; l++) sum[l] = __builtin_fmaf(x[l], y[l], sum[l]);
-    return c;
-#else
-    return a * b + c;
-#endif
-}
+/* Products: forward through an activation, backward through the LeakyReLU or a smooth activation, plain. */
+enum { FORWARD, FORWARD_SILU, FORWARD_SOFTPLUS, BACKWARD, BACKWARD_SMOOTH, PLAIN, KINDS };
 
-/* The same with b read from memory, and a value read into a register once for all its uses. Compilers left to
-   themselves choose otherwise, run out of AVX2's 16 registers and keep sums in memory: 20 to 40 % slower. */
-INLINE floats fused_from(floats a, const floats *b, floats c) {
-#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
-    __asm__("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(a), "m"(*b));
-    return c;
-#else
-    return fused(a, *b, c);
-#endif
-}
-
-INLINE floats held(floats x) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-    __asm__("" : "+x"(x));
-#endif
-    return x;
-}
-
-/* Minus, since a + 0 is not a for a = -0, so that a compiler would have to add. */
-INLINE floats all(float a) { return a - (floats){0}; }
-
-enum { FORWARD, BACKWARD, PLAIN };
-
-/* out[r] = sum_i weight[i * stride + r] x[i] for r < rows. FORWARD: plus bias[r], through the LeakyReLU.
-   BACKWARD: times the LeakyReLU's slope at the value that out[r] held. */
+/* out[r] = sum_i weight[i * stride + r] x[i] for r < rows. Forward: plus bias[r], through the activation.
+   Backward: times the activation's slope. A LeakyReLU keeps the sign, so that the value that out[r] held says
+   the slope; a smooth activation stores its slopes behind its values, `stride` features on. */
 INLINE void tile(int rows, int vectors, int kind, int64_t inputs, int64_t stride, const float *weight,
                  const floats *x, const float *bias, float slope, floats *out) {
     floats sum[SUMS], in[2];
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++) sum[r * vectors + v] = all(kind == FORWARD ? bias[r] : 0.0f);
+        for (int v = 0; v < vectors; v++) sum[r * vectors + v] = all(kind < BACKWARD ? bias[r] : 0.0f);
     for (int64_t i = 0; i < inputs; i++, x += vectors) {
         for (int v = 0; v < vectors && v < 2; v++) in[v] = held(x[v]);
         for (int r = 0; r < rows; r++) {
@@ -110,8 +64,12 @@ INLINE void tile(int rows, int vectors, int kind, int64_t inputs, int64_t stride
             }
         }
     }
+    floats *slopes = out + stride * vectors;
     for (int j = 0; j < rows * vectors; j++)
         if (kind == PLAIN) out[j] = sum[j];
+        else if (kind == FORWARD_SILU) out[j] = silu(sum[j], slopes + j);
+        else if (kind == FORWARD_SOFTPLUS) out[j] = softplus(sum[j], slopes + j);
+        else if (kind == BACKWARD_SMOOTH) out[j] = sum[j] * slopes[j];
         else /* one product by 1 or the slope leaves the FMA units freer than a choice between two does */
             out[j] = sum[j] * choose((kind == FORWARD ? sum[j] : out[j]) > 0, all(1), all(slope));
 }
@@ -143,18 +101,18 @@ typedef void Product(int64_t outputs, int64_t inputs, const float *weight, const
                                                         const float *bias, float slope, floats *out) {    \
         tiles(vectors, kind, outputs, inputs, weight, x, bias, slope, out);                               \
     }
-PRODUCT(FORWARD, 1) PRODUCT(BACKWARD, 1) PRODUCT(PLAIN, 1)
-PRODUCT(FORWARD, 2) PRODUCT(BACKWARD, 2) PRODUCT(PLAIN, 2)
+#define PRODUCTS(vectors)                                                                                 \
+    PRODUCT(FORWARD, vectors) PRODUCT(FORWARD_SILU, vectors) PRODUCT(FORWARD_SOFTPLUS, vectors)           \
+    PRODUCT(BACKWARD, vectors) PRODUCT(BACKWARD_SMOOTH, vectors) PRODUCT(PLAIN, vectors)
+#define ROW(v) {FORWARD##v, FORWARD_SILU##v, FORWARD_SOFTPLUS##v, BACKWARD##v, BACKWARD_SMOOTH##v, PLAIN##v}
+PRODUCTS(1)
+PRODUCTS(2)
 #if VECTORS > 2
-PRODUCT(FORWARD, 3) PRODUCT(BACKWARD, 3) PRODUCT(PLAIN, 3)
+PRODUCTS(3)
+static Product *const product[VECTORS][KINDS] = {ROW(1), ROW(2), ROW(3)};
+#else
+static Product *const product[VECTORS][KINDS] = {ROW(1), ROW(2)};
 #endif
-static Product *const product[VECTORS][3] = {
-    {FORWARD1, BACKWARD1, PLAIN1},
-    {FORWARD2, BACKWARD2, PLAIN2},
-#if VECTORS > 2
-    {FORWARD3, BACKWARD3, PLAIN3},
-#endif
-};
 
 /* The even words of a times b, 64 bits each. */
 INLINE wide products(wide a, uint32_t b) {
@@ -185,24 +143,6 @@ INLINE void philox(words c[4], const uint32_t key[2]) {
     for (int i = 0; i < 4; i++) c[i] = (words)((half[0][i] & 0xFFFFFFFFu) | (half[1][i] << 32));
 }
 
-/* log of x in (0, 1]: x = 2^e (1 + m), 1 + m in [sqrt(1/2), sqrt(2)); polynomial of Cephes' logf. */
-INLINE floats logarithm(floats x) {
-    const ints e = ((ints)x - 0x3F3504F3) >> 23;
-    const floats m = (floats)((ints)x - (e << 23)) - 1.0f, n = __builtin_convertvector(e, floats), m2 = m * m;
-    static const float c[] = {-1.1514610310e-1f, 1.1676998740e-1f,  -1.2420140846e-1f,
-                              1.4249322787e-1f,  -1.6668057665e-1f, 2.0000714765e-1f,
-                              -2.4999993993e-1f, 3.3333331174e-1f,  -0.5f};
-    floats y = all(7.0376836292e-2f);
-    for (int i = 0; i < 9; i++) y = fused(y, m, all(c[i]));
-    return fused(n, all(0.693147181f), fused(y, m2, m));
-}
-
-INLINE floats square_root(floats x) {
-    floats y = x;
-    for (int l = 0; l < LANES; l++) ((float *)&y)[l] = __builtin_sqrtf(((float *)&x)[l]);
-    return y;
-}
-
 /* Box and Muller's two normals of two words. The radius takes 24 bits of a. Of b, two bits choose the quarter
    turn and 23 the angle in (-pi/4, pi/4) within it; polynomials of Cephes' sinf and cosf. */
 INLINE void normals(words a, words b, floats *first, floats *second) {
@@ -221,10 +161,15 @@ INLINE void normals(words a, words b, floats *first, floats *second) {
     *second = radius * (floats)((words)choose(odd, cosine, sine) ^ (b & sign));
 }
 
+/* Features that a hidden layer keeps from forward to backward: values, and slopes of a smooth activation. */
+INLINE int64_t held_of(const Job *job, int64_t layer) {
+    return job->widths[layer] * (job->activation == LEAKY_RELU ? 1 : 2);
+}
+
 /* Vectors of scratch memory that a block of `vectors` needs. */
 INLINE int64_t scratch(const Job *job, int vectors) {
     int64_t features = 3 * job->dims + 4; /* positions, gradient, noise in fours */
-    for (int64_t j = 0; j < job->depth; j++) features += job->widths[j];
+    for (int64_t j = 0; j < job->depth; j++) features += held_of(job, j);
     return features * vectors;
 }
 
@@ -235,7 +180,10 @@ INLINE void block(const Job *job, int vectors, int64_t first, floats *memory) {
     floats *z = memory, *gradient = z + dims * vectors, *noise = gradient + dims * vectors;
     floats *hidden[depth];
     hidden[0] = noise + (dims + 4) * vectors;
-    for (int64_t j = 1; j < depth; j++) hidden[j] = hidden[j - 1] + job->widths[j - 1] * vectors;
+    for (int64_t j = 1; j < depth; j++) hidden[j] = hidden[j - 1] + held_of(job, j - 1) * vectors;
+    Product *const *kinds = product[vectors - 1];
+    Product *const forward = kinds[FORWARD + job->activation];
+    Product *const backward = kinds[job->activation == LEAKY_RELU ? BACKWARD : BACKWARD_SMOOTH];
     words index = {0};
     for (int l = 0; l < LANES; l++) ((uint32_t *)&index)[l] = (uint32_t)(first + l);
 
@@ -246,21 +194,21 @@ INLINE void block(const Job *job, int vectors, int64_t first, floats *memory) {
         const floats *x = z;
         int64_t inputs = dims;
         for (int64_t j = 0; j < depth; j++) {
-            product[vectors - 1][FORWARD](job->widths[j], inputs, job->transposed[j], x, job->biases[j],
-                                          slope, hidden[j]);
+            forward(job->widths[j], inputs, job->transposed[j], x, job->biases[j], slope, hidden[j]);
             x = hidden[j], inputs = job->widths[j];
         }
         for (int64_t o = 0; o < inputs; o++)
             for (int v = 0; v < vectors; v++) {
                 const floats weight = all(job->last[o]);
                 floats *value = hidden[depth - 1] + o * vectors + v;
-                *value = choose(*value > 0, weight, slope * weight);
+                if (job->activation == LEAKY_RELU) *value = choose(*value > 0, weight, slope * weight);
+                else *value = weight * value[inputs * vectors];
             }
         for (int64_t j = depth - 1; j > 0; j--) /* a layer's gradient takes the place of its values */
-            product[vectors - 1][BACKWARD](job->widths[j - 1], job->widths[j], job->weights[j], hidden[j],
-                                           job->biases[j - 1], slope, hidden[j - 1]);
-        product[vectors - 1][PLAIN](dims, job->widths[0], job->weights[0], hidden[0], job->weights[0], 0,
-                                    gradient); /* a bias is not read here, nor above */
+            backward(job->widths[j - 1], job->widths[j], job->weights[j], hidden[j], job->biases[j - 1],
+                     slope, hidden[j - 1]);
+        kinds[PLAIN](dims, job->widths[0], job->weights[0], hidden[0], job->weights[0], 0,
+                     gradient); /* a bias is not read here, nor above */
         if (k == job->steps - 1)
             for (int64_t c = 0; c < chains; c++)
                 for (int64_t d = 0; d < dims; d++)

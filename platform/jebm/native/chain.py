@@ -1,9 +1,9 @@
 """The Langevin chain of `jebm.core.chain` as one call into C, built on first use by the available compiler.
 
-The source, `chain.c`, ships with the package, so a node needs a C compiler (cc, gcc, clang, or the one in the
-wheel `ziglang`: `pip install ziglang`) but no build step. The build is kept in the user's cache folder, under
-a hash of the source, the compiler's version and the CPU's instruction set. Shapes: B chains, D dimensions, K
-steps.
+The sources, `chain.c` and `simd.h`, ship with the package, so a node needs a C compiler (cc, gcc, clang, or
+the one in the wheel `ziglang`: `pip install ziglang`) but no build step. The build is kept in the user's
+cache folder, under a hash of the sources, the compiler's version and the CPU's instruction set. Shapes: B
+chains, D dimensions, K steps.
 """
 
 import ctypes
@@ -22,20 +22,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from jebm.native.perceptron import SLOPE, Perceptron
 from jebm.paths import cache_folder
 
 __all__ = ["describe", "run", "usable"]
 
-_SOURCE = Path(__file__).with_name("chain.c")
+_SOURCE, _HEADER = (Path(__file__).with_name(name) for name in ("chain.c", "simd.h"))
 _FLAGS = ("-O3", "-march=native", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno")
 _TIMEOUT_SECONDS = 300
+_ACTIVATIONS = ("leaky_relu", "silu", "softplus")
+"""In the order of their numbers in chain.c."""
 
 
 class _Job(ctypes.Structure):
     """The struct Job of chain.c."""
 
     _fields_ = [
-        *[(name, ctypes.c_int64) for name in ("chains", "dims", "steps", "first_step", "depth", "threads")],
+        *[(name, ctypes.c_int64) for name in ("chains", "dims", "steps", "first_step")],
+        *[(name, ctypes.c_int64) for name in ("depth", "activation", "threads")],
         *[(name, ctypes.c_void_p) for name in ("widths", "weights", "transposed", "biases", "last")],
         *[(name, ctypes.c_void_p) for name in ("noise", "z", "gradient")],
         *[(name, ctypes.c_float) for name in ("step_size", "slope")],
@@ -54,26 +58,26 @@ def describe() -> str:
 
 
 def run(
-    layers: Sequence[tuple[Tensor, Tensor]],
+    energy: Perceptron,
     z_BD: Tensor,
     noise: Tensor | tuple[int, int],
     *,
     first_step: int = 0,
-    slope: float,
     steps: int,
     step_size: float,
 ) -> Tensor:
     """Advance the chains `z_BD` by `steps` in place; return the gradient (B, D) of log p at the last step.
 
-    `layers` are (weight, bias) of the linear maps of f, the last one with one row. `noise` is (K, B, D), or
-    the key (two 32-bit words) of `jebm.core.philox` noise that the kernel draws itself from `first_step` on.
-    Uses as many threads as torch; the result does not depend on their number.
+    `energy` has one of the activations that `energy.activation` names. `noise` is (K, B, D), or the key (two
+    32-bit words) of `jebm.core.philox` noise that the kernel draws itself from `first_step` on. Uses as many
+    threads as torch; the result does not depend on their number.
     """
     library, why = _library()
     if library is None:
         raise RuntimeError(f"no C kernel: {why}")
     if z_BD.dtype != torch.float32:
         raise TypeError(f"the C kernel computes in float32, not in {z_BD.dtype}")
+    layers = energy.layers
     # Arrays of pointers, kept alive until the call returns.
     hidden = [
         (weight.contiguous(), weight.mT.contiguous(), bias.contiguous()) for weight, bias in layers[:-1]
@@ -85,11 +89,12 @@ def run(
     given = noise.contiguous() if isinstance(noise, Tensor) else None
     # The fields of the struct, in order.
     job = _Job(
-        *(*z_BD.shape, steps, first_step, len(hidden), torch.get_num_threads()),
+        *(*z_BD.shape, steps, first_step),
+        *(len(hidden), _ACTIVATIONS.index(energy.activation), torch.get_num_threads()),
         *(ctypes.addressof(array) for array in (widths, weights, transposed, biases)),
         last.data_ptr(),
         None if given is None else given.data_ptr(),
-        *(z_BD.data_ptr(), gradient_BD.data_ptr(), step_size, slope),
+        *(z_BD.data_ptr(), gradient_BD.data_ptr(), step_size, SLOPE),
         (ctypes.c_uint32 * 2)(*(noise if isinstance(noise, tuple) else (0, 0))),
     )
     if library.jebm_chain(ctypes.byref(job)) != 0:
@@ -125,7 +130,7 @@ def _compilers() -> Iterator[list[str]]:
 
 
 def _built(compiler: list[str]) -> Path:
-    """Return the shared library of this source, compiler and CPU; build it unless it is in the cache.
+    """Return the shared library of these sources, compiler and CPU; build it unless it is in the cache.
 
     Raises:
         OSError, subprocess.SubprocessError: the compiler cannot be run, or fails.
@@ -133,7 +138,9 @@ def _built(compiler: list[str]) -> Path:
     """
     # Predefined macros identify the compiler's version and, with -march=native, the CPU's instruction set.
     predefined = _output([*compiler, *_FLAGS, "-dM", "-E", "-x", "c", os.devnull])
-    digest = hashlib.blake2b(_SOURCE.read_bytes() + predefined.encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(
+        _SOURCE.read_bytes() + _HEADER.read_bytes() + predefined.encode(), digest_size=16
+    ).hexdigest()
     folder = _cache_folder()
     library = folder / f"chain-{digest}.so"
     if not library.exists():

@@ -11,10 +11,13 @@ import math
 import os
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from jebm.native.perceptron import SLOPE, Perceptron
 
 __all__ = ["hindrance", "run"]
 
@@ -25,18 +28,20 @@ _DEEPEST = 32
 """The most hidden layers: the kernel keeps their signs in one word."""
 
 
-def hindrance(layers: Sequence[tuple[Tensor, Tensor]], z_BD: Tensor) -> str | None:
-    """Return briefly why `run` cannot take these layers and positions, or None.
+def hindrance(energy: Perceptron, z_BD: Tensor) -> str | None:
+    """Return briefly why `run` cannot take this energy and these positions, or None.
 
-    It takes float32 on a GPU that can run the kernel.
+    It takes LeakyReLU and float32 on a GPU that can run the kernel.
     """
     if not z_BD.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return "positions are not on a GPU"
     if z_BD.dtype != torch.float32:
         return "positions are not float32"
+    if energy.activation != "leaky_relu":
+        return f"it has no {energy.activation}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    depth, width, dims = _sizes(layers)
+    depth, width, dims = _sizes(energy.layers)
     if depth > _DEEPEST:
         return f"{depth} hidden layers, more than {_DEEPEST}"
     needed, there = _memory(depth, width, dims, held=False), _memory_of(z_BD.device)
@@ -46,25 +51,24 @@ def hindrance(layers: Sequence[tuple[Tensor, Tensor]], z_BD: Tensor) -> str | No
 
 
 def run(
-    layers: Sequence[tuple[Tensor, Tensor]],
+    energy: Perceptron,
     z_BD: Tensor,
     noise: Tensor | tuple[int, int],
     *,
     first_step: int = 0,
-    slope: float,
     steps: int,
     step_size: float,
 ) -> Tensor:
     """Advance the chains `z_BD` by `steps` in place; return the gradient (B, D) of log p at the last step.
 
-    `layers` are (weight, bias) of the linear maps of f, the last one with one row. `noise` is (K, B, D), or
-    the key (two 32-bit words) of `jebm.core.philox` noise that the kernel draws itself from `first_step` on.
-    A chain's result does not depend on the other chains.
+    `noise` is (K, B, D), or the key (two 32-bit words) of `jebm.core.philox` noise that the kernel draws
+    itself from `first_step` on. A chain's result does not depend on the other chains.
     """
     from jebm.native.triton_kernel import chain_kernel  # noqa: PLC0415 (imports triton)
 
     # Pad matrices to the sizes that Triton's products need: rows and columns of zeros change nothing.
     chains, dims = z_BD.shape
+    layers = energy.layers
     depth, width, padded_dims = _sizes(layers)
     first_WD = _pad(layers[0][0], width, padded_dims)
     hidden = [_pad(weight, width, width) for weight, _ in layers[1:-1]]
@@ -81,7 +85,7 @@ def run(
                 *(biases_LW, _pad(layers[-1][0], 1, width)),
                 *(word - ((word >> 31) << 32) for word in key),  # the same bits as int32
                 *(chains, dims, steps, first_step),
-                *(step_size, 0.5 * step_size**2, slope),
+                *(step_size, 0.5 * step_size**2, SLOPE),
                 BLOCK=_BLOCK,
                 DIMS=padded_dims,
                 WIDTH=width,
@@ -91,6 +95,13 @@ def run(
                 num_stages=1,
             )
     return gradient_BD
+
+
+class _Zero(NamedTuple):
+    """f = 0."""
+
+    layers: Sequence[tuple[Tensor, Tensor]]
+    activation: str = "leaky_relu"
 
 
 @functools.cache
@@ -105,7 +116,7 @@ def _failure(device: torch.device, depth: int, width: int, dims: int) -> str | N
         for columns, rows in pairwise(widths)
     ]
     try:
-        run(layers, torch.zeros(1, dims, device=device), (0, 0), slope=0.0, steps=0, step_size=0.0)
+        run(_Zero(layers), torch.zeros(1, dims, device=device), (0, 0), steps=0, step_size=0.0)
     except Exception as error:  # any error: torch can compute the chain instead
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['failed'])[0]}"
     return None

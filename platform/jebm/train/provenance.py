@@ -11,7 +11,7 @@ import jebm
 
 __all__ = ["provenance"]
 
-_SOURCES = (".py", ".c")
+_SOURCES = (".py", ".c", ".h")
 _PACKAGES = ("torch", "ray", "numpy", "pyarrow", "boto3")
 
 
