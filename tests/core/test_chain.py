@@ -203,7 +203,7 @@ def test_a_generator_that_maps_noise_to_latents_goes_through_autograd(tiny_model
     identity, _ = sample_prior(model, how, 30, NOISE(0, "chain"))
     assert PriorSampler(model, how).kernel == native.describe()
     assert PriorSampler(model, Langevin(20, 0.4, "torch")).kernel == "torch"
-    assert PriorSampler(model, Langevin(20, 0.4, "autograd")).kernel == "autograd"
+    assert PriorSampler(model, Langevin(20, 0.4, "autograd")).kernel == "autograd (langevin.kernel)"
     assert "Gaussian" in PriorSampler(tiny_model((2, 1), width=0), how).kernel
 
     class Stretched(type(model.generator)):
@@ -211,7 +211,7 @@ def test_a_generator_that_maps_noise_to_latents_goes_through_autograd(tiny_model
             return 3 * noise
 
     model.generator.__class__ = Stretched
-    assert PriorSampler(model, how).kernel == "autograd"
+    assert PriorSampler(model, how).kernel == "autograd (the generator maps codes to latents)"
     normal = NOISE(0, "chain")
     start, energy = normal(30, 3), model.energy.frozen()
     score = score_of(lambda e: energy.f(3 * e) - 0.5 * e.square().sum(1))

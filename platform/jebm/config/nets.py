@@ -173,7 +173,8 @@ class Langevin:
             (1 - s^2/2)^K is small: s = 0.4, K = 40 leaves 0.035; s = 0.1, K = 40 leaves 0.82.
         kernel: What computes the chain: auto (compiled, with C on a CPU or Triton on a GPU if available; else
             torch), torch (closed-form gradient) or autograd (the reference). They differ only by rounding;
-            autograd is always used if the generator maps noise to latents.
+            autograd is always used if the generator maps noise to latents, or if an energy by class has no
+            gradient of its own.
         noise: What draws the steps' noise: torch (its generators) or philox (counter-based: drawn in the
             compiled kernel; the same with every kernel and on every device).
 

@@ -1,8 +1,8 @@
 """The chain on p(z) proportional to exp(f(z)) N(z; 0, I) without autograd: grad f in closed form.
 
 `jebm.core.langevin.langevin` with `score_of` defines the result; with the same noise, all implementations
-here (in-place torch operations, the C kernel, the Triton kernel) differ from it only by rounding. Shapes: B
-chains, D dimensions, K steps.
+here (in-place torch operations, for our energy net or for any energy that brings its gradient; the C kernel;
+the Triton kernel) differ from it only by rounding. Shapes: B chains, D dimensions, K steps.
 """
 
 import functools
@@ -51,7 +51,8 @@ def closed_form_langevin(
     """
     z_BD = start_BD.clone(memory_format=torch.contiguous_format)
     if not isinstance(energy, ResolvedEnergy):
-        gradient_BD = _by_its_gradient(energy, z_BD, normal, steps, step_size)
+        with _one_thread(kernel is not None and len(z_BD) <= kernel.small):
+            gradient_BD = _by_its_gradient(energy, z_BD, normal, steps, step_size)
     elif (compiled := (kernel or fastest(energy, z_BD)).compiled) is None:
         gradient_BD = _in_place(energy, z_BD, normal, steps, step_size)
     else:
@@ -81,10 +82,11 @@ def _by_its_gradient(
 ) -> Tensor:
     """Do the same as `_in_place` for an energy of which only the gradient is known."""
     gradient_BD = torch.zeros_like(z_BD)
-    half_square = 0.5 * step_size**2
-    for _ in range(steps):
-        gradient_BD = energy.gradient(z_BD) - z_BD
-        z_BD.add_(gradient_BD, alpha=half_square)
+    for step in range(steps):
+        gradient_of_f = energy.gradient(z_BD)
+        if step == steps - 1:
+            gradient_BD = gradient_of_f - z_BD
+        z_BD.lerp_(gradient_of_f, 0.5 * step_size**2)  # z + s^2/2 (grad f - z)
         z_BD.add_(normal(*z_BD.shape), alpha=step_size)
     return gradient_BD
 

@@ -142,7 +142,10 @@ class Energy(nn.Module, ABC):
         return None
 
     def frozen(self) -> FrozenEnergy:
-        """Return f with its present weights, to be used before the next update."""
+        """Return f with its present weights, to be used before the next update.
+
+        A chain asks once: a class that derives constants from its weights may return them with it.
+        """
         return _Frozen(self)
 
     def settle(self) -> None:

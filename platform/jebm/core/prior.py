@@ -10,8 +10,7 @@ from torch import Tensor
 
 from jebm.config import Langevin
 from jebm.core.chain import closed_form_langevin
-from jebm.core.energy import EnergyNet
-from jebm.core.kernels import TORCH, Kernel, fastest
+from jebm.core.kernels import Kernel, without_autograd
 from jebm.core.langevin import ChainInfo, langevin, score_of
 from jebm.core.model import JointModel
 from jebm.core.parts import Energy
@@ -46,42 +45,54 @@ class PriorSampler:
     def __init__(self, model: JointModel, config: Langevin) -> None:
         self._model, self._config = model, config
         self._kernel: Kernel | None = None
+        self._noise_is_latents = True
         self.kernel = "none (Gaussian prior)"
-        """Short description of what computes the chains."""
+        """Short description of what computes the chains; of autograd, why nothing else does."""
         energy = model.energy
         if energy is None:
             return
-        self.kernel = "autograd"
-        probe_BD = next(energy.parameters()).detach().new_zeros(1, model.latent_dim)
-        if config.kernel != "autograd" and model.generator.latents(probe_BD) is probe_BD:
-            self._kernel = _kernel_of(energy, model.seen(probe_BD), config)
+        probe_BD = next(model.parameters()).detach().new_zeros(1, model.latent_dim)
+        self._noise_is_latents = model.generator.latents(probe_BD) is probe_BD
+        if not self._noise_is_latents:
+            self.kernel = "autograd (the generator maps codes to latents)"
+        elif config.kernel == "autograd":
+            self.kernel = "autograd (langevin.kernel)"
+        else:
+            compiled = config.kernel == "auto"
+            self._kernel = without_autograd(energy, model.seen(probe_BD), compiled=compiled)
+            self.kernel = f"autograd ({type(energy).__name__} has no gradient of its own)"
         if self._kernel is not None:
             self.kernel = self._kernel.description
 
     @torch.no_grad()
     def __call__(self, count: int, normal: Normal) -> tuple[Tensor, ChainInfo | None]:
         """Return `count` codes (B, D), and the chain's info."""
-        model, steps, step_size = self._model, self._config.steps, self._config.step_size
+        model = self._model
         start_BD = normal(count, model.latent_dim)
         if model.energy is None:
             return start_BD, None
         if self._config.noise == "philox":
             normal = PhiloxNoise(normal)
-        if self._kernel is not None:
-            # Columns that f does not see are N(0, I) and independent of the rest: exact as drawn.
-            exact_BD, start_BS = start_BD[:, : model.unseen], model.seen(start_BD)
+        if not self._noise_is_latents:
+            return self._by_autograd(log_density(model.energy, model.seen), start_BD, normal)
+        # Columns that f does not see are N(0, I) and independent of the rest: exact as drawn.
+        exact_BD, start_BS = start_BD[:, : model.unseen], model.seen(start_BD)
+        if self._kernel is None:
+            code_BS, info = self._by_autograd(log_density(model.energy, lambda z: z), start_BS, normal)
+        else:
             frozen, kernel = model.energy.frozen(), self._kernel
+            steps, step_size = self._config.steps, self._config.step_size
             code_BS, info = closed_form_langevin(
                 frozen, start_BS, normal, steps=steps, step_size=step_size, kernel=kernel
             )
-            return torch.cat([exact_BD, code_BS], 1), info
-        return langevin(
-            score_of(log_density(model.energy, model.seen)),
-            start_BD,
-            normal,
-            steps=steps,
-            step_size=step_size,
-        )
+        return torch.cat([exact_BD, code_BS], 1), info
+
+    def _by_autograd(
+        self, density: Callable[[Tensor], Tensor], start: Tensor, normal: Normal
+    ) -> tuple[Tensor, ChainInfo]:
+        """Return the chain on a log-density from its start, and the chain's info."""
+        steps, step_size = self._config.steps, self._config.step_size
+        return langevin(score_of(density), start, normal, steps=steps, step_size=step_size)
 
 
 def sample_prior(
@@ -89,12 +100,3 @@ def sample_prior(
 ) -> tuple[Tensor, ChainInfo | None]:
     """Return what one call of a `PriorSampler` returns: codes (B, D) and the chain's info."""
     return PriorSampler(model, config)(count, normal)
-
-
-def _kernel_of(energy: Energy, probe_BS: Tensor, config: Langevin) -> Kernel | None:
-    """Return what computes chains of this energy without autograd; None if nothing can."""
-    if isinstance(energy, EnergyNet):
-        return TORCH if config.kernel == "torch" else fastest(energy.frozen(), probe_BS)
-    with torch.no_grad():
-        has_gradient = energy.gradient(probe_BS) is not None
-    return Kernel("torch (the energy's own gradient)", None) if has_gradient else None

@@ -1,0 +1,115 @@
+"""Chains of energies that a user brings: by their own gradient, or by autograd where they have none."""
+
+import pytest
+import torch
+from torch import nn
+
+from jebm.config import Langevin
+from jebm.core.kernels import without_autograd
+from jebm.core.parts import Energy, by_autograd
+from jebm.core.prior import PriorSampler
+from jebm.errors import ConfigError
+from jebm.rng import gaussian_noise
+
+NOISE = gaussian_noise(seed=0, rank=0)
+
+
+class Wells(Energy):
+    """f = log sum_k exp(-2 |z - a_k|^2), without parameters; its gradient in closed form where `closed`."""
+
+    centres: torch.Tensor
+
+    def __init__(self, dims: int, *, closed: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("centres", torch.linspace(-1.5, 1.5, 3 * dims).view(3, dims))
+        self.closed, self.frozen_times = closed, 0
+
+    def _squares(self, z_BS):
+        return -2 * (z_BS[:, None] - self.centres).square().sum(2)
+
+    def forward(self, z_BS):
+        return torch.logsumexp(self._squares(z_BS), 1)
+
+    def gradient(self, z_BS):
+        if not self.closed:
+            return None
+        weights_BK = torch.softmax(self._squares(z_BS), 1)
+        return -4 * (weights_BK[:, :, None] * (z_BS[:, None] - self.centres)).sum(1)
+
+    def frozen(self):
+        self.frozen_times += 1
+        return super().frozen()
+
+
+@pytest.mark.parametrize("noise", ["torch", "philox"])
+@pytest.mark.parametrize(("kind", "seen"), [("joint", 5), ("top", 3)])
+def test_the_chain_by_its_own_gradient_is_that_by_autograd(tiny_model, kind, seen, noise):
+    model, how = tiny_model((2, 3), kind=kind), Langevin(30, 0.4, noise=noise)
+    z_BS, found = NOISE(0, "z")(20, seen), []
+    for closed in (True, False):
+        model.energy = energy = Wells(seen, closed=closed)
+        sampler = PriorSampler(model, how)
+        energy.frozen_times = 0
+        code_BD, info = sampler(50, NOISE(0, "chain"))
+        found.append((code_BD, torch.stack(info)))
+        assert energy.frozen_times == 1
+        torch.testing.assert_close(energy.frozen().gradient(z_BS), by_autograd(energy, z_BS)[1])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+    unseen = NOISE(0, "chain")(50, 5)[:, : 5 - seen]
+    assert all(torch.equal(code_BD[:, : 5 - seen], unseen) for code_BD, _ in found)  # exact as drawn
+
+
+def test_what_computes_the_chain_is_said(tiny_model):
+    model = tiny_model((2, 3))
+    model.energy = Wells(5)
+    for kernel in ("auto", "torch"):
+        assert PriorSampler(model, Langevin(kernel=kernel)).kernel == "torch (the energy's own gradient)"
+    assert PriorSampler(model, Langevin(kernel="autograd")).kernel == "autograd (langevin.kernel)"
+    model.energy.closed = False
+    assert PriorSampler(model, Langevin()).kernel == "autograd (Wells has no gradient of its own)"
+
+
+def test_a_gradient_of_another_shape_is_refused(tiny_model):
+    model = tiny_model((2, 3))
+
+    class Summed(Wells):
+        def gradient(self, z_BS):
+            return super().gradient(z_BS).sum(1, keepdim=True)
+
+    model.energy = Summed(5)
+    with pytest.raises(
+        ConfigError, match=r"^energy: the gradient of Summed has the shape \(1, 1\) for latents of"
+    ):
+        PriorSampler(model, Langevin())
+
+
+def test_one_thread_for_small_dense_nets(tiny_model):
+    """Several threads cost more than they give there; a convolution's weights do not tell its work."""
+
+    class Net(Wells):
+        def __init__(self, *layers: nn.Module) -> None:
+            super().__init__(5)
+            self.layers = nn.Sequential(*layers)
+            self.threads: set[int] = set()
+
+        def gradient(self, z_BS):
+            self.threads.add(torch.get_num_threads())
+            return super().gradient(z_BS)
+
+    probe, model, used = torch.zeros(1, 5), tiny_model((2, 3)), {}
+    nets = {
+        "small": Net(nn.Linear(50, 50)),
+        "wide": Net(nn.Linear(1000, 100)),
+        "conv": Net(nn.Conv2d(1, 2, 3)),
+    }
+    torch.set_num_threads(2)
+    for name, net in nets.items():
+        assert without_autograd(net, probe, compiled=True) is not None
+        model.energy, net.threads = net, set()
+        sampler = PriorSampler(model, Langevin(3))
+        net.threads.clear()
+        sampler(100, NOISE(0, "chain"))
+        used[name] = net.threads
+        assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert used == {"small": {1}, "wide": {2}, "conv": {2}}
