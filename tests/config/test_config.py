@@ -80,7 +80,7 @@ EVERYTHING = Config(
     inference=Inference((5, 6, 7), 8),
     generator=Generator((9, 10, 11, 12), 13, "concat"),
     prior=Prior("top"),
-    energy=Energy(14, 3, spectral_norm=False, output_scale=4.5, activation="silu"),
+    energy=Energy(14, 3, spectral_norm=False, output_scale=4.5, activation="silu", penalty=0.25),
     langevin=Langevin(15, 0.35, "torch", "philox"),
     optimizer=Optimizers(
         Optimizer(1e-5, 0.1, 0.95, 5e-4, "cosine", 0.99, 10, 1.5),

@@ -207,6 +207,25 @@ def test_no_gradient_reaches_the_samples_of_the_prior(tiny_model):
         assert torch.equal(gradients(loss, model, player), gradients(constant, model, player))
 
 
+@pytest.mark.parametrize("kind", ["joint", "top"])
+def test_the_penalty_is_mean_f_squared_and_concerns_only_the_energy(tiny_model, kind):
+    model = double(enlarge(tiny_model((1, 1), kind=kind, output_scale=3.0, activation="silu")))
+    x, noise, prior_z = (t.double() for t in (images(3), NOISE(0, "q")(3, 2), NOISE(0, "prior")(5, 2)))
+    with torch.no_grad():
+        z = model.posterior(x, noise).code_BD
+
+    def penalty() -> Tensor:
+        return model.f(z).square().mean() + model.f(prior_z).square().mean()
+
+    plain, penalised = (Objective(model, penalty=weight)(x, noise, prior_z).loss for weight in (0.0, 0.7))
+    assert (penalised - plain).item() == pytest.approx(0.7 * penalty().item(), rel=1e-12)
+    for player in ("generator", "inference"):
+        assert torch.equal(gradients(penalised, model, player), gradients(plain, model, player))
+    excess = gradients(penalised, model, "energy") - gradients(plain, model, "energy")
+    expected = 0.7 * finite_differences(penalty, model, "energy")
+    torch.testing.assert_close(excess, expected, rtol=1e-6, atol=1e-7)
+
+
 def test_f_pulls_the_posterior_and_leaves_the_generator(tiny_model):
     """Inference net: grad(distortion + rates) - grad E_q[f]. Generator: its gradient does not see f."""
     model = enlarge(tiny_model((1, 1), output_scale=4.0))

@@ -97,6 +97,24 @@ def test_the_second_stage_moves_the_energy_alone_and_resumes(tmp_path: Path) -> 
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
+def test_a_penalty_holds_f_near_zero(tmp_path: Path) -> None:
+    """Both in the joint update and in the updates of the energy only; the other nets do not see it."""
+    for regime in ("joint", "two_stage"):
+        metrics = {}
+        for penalty in (0.0, 100.0):
+            name = f"{regime}-{penalty:.0f}"
+            origin = {"run__init_from": f"{tmp_path}/joint-0"} if regime == "two_stage" else {}
+            config = {"run__name": name, "train__regime": regime, "energy__penalty": penalty, **origin}
+            faster = {"optimizer__energy__lr": 0.01, "train__epochs": 0.4}
+            metrics[penalty] = train(tiny_config(tmp_path, **config, **faster)).metrics
+        level = {p: abs(m["f_posterior"]) + abs(m["f_prior"]) for p, m in metrics.items()}
+        assert level[100.0] < 0.5 * level[0.0]
+        gap = {p: m["f_prior"] - m["f_posterior"] for p, m in metrics.items()}
+        if regime == "two_stage":
+            assert metrics[0.0]["loss"] == pytest.approx(gap[0.0], abs=1e-6)
+            assert metrics[100.0]["loss"] > gap[100.0]
+
+
 def test_the_second_stage_is_refused_without_nets_that_fit(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^run.init_from: train.regime two_stage needs the run whose"):
         tiny_config(tmp_path, train__regime="two_stage")

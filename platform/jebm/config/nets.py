@@ -147,6 +147,8 @@ class Energy:
         output_scale: Factor on f; with spectral norm it bounds the slope of f.
         activation: Between the layers: leaky_relu (slope 0.2 below zero, the paper's), silu or softplus (both
             smooth; slopes up to 1.1 and 1).
+        penalty: Weight of mean f^2, of posterior and of prior samples, in the energy's loss: keeps the level
+            of f, which its data leave free, and its size from drifting. 0: none.
 
     """
 
@@ -155,11 +157,13 @@ class Energy:
     spectral_norm: bool = True
     output_scale: float = 1.0
     activation: Literal["leaky_relu", "silu", "softplus"] = "leaky_relu"
+    penalty: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.width >= 0, "energy.width", "must not be negative (0 is the Gaussian prior)")
         require(1 <= self.depth <= 1_000, "energy.depth", "must lie between 1 and 1,000")
         require(self.output_scale > 0, "energy.output_scale", "must be positive")
+        require(self.penalty >= 0, "energy.penalty", "must not be negative")
 
 
 @dataclass(frozen=True)

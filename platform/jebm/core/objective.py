@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from jebm.core.model import JointModel
 
-__all__ = ["Objective", "Terms", "mean_f", "reconstruct"]
+__all__ = ["Objective", "Terms", "mean_f", "penalty_of", "reconstruct"]
 
 
 class Terms(NamedTuple):
@@ -52,9 +52,15 @@ def reconstruct(model: JointModel, x_BCHW: Tensor) -> Tensor:
 class Objective(nn.Module):
     """The objective as a module, so that DDP sees one forward and one backward of all parts."""
 
-    def __init__(self, model: JointModel, *, autocast: torch.dtype | None = None) -> None:
-        """Take the model; `autocast` (bfloat16 or None) is for the convolutional nets, never for f."""
+    def __init__(
+        self, model: JointModel, *, autocast: torch.dtype | None = None, penalty: float = 0.0
+    ) -> None:
+        """Take the model and the weight of the energy's `penalty_of`.
+
+        `autocast` (bfloat16 or None) is for the convolutional nets, never for f.
+        """
         super().__init__()
+        self.penalty = penalty
         self.model = model
         self.autocast = autocast
 
@@ -89,6 +95,8 @@ class Objective(nn.Module):
         if model.energy is not None and prior_code_BD is not None:
             f_posterior, f_prior = mean_f(model, posterior.code_BD, prior_code_BD.detach())
             loss = loss - f_posterior + f_prior
+            if self.penalty > 0:
+                loss = loss + self.penalty * penalty_of(model, posterior.code_BD, prior_code_BD)
         elif model.energy is not None:
             # DDP waits for the gradient of every parameter: give it zeros.
             loss = loss + 0 * model.f(posterior.code_BD[:1].detach()).sum()
@@ -106,3 +114,15 @@ def mean_f(model: JointModel, posterior_BD: Tensor, prior_BD: Tensor) -> tuple[T
     """Return mean f of codes of both kinds, () each: the energy ascends the first and descends the second."""
     f_q, f_p = torch.split(model.f(torch.cat([posterior_BD, prior_BD])), [len(posterior_BD), len(prior_BD)])
     return f_q.mean(), f_p.mean()
+
+
+def penalty_of(model: JointModel, posterior_BD: Tensor, prior_BD: Tensor) -> Tensor:
+    """Return mean f^2 of posterior codes plus that of prior codes, (): a term of the energy's loss alone.
+
+    Its gradient reaches the parameters of f and no others: both codes and latents are constants here.
+    """
+    if model.energy is None:
+        return posterior_BD.new_zeros(())
+    z_BS = model.seen(torch.cat([posterior_BD, prior_BD])).detach()
+    f_q, f_p = torch.split(model.energy(z_BS), [len(posterior_BD), len(prior_BD)])
+    return f_q.square().mean() + f_p.square().mean()

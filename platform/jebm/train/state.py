@@ -101,7 +101,7 @@ class TrainState:
         """Return the initial state, the same on every rank, on the runtime's device."""
         model = build_model(config).to(runtime.device)
         autocast = torch.bfloat16 if config.train.precision == "bf16" else None
-        objective: nn.Module = Objective(model, autocast=autocast)
+        objective: nn.Module = Objective(model, autocast=autocast, penalty=config.energy.penalty)
         frozen = config.train.regime == "two_stage"
         if frozen:
             model.generator.requires_grad_(requires_grad=False)

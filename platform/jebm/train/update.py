@@ -17,7 +17,7 @@ from torch import Tensor
 from jebm.config import Config
 from jebm.core.langevin import ChainInfo
 from jebm.core.model import JointModel
-from jebm.core.objective import Terms, mean_f
+from jebm.core.objective import Terms, mean_f, penalty_of
 from jebm.core.parts import Energy
 from jebm.core.prior import PriorSampler
 from jebm.core.schedule import rate_weights
@@ -91,7 +91,10 @@ class EnergyUpdate(_Update):
         with torch.no_grad():
             posterior_BD = model.along(features, noise_BD).code_BD
         f_posterior, f_prior = mean_f(model, posterior_BD, prior_BD)
-        self._differentiate(f_prior - f_posterior)
+        loss, penalty = f_prior - f_posterior, self.config.energy.penalty
+        if penalty > 0:
+            loss = loss + penalty * penalty_of(model, posterior_BD, prior_BD)
+        self._differentiate(loss)
         norm = player.gradient_norm()
         if not math.isfinite(float(norm)):  # of the mean over ranks, so the same on all
             raise DivergedError(f"the energy's gradient is not finite at step {step}; {_REMEDY}")
@@ -99,7 +102,7 @@ class EnergyUpdate(_Update):
         player.adam.zero_grad()
         self.net.settle()
         metrics = {
-            "loss": f_prior - f_posterior,
+            "loss": loss,
             "f_posterior": f_posterior,
             "f_prior": f_prior,
             "gradient_norm/energy": norm,
