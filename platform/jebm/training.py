@@ -65,7 +65,7 @@ def train(config: Config, on_report: Enough = never) -> Result:
         return _train_here(config, on_report)
     from jebm.on_ray.trainer import train as train_on_ray  # noqa: PLC0415  (without Ray: no ray needed)
 
-    return train_on_ray(config, provenance(), on_report)
+    return train_on_ray(config, provenance(config), on_report)
 
 
 def _train_here(config: Config, on_report: Enough) -> Result:
@@ -88,7 +88,7 @@ def _train_here(config: Config, on_report: Enough) -> Result:
         return fit_here(
             config,
             runtime,
-            provenance=provenance(),
+            provenance=provenance(config),
             should_stop=asked.is_set,
             enough=on_report,
             measure=quick_look(config),

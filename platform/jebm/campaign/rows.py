@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from jebm.campaign.trials import Trial
 from jebm.cli import tell
 from jebm.config import Config, config_to_dict
+from jebm.core.by_class import named_modules
 from jebm.data.dataset import load_images
 from jebm.evaluate.features import feature_net
 from jebm.evaluate.measures import long_factor, measure_model
@@ -123,5 +124,5 @@ class PriorMeasures:
 
     def measure(self, trial: Trial) -> Row:
         """Return measure -> value."""
-        model = restored(trial.uri, device=self._device).model
+        model = restored(trial.uri, device=self._device, trusted=named_modules(trial.config)).model
         return measure_model(model, trial.config, self.held_out, self.net)

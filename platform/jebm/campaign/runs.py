@@ -70,7 +70,7 @@ def train_here(trial: Trial, asked: threading.Event) -> Result:
         return fit(
             trial.config,
             runtime,
-            provenance=provenance(),
+            provenance=provenance(trial.config),
             should_stop=asked.is_set,
             measure=quick_look(trial.config),
         )

@@ -73,7 +73,7 @@ def main() -> int:
     # Train and evaluate what is missing.
     prepare_process(config, torch.device("cuda" if config.cluster.gpu else "cpu"))
     measures = PriorMeasures(config)
-    trainer = train_here if here else lambda trial, _: train(trial.config, provenance())
+    trainer = train_here if here else lambda trial, _: train(trial.config, provenance(trial.config))
     found = rows_of(trials, Rows(output, measures), parallel=arguments.parallel, train=trainer)
     if found is None:
         tell("stopped; the same command resumes it")

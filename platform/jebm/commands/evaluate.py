@@ -26,7 +26,7 @@ from jebm.config import Cluster, Config, Features, Train
 from jebm.errors import ConfigError
 from jebm.evaluate.share import group_share
 from jebm.evaluate.suite import Request, check, evaluate_request
-from jebm.parser import JobParser, job_parser, parse
+from jebm.parser import JobParser, add_trust, job_parser, parse, trusted_names
 from jebm.report.findings import Findings
 from jebm.report.write import write_report
 from jebm.store.storage import open_store
@@ -62,6 +62,7 @@ def build_parser() -> JobParser:
         "--workers", type=int, default=1, help="processes; with --engine ray, of one CPU each"
     )
     parser.add_argument("--gpu", action="store_true", help="give each worker one GPU")
+    add_trust(parser)
     return parser
 
 
@@ -94,6 +95,7 @@ def main() -> None:
         inception_weights=weights and str(Path(weights).absolute()),  # workers may run in another folder
         samples=arguments.samples,
         seed=arguments.seed,
+        trusted=trusted_names(arguments),
     )
     if arguments.engine == "ray":
         # Imported only here, so that other engines do not need ray.

@@ -33,7 +33,7 @@ from jebm.core.model import JointModel
 from jebm.errors import ConfigError
 from jebm.evaluate.export import Drawn, Format, draw, write
 from jebm.evaluate.restore import restored
-from jebm.parser import JobParser, job_parser, parse
+from jebm.parser import JobParser, add_trust, job_parser, parse, trusted_names
 from jebm.rng import gaussian_noise
 from jebm.store.storage import Store, open_store
 from jebm.train.provenance import provenance
@@ -70,6 +70,7 @@ def build_parser() -> JobParser:
     parser.add_argument("--steps", type=int, help="Langevin steps of a chain (default: the run's)")
     parser.add_argument("--step-size", type=float, help="standard deviation of a step (default: the run's)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other samples")
+    add_trust(parser)
     return parser
 
 
@@ -100,7 +101,7 @@ def main() -> None:
     output = output_of(arguments.output)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # Restore the model and set up its sampler.
-    found = restored(arguments.checkpoint, device=device)
+    found = restored(arguments.checkpoint, device=device, trusted=trusted_names(arguments))
     model, dims = found.model, found.config.model.latent_dims
     chain, layer = chain_of(arguments, model, found.config.langevin), layer_of(arguments.vary, len(dims))
     noise = gaussian_noise(arguments.seed, 0, device)

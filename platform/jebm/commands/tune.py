@@ -81,7 +81,7 @@ def search() -> int:
         check_room(config)
         return 0
     # Run the trials, then print the outcome and how to train with the best config.
-    ending = tune(plan, provenance())
+    ending = tune(plan, provenance(config))
     counts = ", ".join(f"{count} {status}" for status, count in sorted(ending.trials.items()))
     place = ending.place.removeprefix("file://")
     tell(f"{ending.status}: {counts}; results in {place}")

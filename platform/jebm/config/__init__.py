@@ -18,6 +18,7 @@ from jebm.config.nets import (
     Langevin,
     Likelihood,
     Model,
+    Part,
     Prior,
 )
 from jebm.config.roles import RESUME_MAY_CHANGE, SHAPES_RESULT, Role, require
@@ -56,6 +57,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Optimizers",
+    "Part",
     "Prior",
     "Role",
     "Run",
@@ -78,7 +80,7 @@ class Config:
     model: Model = field(default_factory=Model, metadata={"role": "shape"})
     inference: Inference = field(default_factory=Inference, metadata={"role": "shape"})
     generator: Generator = field(default_factory=Generator, metadata={"role": "shape"})
-    likelihood: Likelihood = field(default_factory=Likelihood, metadata={"role": "result"})
+    likelihood: Likelihood = field(default_factory=Likelihood, metadata={"role": "shape"})
     hierarchy: Hierarchy = field(default_factory=Hierarchy, metadata={"role": "result"})
     prior: Prior = field(default_factory=Prior, metadata={"role": "result"})
     energy: Energy = field(default_factory=Energy, metadata={"role": "result"})
@@ -90,7 +92,7 @@ class Config:
     cluster: Cluster = field(default_factory=Cluster, metadata={"role": "where"})
 
     def __post_init__(self) -> None:
-        # The trunks halve the image once between adjacent latent layers; below a single one, at will.
+        # Our own trunks halve the image once between adjacent latent layers; below a single one, at will.
         layers = len(self.model.latent_dims)
         halvings = layers - 1
         expected = {
@@ -100,8 +102,10 @@ class Config:
                 halvings + (self.generator.join == "concat"),
             ),
         }
+        own = [name for name in ("inference", "generator") if getattr(self, name).class_path is None]
+        expected = {key: counts for key, counts in expected.items() if key.partition(".")[0] in own}
         if layers == 1:
-            halvings = max(given for given, _ in expected.values())
+            halvings = max((given for given, _ in expected.values()), default=0)
         for key, (given, needed) in expected.items():
             require(
                 given == needed or layers == 1,
@@ -112,7 +116,7 @@ class Config:
         reachable = self.model.image_size.bit_length() - 1
         halving = f"{layers} latent layers" if layers > 1 else "the channels of a trunk"
         require(
-            halvings <= reachable,
+            halvings <= reachable or not own,
             "model.image_size",
             f"{halving} halve the image {halvings} times, but {self.model.image_size} pixels can be halved "
             f"only {reachable}; use larger images, or fewer latent_dims and channels",

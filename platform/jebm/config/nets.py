@@ -1,12 +1,60 @@
 """The model's sections: nets, prior and the chains that sample it."""
 
+import dataclasses
 import math
-from dataclasses import dataclass
-from typing import Literal
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from jebm.config.roles import key, require
 
-__all__ = ["Energy", "Generator", "Hierarchy", "Inference", "Langevin", "Likelihood", "Model", "Prior"]
+__all__ = [
+    "Energy",
+    "Generator",
+    "Hierarchy",
+    "Inference",
+    "Langevin",
+    "Likelihood",
+    "Model",
+    "Part",
+    "Prior",
+]
+
+_CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+_LONGEST_PATH = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of the model: jebm's own with its keys, or a class of yours.
+
+    Args:
+        class_path: A class of yours instead of jebm's own part, such as mylab.nets.Mine (docs/own-model.md),
+            or the short name that an installed package gives it.
+        init_args: Its arguments, each by its name.
+
+    """
+
+    class_path: str | None = None
+    init_args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__.lower()
+        if self.class_path is None:
+            require(
+                not self.init_args, f"{name}.init_args", f"belong to a class; name it in {name}.class_path"
+            )
+            return
+        fits = len(self.class_path) <= _LONGEST_PATH and _CLASS_PATH.fullmatch(self.class_path)
+        require(bool(fits), f"{name}.class_path", "must be a path, such as mylab.nets.Mine, or a short name")
+        mine = {entry.name for entry in dataclasses.fields(Part)}
+        for entry in dataclasses.fields(self):
+            require(
+                entry.name in mine or getattr(self, entry.name) == entry.default,
+                f"{name}.{entry.name}",
+                f"is a key of jebm's own part, and {self.class_path} takes its place; "
+                f"remove the key, or name an argument of the class: {name}.init_args.{entry.name}",
+            )
 
 
 @dataclass(frozen=True)
@@ -32,7 +80,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class Likelihood(Part):
     """The likelihood p(x|z), pixels in [-1, 1].
 
     Args:
@@ -44,12 +92,13 @@ class Likelihood:
 
     """
 
-    kind: Literal["gaussian", "discretised_logistic", "bernoulli"] = key("gaussian", "shape")
-    std: float = math.sqrt(1 / 6)
-    learn_std: Literal["no", "shared", "per_channel"] = key("no", "shape")
-    components: int = key(5, "shape")
+    kind: Literal["gaussian", "discretised_logistic", "bernoulli"] = "gaussian"
+    std: float = key(math.sqrt(1 / 6), "result")
+    learn_std: Literal["no", "shared", "per_channel"] = "no"
+    components: int = 5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.std > 0, "likelihood.std", "must be positive")
         require(
             self.learn_std == "no" or self.kind == "gaussian",
@@ -82,7 +131,7 @@ class Hierarchy:
 
 
 @dataclass(frozen=True)
-class Inference:
+class Inference(Part):
     """The inference net q(z|x).
 
     Args:
@@ -96,12 +145,13 @@ class Inference:
     width: int = 256
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(all(c >= 1 for c in self.channels), "inference.channels", "must be positive")
         require(self.width >= 1, "inference.width", "must be at least 1")
 
 
 @dataclass(frozen=True)
-class Generator:
+class Generator(Part):
     """The generator p(x|z).
 
     Args:
@@ -119,6 +169,7 @@ class Generator:
     join: Literal["add", "concat"] = "add"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(all(c >= 1 for c in self.channels), "generator.channels", "must be positive")
         require(self.width >= 1, "generator.width", "must be at least 1")
 
@@ -137,7 +188,7 @@ class Prior:
 
 
 @dataclass(frozen=True)
-class Energy:
+class Energy(Part):
     """The energy net f(z) of the prior p(z) proportional to exp(f(z)) N(z; 0, I), an MLP.
 
     Args:
@@ -160,6 +211,7 @@ class Energy:
     penalty: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.width >= 0, "energy.width", "must not be negative (0 is the Gaussian prior)")
         require(1 <= self.depth <= 1_000, "energy.depth", "must lie between 1 and 1,000")
         require(self.output_scale > 0, "energy.output_scale", "must be positive")

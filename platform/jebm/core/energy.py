@@ -123,7 +123,7 @@ class EnergyNet(Energy):
     """f(z) = scale * MLP(z), hidden layers with the activation, one output; S latents that f sees."""
 
     def __init__(self, seen: int, config: EnergyConfig) -> None:
-        super().__init__()
+        super().__init__(((seen,),))
         linear = SpectralLinear if config.spectral_norm else nn.Linear
         widths = [seen, *[config.width] * config.depth, 1]
         self.linears = nn.ModuleList(linear(a, b) for a, b in pairwise(widths))

@@ -129,6 +129,12 @@ class FrozenEnergy(Protocol):
 class Energy(nn.Module, ABC):
     """f(z), the tilt of the prior: p(z) is proportional to exp(+f(z)) N(z; 0, I)."""
 
+    def __init__(self, layers: tuple[tuple[int, ...], ...]) -> None:
+        """Take the shapes of the latent layers that f sees, bottom first."""
+        super().__init__()
+        self.widths = [math.prod(shape) for shape in layers]
+        """Width of each layer in z, bottom first: S in all."""
+
     @abstractmethod
     def forward(self, z_BS: Tensor) -> Tensor:
         """Return f, (B,), in nats; each row by itself, differentiable in z and in the parameters."""

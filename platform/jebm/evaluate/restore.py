@@ -1,11 +1,14 @@
 """Restore a model from a checkpoint, for evaluation."""
 
+import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from jebm.config import Config
+from jebm.core.by_class import changed_origins
 from jebm.core.model import JointModel, build_model
 from jebm.errors import CheckpointError, ConfigError
 from jebm.parser import config_from_dict
@@ -13,6 +16,8 @@ from jebm.store.manifest import Manifest
 from jebm.store.retrieve import open_checkpoint, read_tensors, tensor_table
 
 __all__ = ["Restored", "restored", "stored_config"]
+
+_LOG = logging.getLogger("jebm.evaluate")
 
 _KEYS = {
     "inference": "inference.channels, inference.width, model.latent_dims or model.image_size",
@@ -55,12 +60,14 @@ def stored_config(manifest: Manifest, place: str) -> Config:
         ) from error
 
 
-def restored(uri: str, *, device: torch.device | str = "cpu") -> Restored:
+def restored(uri: str, *, device: torch.device | str = "cpu", trusted: Collection[str] = ()) -> Restored:
     """Return the model of a checkpoint, …/checkpoints/<name>, or of a run's newest, on the device.
 
-    Reads only the nets' tensors, not the optimizers'.
+    Reads only the nets' tensors, not the optimizers'. Classes that its config names are imported only from
+    `trusted` top-level modules.
 
     Raises:
+        ConfigError: a class of its config is not of a trusted module, or cannot be built.
         StoreError: the URI names no run, or its storage cannot be read.
         CheckpointError: there is no such complete checkpoint, its config is of another version, or its
             tensors do not fit its config.
@@ -68,24 +75,31 @@ def restored(uri: str, *, device: torch.device | str = "cpu") -> Restored:
     run, manifest = open_checkpoint(uri)
     place = f"{run.uri}/checkpoints/{manifest.name}"
     config = stored_config(manifest, place)
-    model = build_model(config)
+    model = build_model(config, trusted)
+    if changed := changed_origins(config, trusted, manifest.provenance):
+        _LOG.warning("%s: made with another source of %s", place, ", ".join(changed))
     # Compare the stored tensors with those of the config before reading any.
     stored = {name: entry.shape for name, entry in tensor_table(run.folder(manifest.name), manifest).items()}
     weights: Literal["ema", "model"] = "ema" if any(name.startswith("ema.") for name in stored) else "model"
     expected = {f"{weights}.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name, shape in expected.items():
         if name not in stored:
-            raise _misfit(place, name, f"is missing, and its config has it with shape {list(shape)}")
+            raise _misfit(config, place, name, f"is missing, and its config has it with shape {list(shape)}")
         if stored[name] != shape:
-            raise _misfit(place, name, f"has shape {list(stored[name])}, and by its config {list(shape)}")
+            raise _misfit(
+                config, place, name, f"has shape {list(stored[name])}, and by its config {list(shape)}"
+            )
     if extra := sorted(name for name in stored.keys() - expected.keys() if name.startswith(f"{weights}.")):
-        raise _misfit(place, extra[0], "is not in the nets of its config")
+        raise _misfit(config, place, extra[0], "is not in the nets of its config")
     tensors = read_tensors(run, manifest, expected.keys())
     model.load_state_dict({name.partition(".")[2]: tensor for name, tensor in tensors.items()})
     model = model.to(device).eval().requires_grad_(requires_grad=False)
     return Restored(model, config, manifest, run.uri, weights)
 
 
-def _misfit(place: str, name: str, what: str) -> CheckpointError:
-    keys = _KEYS.get(name.split(".")[1], "the nets")
+def _misfit(config: Config, place: str, name: str, what: str) -> CheckpointError:
+    part = name.split(".")[1]
+    keys = _KEYS.get(part, "the nets")
+    if getattr(getattr(config, part, None), "class_path", None) is not None:
+        keys = f"{part}.init_args, or the class in {part}.class_path is another one now"
     return CheckpointError(f"{place}: tensor {name} {what}; the config is another one in {keys}")

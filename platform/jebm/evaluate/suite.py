@@ -74,6 +74,8 @@ class Request:
     samples: int = 10_000
     """Number of prior samples, and the most images of each data set that are used."""
     seed: int = 0
+    trusted: tuple[str, ...] = ()
+    """Top-level modules whose classes the run's config may name."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ def evaluate_request(
     """
     checked = check(request)
     place = f"{checked.run}/checkpoints/{checked.manifest.name}"
-    origin = replace(restored(place, device=device), config=checked.config)
+    origin = replace(restored(place, device=device, trusted=request.trusted), config=checked.config)
     # Load the data and fail early if the feature net is missing.
     subject = Subject(
         origin.model,

@@ -16,19 +16,24 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
+from jebm.classes import trusted_name
+from jebm.cli import tell
 from jebm.config import Config, config_to_dict
 from jebm.errors import ConfigError
-from jebm.parser.values import checked, config_from_dict
+from jebm.parser.own_classes import class_help, part_names, with_own_classes
+from jebm.parser.values import checked, config_from_dict, is_class_argument, merged, override
 from jebm.parser.words import Option, checked_words, read_config
 
 __all__ = [
     "JobParser",
+    "add_trust",
     "argument_parser",
     "config_to_yaml",
     "job_parser",
     "load_config",
     "parse",
     "parse_arguments",
+    "trusted_names",
 ]
 
 
@@ -44,6 +49,8 @@ class JobParser(ArgumentParser):
         self.commands: dict[str, JobParser] = {}
         self.has_keys = False
         """Whether its arguments include the config's keys."""
+        self.values: dict[str, Any] = {}
+        """The config keys of the command line that was checked last."""
         super().__init__(*arguments, **settings)
 
     def add_argument(self, *names: str, **settings: Any) -> Any:  # noqa: ANN401
@@ -75,7 +82,21 @@ class JobParser(ArgumentParser):
             return self._with_command(words)
         if any(word in ("-h", "--help") for word in words):
             return ["--help"]
-        return checked_words(words, self.options, keys=self.has_keys)
+        if self.has_keys:
+            self._explain_class(words)
+        plain, self.values = checked_words(words, self.options, keys=self.has_keys)
+        return plain
+
+    def _explain_class(self, words: Sequence[str]) -> None:
+        """Print the help of a class and exit, for `--energy.help mylab.Mine`."""
+        for word, after in zip(words, [*words[1:], ""], strict=True):
+            name, _, path = word.removeprefix("--").partition("=")
+            if name.removesuffix(".help") in part_names() and name.endswith(".help"):
+                path = path or after
+                if not path or path.startswith("-"):
+                    raise ConfigError(f"--{name}: needs a class, such as mylab.nets.Mine")
+                tell(class_help(name.removesuffix(".help"), path))
+                raise SystemExit(0)
 
     def _with_command(self, words: Sequence[str]) -> list[str]:
         command, *rest = words or [""]
@@ -93,6 +114,23 @@ class JobParser(ArgumentParser):
 def job_parser(description: str) -> JobParser:
     """Return an empty parser, to be used with `parse`."""
     return JobParser(description=description, exit_on_error=False, formatter_class=_Help)
+
+
+def add_trust(parser: JobParser) -> None:
+    """Add --trust, for a command that builds the model of a config from a store."""
+    parser.add_argument(
+        "--trust",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="MODULE",
+        help="modules whose classes the run's config may name: their code runs here",
+    )
+
+
+def trusted_names(arguments: Namespace) -> tuple[str, ...]:
+    """Return the modules of --trust; raises `ConfigError` for anything but a top-level module's name."""
+    return tuple(map(trusted_name, arguments.trust))
 
 
 def parse(parser: JobParser, arguments: Sequence[str] | None = None) -> Namespace:
@@ -127,16 +165,24 @@ def parse_arguments(parser: JobParser, arguments: Sequence[str] | None = None) -
 
     `parser` comes from `argument_parser`, perhaps with a job's own arguments added.
 
+    Classes that the config names are imported: it is the user's own.
+
     Raises:
         ConfigError: a key is unknown, a value has the wrong type, or values are incompatible.
     """
     values = parse(parser, arguments)
-    return Config(**{section.name: values[section.name] for section in dataclasses.fields(Config)}), values
+    config = Config(**{section.name: values[section.name] for section in dataclasses.fields(Config)})
+    # jsonargparse reads the arguments of classes as YAML a second time; ours are read once.
+    arguments_of_classes = {key: value for key, value in parser.values.items() if is_class_argument(key)}
+    return with_own_classes(override(config, arguments_of_classes)), values
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Return the config from a YAML file, with dotted `overrides` (`{"energy.width": 50}`) on top."""
-    return config_from_dict(read_config(path) | dict(checked(overrides or {})))
+    """Return the config from a YAML file, with dotted `overrides` (`{"energy.width": 50}`) on top.
+
+    Classes that it names are imported: it is the user's own.
+    """
+    return with_own_classes(config_from_dict(merged(read_config(path), dict(checked(overrides or {})))))
 
 
 def config_to_yaml(config: Config) -> str:

@@ -3,39 +3,26 @@
 import dataclasses
 import difflib
 import functools
-import json
-import math
-import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from jebm.config import PLACES, Config, config_to_dict, current_name, fields, leaves
 from jebm.errors import ConfigError
-from jebm.parser.yaml_file import read_value, resolved
 from jebm.paths import expanded
+from jebm.plain import converted, is_plain, shown
 
 __all__ = [
     "checked",
+    "class_arguments",
     "config_from_dict",
-    "converted",
+    "is_class_argument",
     "key_types",
     "meant",
+    "merged",
     "override",
     "sections",
     "with_home",
 ]
-
-_SHOWN = 60
-"""How many characters of a value an error shows."""
-_BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
-_NEEDS = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    Path: "a path",
-}
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
@@ -49,8 +36,29 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Return the config with the values of these dotted keys; raises as `config_from_dict`."""
-    return config_from_dict(dict(leaves(config_to_dict(config))) | dict(changes))
+    """Return the config with the values of these dotted keys, `merged`; raises as `config_from_dict`."""
+    return config_from_dict(merged(dict(leaves(config_to_dict(config))), dict(checked(changes))))
+
+
+def merged(
+    earlier: Mapping[str, Any], later: Mapping[str, Any], keep: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return earlier values of dotted keys with later ones on top.
+
+    Where a later value names another class for a part (`class_path`), the part's earlier keys go, since they
+    were another class's or those of jebm's own part; except those to `keep`.
+    """
+    renewed = [
+        key.removesuffix("class_path")
+        for key, value in later.items()
+        if key.endswith(".class_path") and earlier.get(key) != value
+    ]
+    left = {
+        key: value
+        for key, value in earlier.items()
+        if key in keep or not any(key.startswith(section) for section in renewed)
+    }
+    return left | dict(later)
 
 
 def checked(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -61,14 +69,20 @@ def checked(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _checked(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         key = current_name(f"{prefix}{name}")
-        if key in key_types():
+        if key in class_arguments() and isinstance(value, Mapping | None):
+            yield from _checked(value or {}, f"{key}.")
+        elif key in class_arguments():
+            raise ConfigError(f"{key}: needs arguments below it, such as {key}.width, not {shown(value)}")
+        elif is_class_argument(key):
+            yield key, _argument(value, key)
+        elif key in key_types():
             yield key, _with_home(key, converted(value, key_types()[key], key))
         elif isinstance(value, Mapping):
             if not value and key not in sections():
                 raise ConfigError(_unknown(key))
             yield from _checked(value, f"{key}.")
         elif key in sections():
-            raise ConfigError(f"{key}: needs keys below it, not {_shown(value)}")
+            raise ConfigError(f"{key}: needs keys below it, not {shown(value)}")
         else:
             raise ConfigError(_unknown(key))
 
@@ -80,6 +94,9 @@ def _changed(section: Any, prefix: str, given: Mapping[str, Any]) -> Any:  # noq
         key = f"{prefix}{field.name}"
         if key in sections():
             arguments[field.name] = _changed(getattr(section, field.name), f"{key}.", given)
+        elif key in class_arguments():
+            names = [name for name in given if name.startswith(f"{key}.")]
+            arguments[field.name] = {name.rpartition(".")[2]: given[name] for name in names}
         elif key in given:
             arguments[field.name] = given[key]
     return dataclasses.replace(section, **arguments)
@@ -95,6 +112,24 @@ def key_types() -> Mapping[str, Any]:
 def sections() -> Mapping[str, Any]:
     """Return the classes of all config sections by dotted key."""
     return {key: entry.type for key, entry in fields(Config) if dataclasses.is_dataclass(entry.type)}
+
+
+@functools.cache
+def class_arguments() -> Collection[str]:
+    """Return the dotted keys under which the arguments of a user's own class stand."""
+    return {key for key in key_types() if key.endswith(".init_args")}
+
+
+def is_class_argument(key: str) -> bool:
+    """Return whether a dotted key is an argument of a user's own class: energy.init_args.width."""
+    section, _, name = key.rpartition(".")
+    return section in class_arguments() and name.isidentifier()
+
+
+def _argument(value: Any, key: str) -> Any:  # noqa: ANN401  (as given)
+    if not is_plain(value):
+        raise ConfigError(f"{key}: needs a plain value or a list of them, not {shown(value)}")
+    return value
 
 
 def _unknown(key: str) -> str:
@@ -122,79 +157,3 @@ def with_home(path: str, key: str) -> str:
 
 def _with_home(key: str, value: Any) -> Any:  # noqa: ANN401  (as given)
     return with_home(value, key) if key in PLACES and isinstance(value, str) else value
-
-
-def converted(value: Any, kind: Any, key: str) -> Any:  # noqa: ANN401  (any plain value, of that type)
-    """Return the value as this type; text is read as YAML would read it.
-
-    Raises:
-        ConfigError: it does not fit the type.
-    """
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        if value is None or (value == "null" and str not in inner):
-            return None
-        (kind,) = (one for one in inner if one is not types.NoneType)
-        return converted(value, kind, key)
-    if value is None:
-        raise ConfigError(f"{key}: needs a value, not null")
-    # A choice of words, a list, or a plain value.
-    if origin is Literal:
-        return _chosen(value, inner, key)
-    if origin in (tuple, list):
-        items = read_value(value) if isinstance(value, str) else value
-        if not isinstance(items, list | tuple):
-            raise ConfigError(f"{key}: needs {_list_of(value, inner[0])}, not {_shown(value)}")
-        return origin(converted(item, inner[0], f"{key}[{i}]") for i, item in enumerate(items))
-    fitting = _plain(value, kind)
-    if fitting is None:
-        hint = "; put it in quotes" if kind is str and isinstance(value, int | float) else ""
-        raise ConfigError(f"{key}: needs {_NEEDS[kind]}, not {_shown(value)}{hint}")
-    return fitting
-
-
-def _plain(value: Any, kind: type) -> Any:  # noqa: ANN401  (None if it does not fit)
-    """Return the value as this plain type, or None if it does not fit."""
-    if kind in (str, Path):
-        return kind(value) if isinstance(value, str) else None
-    if isinstance(value, str):
-        value = _BOOLEANS.get(value.lower(), value) if kind is bool else value
-        value = resolved(value) if isinstance(value, str) else value
-    if kind is bool or isinstance(value, bool):
-        return value if kind is bool and isinstance(value, bool) else None
-    if kind is float and isinstance(value, int | float):
-        return _finite(value)
-    return value if kind is int and isinstance(value, int) else None
-
-
-def _finite(value: float) -> float | None:
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _chosen(value: Any, allowed: Sequence[Any], key: str) -> Any:  # noqa: ANN401  (one of `allowed`)
-    if value in allowed:
-        return value
-    close = difflib.get_close_matches(str(value), map(str, allowed), n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise ConfigError(f"{key}: must be one of {', '.join(map(str, allowed))}, not {_shown(value)}{hint}")
-
-
-def _list_of(value: object, kind: type) -> str:
-    """Return an example of the required list: the one that the value was probably meant to be."""
-    items = str(value).strip("()[]{} ").replace(",", " ").split()
-    if items and all(_plain(item, kind) is not None for item in items):
-        return f"a list: [{','.join(items)}]"
-    return "a list, such as [2,10]" if kind is int else "a list, such as [a,b]"
-
-
-def _shown(value: object) -> str:
-    """Return a value as an error shows it: as the user would write it, shortened if long."""
-    try:
-        text = f"'{value}'" if isinstance(value, str) else json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
-        text = type(value).__name__
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

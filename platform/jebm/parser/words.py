@@ -5,16 +5,18 @@ written out key by key, ~ expanded, and `true` for a switch without a value.
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jebm.config import current_name
 from jebm.errors import ConfigError
-from jebm.parser.values import checked, converted, key_types, meant, sections, with_home
+from jebm.parser.values import checked, is_class_argument, key_types, meant, merged, sections, with_home
 from jebm.parser.yaml_file import read_value, read_yaml
 from jebm.paths import shipped
+from jebm.plain import converted
 
 __all__ = ["Option", "checked_words", "read_config"]
 
@@ -52,14 +54,17 @@ class Option:
         return word
 
 
-def checked_words(words: Sequence[str], options: Sequence[Option], *, keys: bool) -> list[str]:
-    """Return a valid command line in plain form; with `keys`, config keys are options too.
+def checked_words(
+    words: Sequence[str], options: Sequence[Option], *, keys: bool
+) -> tuple[list[str], dict[str, Any]]:
+    """Return a valid command line in plain form, and its config keys; with `keys`, they are options too.
 
     Raises:
         ConfigError: an option or key is unknown or missing, its value is missing or of the wrong type, or a
             file cannot be read.
     """
-    return list(_Words(words, options, keys=keys).checked())
+    line = _Words(words, options, keys=keys)
+    return list(line.checked()), line.values
 
 
 class _Words:
@@ -72,6 +77,10 @@ class _Words:
         self._named = {name: option for option in options for name in option.names if name.startswith("-")}
         self._positional = [option for option in options if not option.name.startswith("-")]
         self._found: set[str] = set()
+        self.values: dict[str, Any] = {}
+        """The config keys so far; later ones win."""
+        self._own: set[str] = set()
+        """Those that are not from a file."""
 
     def checked(self) -> Iterator[str]:
         while self._left:
@@ -80,9 +89,11 @@ class _Words:
             if name in self._named:
                 yield from self._option(self._named[name], value if given else None)
             elif self._keys and name == "--config":
-                yield from _plain(read_config(value if given else self._value(name)))
-            elif self._keys and (key := current_name(name[2:])) in _keys() and name.startswith("--"):
-                yield from self._key(key, value if given else None)
+                self.values = merged(
+                    self.values, read_config(value if given else self._value(name)), self._own
+                )
+            elif self._keys and _is_key(key := current_name(name[2:])) and name.startswith("--"):
+                self._key(key, value if given else None)
             elif word.startswith("--print_config") and self._keys:
                 self._found |= {option.name for option in self._options}  # prints values, runs nothing
                 yield word
@@ -90,6 +101,7 @@ class _Words:
                 raise ConfigError(self._unknown(name[2:]))
             else:
                 yield self._argument(word)
+        yield from self._plain()
         for option in self._options:
             if option.required and option.name not in self._found:
                 raise ConfigError(f"{option.name}: is missing" + (f" ({option.help})" if option.help else ""))
@@ -110,16 +122,28 @@ class _Words:
         while value is None and self._left and not self._left[0].startswith("--"):
             yield option.check(self._left.pop(0))
 
-    def _key(self, key: str, value: str | None) -> Iterator[str]:
-        """Yield the words that set a config key; a section takes a mapping."""
+    def _key(self, key: str, value: str | None) -> None:
+        """Set a config key; a section takes a mapping."""
         kind = key_types().get(key)
         if value is None and kind is bool and (not self._left or self._left[0].startswith("--")):
             value = "true"
         text = self._value(f"--{key}") if value is None else value
-        if kind is str or (kind == str | None and text != "null"):  # unchanged, whatever it means in YAML
-            yield from _plain(dict(checked({key: text})))
-        else:
-            yield from _plain(dict(checked({key: read_value(text)})))
+        as_it_stands = kind is str or (kind == str | None and text != "null")  # whatever it means in YAML
+        values = dict(checked({key: text if as_it_stands else read_value(text)}))
+        self.values = merged(self.values, values, self._own)
+        self._own |= {name for name in values if not is_class_argument(name)}
+
+    def _plain(self) -> Iterator[str]:
+        """Yield the words of all config keys."""
+        classes: dict[str, dict[str, Any]] = defaultdict(dict)
+        for key, value in self.values.items():
+            if is_class_argument(key):
+                section, _, name = key.split(".")
+                classes[section][name] = value
+            else:
+                yield f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for section, arguments in classes.items():
+            yield f"--{section}.init_args={json.dumps(arguments)}"
 
     def _argument(self, word: str) -> str:
         """Return a positional word."""
@@ -168,6 +192,5 @@ def _keys() -> Collection[str]:
     return {**key_types(), **sections()}
 
 
-def _plain(values: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in values.items():
-        yield f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+def _is_key(key: str) -> bool:
+    return key in _keys() or is_class_argument(key)

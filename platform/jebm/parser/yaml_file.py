@@ -5,7 +5,7 @@ number and 010 is ten. A repeated key is refused at any level.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,24 +13,15 @@ from typing import Any
 import yaml
 
 from jebm.errors import ConfigError
+from jebm.plain import resolved
 
-__all__ = ["read_value", "read_yaml", "resolved"]
+__all__ = ["read_value", "read_yaml"]
 
 _MOST_BYTES = 1 << 20
 _MOST_VALUES = 10_000
 """Counted with all aliases expanded: a few lines of them can stand for billions."""
 _DEEPEST = 30
 _TAG = "tag:yaml.org,2002:"
-_WORDS: Mapping[str, bool | None] = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
-    **dict.fromkeys(("true", "True", "TRUE"), True),
-    **dict.fromkeys(("false", "False", "FALSE"), False),
-}
-_INTEGER = re.compile(r"[-+]?[0-9][0-9_]*")
-_FLOAT = re.compile(
-    r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
-)
-_LONGEST_NUMBER = 100
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
@@ -55,18 +46,6 @@ def read_value(text: str) -> Any:  # noqa: ANN401  (any plain value)
         return _Reader().read(_composed(text))
     except (ConfigError, yaml.YAMLError):
         return text
-
-
-def resolved(text: str) -> Any:  # noqa: ANN401  (None, a bool, a number or the text)
-    """Return the meaning of unquoted text in YAML: null, true, false, a number, or the text."""
-    if text in _WORDS:
-        return _WORDS[text]
-    if len(text) <= _LONGEST_NUMBER:
-        if _INTEGER.fullmatch(text):
-            return int(text.replace("_", ""))
-        if _FLOAT.fullmatch(text):
-            return float(re.sub(r"_|\.(?=[a-zA-Z])", "", text))
-    return text
 
 
 def _text(path: Path) -> str:

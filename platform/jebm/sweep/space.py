@@ -21,7 +21,7 @@ from optuna.distributions import BaseDistribution
 
 from jebm.config import SHAPES_RESULT, Config, role_of
 from jebm.errors import ConfigError
-from jebm.parser import override
+from jebm.parser import override, with_own_classes
 from jebm.parser.values import sections
 from jebm.parser.yaml_file import read_yaml
 from jebm.paths import shipped
@@ -170,7 +170,7 @@ def search_from_dict(values: Mapping[str, Any], base: Config) -> Search:
     # Points of a grid can be invalid in combination.
     for point in points or ():
         try:
-            override(base, point)
+            with_own_classes(override(base, point))
         except ConfigError as error:
             named = ", ".join(f"{key} {value}" for key, value in point.items())
             raise ConfigError(f"space: the point {named} is no config: {error}") from error
@@ -195,7 +195,8 @@ def _space(values: object, base: Config, *, grid: bool) -> dict[str, BaseDistrib
         space[key], probes[key] = dimension(key, entry, grid=grid)
     try:
         for i in range(max(map(len, probes.values()))):  # parses fewer configs than one by one
-            override(base, {key: values[i] for key, values in probes.items() if i < len(values)})
+            values_now = {key: values[i] for key, values in probes.items() if i < len(values)}
+            with_own_classes(override(base, values_now))
     except ConfigError:
         _find_wrong(base, probes)
     return space
@@ -206,7 +207,7 @@ def _find_wrong(base: Config, probes: Mapping[str, Sequence[Any]]) -> None:
     for key, values in probes.items():
         for value in values:
             try:
-                override(base, {key: value})
+                with_own_classes(override(base, {key: value}))
             except ConfigError as error:
                 raise ConfigError(f"space: {key} = {value}: {error}") from error
 

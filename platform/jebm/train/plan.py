@@ -71,6 +71,7 @@ class Plan:
         prior = "Gaussian"
         if config.has_energy:
             which = {"joint": "joint EBM", "top": "EBM on the top layer"}[config.prior.kind]
+            which += f" by {config.energy.class_path}" if config.energy.class_path else ""
             prior = f"{which}, {config.langevin.steps} Langevin steps of size {config.langevin.step_size:g}"
         if config.train.regime == "two_stage":
             start += f", only the energy, on the nets of {config.run.init_from}"
@@ -82,6 +83,7 @@ class Plan:
                 f"data     {config.data.train}: {data.images:,} images {shape}, sha256 {data.sha256[:12]}",
                 *self._judging_line(),
                 f"model    latents {latents} (bottom to top); prior {prior}",
+                *self._class_lines(),
                 f"weights  {counts}",
                 f"steps    {self.total_steps:,} ({config.train.epochs:g} epochs of {self.steps_per_epoch:,}),"
                 f" batch {config.train.batch_size} = {config.cluster.workers} x {share}",
@@ -102,6 +104,14 @@ class Plan:
         if key == "data.validation":
             return [line]
         return [f"{line} of {key}, for want of data.validation: choose nothing by these evaluations"]
+
+    def _class_lines(self) -> list[str]:
+        """Return the user's own classes beside the energy's, if any."""
+        parts = {
+            name: getattr(self.config, name).class_path for name in ("generator", "inference", "likelihood")
+        }
+        named = ", ".join(f"{name} {path}" for name, path in parts.items() if path)
+        return [f"classes  {named}"] if named else []
 
     def _energy_line(self) -> list[str]:
         """Return when the energy joins, if not at once."""

@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 
 import jebm
+from jebm.config import Config
+from jebm.core.by_class import named_modules, origins
 
 __all__ = ["provenance"]
 
@@ -15,10 +17,11 @@ _SOURCES = (".py", ".c", ".h")
 _PACKAGES = ("torch", "ray", "numpy", "pyarrow", "boto3")
 
 
-def provenance() -> dict[str, str]:
+def provenance(config: Config | None = None) -> dict[str, str]:
     """Return versions, the hash of the package's source, and the git revision (or "unknown").
 
-    The source hash is also available on a cluster, where a job's upload has no .git.
+    With a run's own config, also the classes that it names, and the hashes of their files. The source hash is
+    also available on a cluster, where a job's upload has no .git.
     """
     root = Path(jebm.__file__).parent
     digest = hashlib.sha256()
@@ -37,7 +40,7 @@ def provenance() -> dict[str, str]:
             facts[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             facts[package] = "not installed"
-    return facts
+    return facts if config is None else facts | origins(config, named_modules(config))
 
 
 def _git_revision(folder: Path) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jebm.config import Config, Optimizer
+from jebm.core.by_class import named_modules
 from jebm.core.model import JointModel, build_model
 from jebm.core.objective import Objective
 from jebm.train.runtime import Runtime
@@ -98,8 +99,11 @@ class TrainState:
 
     @classmethod
     def build(cls, config: Config, runtime: Runtime) -> "TrainState":
-        """Return the initial state, the same on every rank, on the runtime's device."""
-        model = build_model(config).to(runtime.device)
+        """Return the initial state, the same on every rank, on the runtime's device.
+
+        The config is the user's own, so the modules of its classes are trusted.
+        """
+        model = build_model(config, named_modules(config)).to(runtime.device)
         autocast = torch.bfloat16 if config.train.precision == "bf16" else None
         objective: nn.Module = Objective(model, autocast=autocast, penalty=config.energy.penalty)
         frozen = config.train.regime == "two_stage"
