@@ -17,7 +17,6 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from jebm.classes import trusted_name
-from jebm.cli import tell
 from jebm.config import Config, config_to_dict
 from jebm.errors import ConfigError
 from jebm.parser.own_classes import class_help, part_names, with_own_classes
@@ -95,7 +94,7 @@ class JobParser(ArgumentParser):
                 path = path or after
                 if not path or path.startswith("-"):
                     raise ConfigError(f"--{name}: needs a class, such as mylab.nets.Mine")
-                tell(class_help(name.removesuffix(".help"), path))
+                self._print_message(f"{class_help(name.removesuffix('.help'), path)}\n", sys.stdout)
                 raise SystemExit(0)
 
     def _with_command(self, words: Sequence[str]) -> list[str]:

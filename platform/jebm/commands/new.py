@@ -1,0 +1,53 @@
+"""Write the skeleton of a part of your own: a generator, inference net, energy or likelihood, and its test.
+
+  jebm new energy mine.py          then:  pytest test_mine.py
+                                          jebm train --config smoke --energy.class_path mine.MyEnergy
+
+The skeleton works as it is. The test checks what training relies on (jebm.testing); see docs/own-model.md.
+"""
+
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from jebm.cli import tell
+from jebm.errors import ConfigError
+from jebm.parser import job_parser, parse
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Write both files and print what to do with them."""
+    parser = job_parser(__doc__ or "")
+    kinds = Literal["generator", "inference", "energy", "likelihood"]
+    parser.add_argument("kind", type=kinds, help="which part")
+    parser.add_argument("file", type=Path, help="where to, such as mine.py")
+    arguments = parse(parser)
+    kind, file = arguments.kind, arguments.file
+    test = file.with_name(f"test_{file.name}")
+    _check(file, test)
+    # The skeleton, and its test.
+    name = f"My{kind.capitalize()}"
+    skeletons = files("jebm.testing") / "skeletons"
+    source = (skeletons / f"{kind}.py.txt").read_text("utf-8")
+    its_test = (skeletons / "test.py.txt").read_text("utf-8")
+    file.write_text(source, "utf-8")
+    test.write_text(its_test.format(name=name, module=file.stem, kind=kind), "utf-8")
+    tell(f"wrote {file} with {name}, and {test}; next:")
+    tell(f"  pytest {test}\n  jebm train --config smoke --{kind}.class_path {file.stem}.{name}")
+    tell(f"  jebm train --{kind}.help {file.stem}.{name}")
+
+
+def _check(file: Path, test: Path) -> None:
+    """Raise `ConfigError` unless both files can be written, and the first can be imported by its name."""
+    if file.suffix != ".py" or not file.stem.isidentifier():
+        raise ConfigError(f"file: {file} must be named as a Python module, such as mine.py")
+    for path in (file, test):
+        if path.exists():
+            raise ConfigError(f"file: {path} exists; name another one")
+    if not file.parent.is_dir():
+        raise ConfigError(f"file: there is no folder {file.parent}")
+    if find_spec(file.stem) is not None:
+        raise ConfigError(f"file: there is a module {file.stem} already; name another one")

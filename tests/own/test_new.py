@@ -1,0 +1,65 @@
+"""`jebm new` writes a skeleton that keeps the contract, and never writes over a file."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jebm.commands import run_command
+from jebm.testing import SHAPES, battery, check_energy, check_generator, check_inference, check_likelihood
+
+CHECKS: dict[str, Any] = {
+    "generator": check_generator,
+    "inference": check_inference,
+    "energy": check_energy,
+    "likelihood": check_likelihood,
+}
+
+
+def new(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:
+    monkeypatch.setattr(sys, "argv", ["new", *words])
+    with pytest.raises(SystemExit) as caught:
+        run_command("new")
+    return caught.value.code
+
+
+@pytest.mark.parametrize("kind", list(CHECKS))
+def test_a_skeleton_keeps_the_contract(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(battery, "workers_differ", lambda case: None)  # its seconds: test_testing.py
+    module = f"mine_{kind}"
+    assert new(monkeypatch, kind, f"{module}.py") == 0
+    assert f"--{kind}.class_path {module}.My{kind.capitalize()}" in capsys.readouterr().out
+    scope: dict[str, Any] = {"__name__": module}
+    exec((tmp_path / f"{module}.py").read_text(), scope)  # what was written above
+    shapes = SHAPES._replace(image=(3, 12, 12), layers=((2,), (3,), (4,)), outputs=3)
+    CHECKS[kind](scope[f"My{kind.capitalize()}"])
+    CHECKS[kind](scope[f"My{kind.capitalize()}"], shapes)
+    test = (tmp_path / f"test_{module}.py").read_text()
+    assert f"from {module} import My{kind.capitalize()}" in test
+    compile(test, "test", "exec")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["energy", "there.py"], "file: there.py exists; name another one"),
+        (["energy", "tested.py"], "file: test_tested.py exists; name another one"),
+        (["energy", "json.py"], "file: there is a module json already; name another one"),
+        (["energy", "my-net.py"], "must be named as a Python module"),
+        (["energy", "no/where.py"], "file: there is no folder no"),
+        (["energi", "mine.py"], "must be one of generator, inference, energy, likelihood"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str], line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("there.py", "test_tested.py"):
+        (tmp_path / name).write_text("mine")
+    assert new(monkeypatch, *words) == 2
+    assert line in capsys.readouterr().err
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"}
