@@ -40,6 +40,41 @@ def test_celeba_takes_the_official_split_and_the_named_crop(tmp_path: Path) -> N
     refused(path, "list_eval_partition.txt")
 
 
+ATTRIBUTES = ("5_o_Clock_Shadow", "Smiling")
+
+
+@pytest.mark.parametrize("form", ["official", "kaggle"])
+def test_attributes_become_factors(tmp_path: Path, form: str) -> None:
+    path, partition = tmp_path / "img_align_celeba.zip", tmp_path / "list_eval_partition.txt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(4):
+            image = encoded(np.full((218, 178, 3), number, np.uint8))
+            archive.writestr(f"img_align_celeba/00000{number}.png", image)
+    partition.write_text("".join(f"00000{n}.png {n % 2}\n" for n in range(4)))
+    answers = [[1, -1], [-1, -1], [-1, 1], [1, 1]]
+    comma = form == "kaggle"
+    lines = ["image_id," + ",".join(ATTRIBUTES)] if comma else ["4", " ".join(ATTRIBUTES) + " "]
+    lines += [(", " if comma else "  ").join([f"00000{n}.png", *map(str, answers[n])]) for n in range(4)]
+    attributes = tmp_path / f"list_attr_celeba.{'csv' if comma else 'txt'}"
+    attributes.write_text("\n".join(lines))
+    source = open_source(path)
+    assert [(factor.name, factor.categories) for factor in source.factors] == [
+        (name, ("no", "yes")) for name in ATTRIBUTES
+    ]
+    (batch,) = source.batches()
+    assert batch.factors_NF is not None
+    assert batch.factors_NF.tolist() == [[1, 0], [0, 1]]
+    assert attributes.name not in " ".join(source.remarks)
+    for broken, message in (
+        (lines[:-2], "says nothing of 000002.png"),
+        ([*lines[:-2], "000002.png 1 2"], "000002.png has no 2 answers"),
+        (["Smiling Smiling"], "a name twice"),
+        (["4", "../x"], "letters, digits and underscores"),
+    ):
+        attributes.write_text("\n".join(broken))
+        refused(path, message)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("comma", [True, False])

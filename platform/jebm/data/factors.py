@@ -11,7 +11,7 @@ from jebm.untrusted import JsonObject, typed
 
 __all__ = ["Factor", "factors_of"]
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,63}")
 _TAKEN = {"image", "label"}
 _MOST_FACTORS = 256
 _MOST_CATEGORIES = 10_000

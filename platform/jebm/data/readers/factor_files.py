@@ -19,7 +19,7 @@ from jebm.data.source import LABELS_LIMIT, Batch, Source, described
 from jebm.errors import DataError
 from jebm.untrusted import parsed_object, typed
 
-__all__ = ["with_factors"]
+__all__ = ["joined", "with_factors"]
 
 _FORMAT = "jebm-factors"
 
@@ -29,7 +29,11 @@ def with_factors(source: Source, path: Path) -> Source:
 
     Raises DataError if the file is no table of factors; when read, if it has not a row for each image.
     """
-    factors, rows_NF = _table(path)
+    return joined(source, path, *_table(path))
+
+
+def joined(source: Source, path: Path, factors: tuple[Factor, ...], rows_NF: npt.NDArray[np.int32]) -> Source:
+    """Return the source with a row of factors, from a file, for each image; raises as `with_factors`."""
     if source.images not in {None, len(rows_NF)}:
         raise _unequal(path, len(rows_NF), f"{source.images}")
 
