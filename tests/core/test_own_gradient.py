@@ -20,7 +20,7 @@ class Wells(Energy):
     centres: torch.Tensor
 
     def __init__(self, dims: int, *, closed: bool = True) -> None:
-        super().__init__()
+        super().__init__(((dims,),))
         self.register_buffer("centres", torch.linspace(-1.5, 1.5, 3 * dims).view(3, dims))
         self.closed, self.frozen_times = closed, 0
 
