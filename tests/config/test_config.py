@@ -72,7 +72,7 @@ def yaml_file(tmp_path):
 
 # A config in which no value is the default, so that no round trip can pass by dropping one.
 EVERYTHING = Config(
-    run=Run("other-1", "s3://bucket/some prefix: #1", 7, False, True, "runs/other-0"),
+    run=Run("other-1", "s3://bucket/some prefix: #1", 7, False, True, "runs/other-0", ("mlflow", "wandb")),
     data=Data("data/a", "data/b", "data/c"),
     model=Model(64, 3, (1, 2, 3, 4)),
     likelihood=Likelihood("gaussian", 0.123456789012345678, "per_channel", 6),

@@ -41,6 +41,8 @@ class Run:
         accept_changes: Resume even though the configuration differs from the checkpoint's.
         init_from: Start a new run from the tensors (nets, optimizers, averages) of another run's newest
             checkpoint, storage/name, or a given one, storage/name/checkpoints/step-00001200-a0001.
+        track: Where reports and pictures go besides metrics.jsonl: tensorboard (files in the storage), wandb
+            and mlflow (credentials come from their environment variables, never from here).
 
     """
 
@@ -50,6 +52,7 @@ class Run:
     deterministic: bool = True
     accept_changes: bool = False
     init_from: str | None = key(None, "start", place=True)
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = key(("tensorboard",), "where")
 
     def __post_init__(self) -> None:
         require(
@@ -59,6 +62,7 @@ class Run:
         )
         require(bool(self.storage), "run.storage", "must be a folder or s3://bucket/prefix")
         require(self.seed >= 0, "run.seed", "must not be negative")
+        require(len({*self.track}) == len(self.track), "run.track", "names a tracker twice")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jebm.config import Config
 from jebm.errors import ConfigError
 from jebm.report.catalogue import of_metric
 from jebm.store.storage import Store
-from jebm.train.history import values_before
+from jebm.train.history import rows_between
 
 __all__ = ["Patience", "patience_of"]
 
@@ -64,7 +64,6 @@ def patience_of(config: Config, run: Store, step: int, total_steps: int) -> Pati
     """
     patience = Patience(config, total_steps)
     metric = config.train.early_stopping.metric
-    if metric and step:
-        for at, value in values_before(run, metric, step):
-            patience.see(at, {metric: value})
+    for at, metrics in rows_between(run, -1, step) if metric and step else ():
+        patience.see(at, metrics)
     return patience

@@ -27,7 +27,7 @@ __all__ = [
     "newest_row",
     "planned_steps",
     "rows_before",
-    "values_before",
+    "rows_between",
 ]
 
 RUN = "run.json"
@@ -115,8 +115,8 @@ def newest_row(end: bytes) -> JsonObject | None:
     return None
 
 
-def values_before(run: Store, metric: str, step: int) -> list[tuple[int, float]]:
-    """Return (step, value) of a metric in the reports up to a step; NaN where it was not finite.
+def rows_between(run: Store, after: int, until: int) -> list[tuple[int, dict[str, float]]]:
+    """Return (step, metrics) of the reports with after < step <= until; NaN for values that were not finite.
 
     Damaged lines count as missing. Raises StoreError if the store cannot be reached.
     """
@@ -124,12 +124,13 @@ def values_before(run: Store, metric: str, step: int) -> list[tuple[int, float]]
     try:
         for line in _lines(run):
             try:
-                at = _step_of(line)
+                step = _step_of(line)
                 row = parsed_object(line, _ROW_BYTES)
             except ValueError:
                 continue
-            if metric in row and at <= step:
-                found.append((at, math.nan if row[metric] is None else float(row[metric])))
+            if after < step <= until:
+                del row["step"]
+                found.append((step, {k: math.nan if v is None else float(v) for k, v in row.items()}))
     except (DamagedRecordError, ObjectMissingError):
         pass
     return found

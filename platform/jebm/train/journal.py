@@ -9,18 +9,21 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
 from jebm.config import SHAPES_RESULT, Config, config_to_dict, leaves, role_of
+from jebm.store.manifest import Manifest
 from jebm.store.storage import Store
 from jebm.train.board import Board
 from jebm.train.history import METRICS, RUN, attempts_before, rows_before
 from jebm.train.outbox import Outbox
 from jebm.train.pictures import sheet
+from jebm.train.tracked import feeds_of, references_to
+from jebm.train.trackers import Ending
 
 __all__ = ["Journal", "time_left"]
 
@@ -44,10 +47,16 @@ class Journal:
         attempts.append({"started": now, "from_step": step, **facts})
         self._attempt = attempts[-1]
         self._record = {"run": config.run.name, "config": config_to_dict(config), "attempts": attempts}
+        self._run, self._feeds = run, feeds_of(config, run, step)
         self._outbox = Outbox(run)
         self._outbox.open(RUN, self._encoded_record(), stored=False)
         self._outbox.open(METRICS, rows.content, stored=rows.stored)
-        self._begin_events(purge_step=step or None)
+        self._told: list[str] = []
+        self.ending: Ending = "failed"
+        """How the run has ended, for the trackers."""
+        self._has_events, self._board = "tensorboard" in config.run.track, Board()
+        if self._has_events:
+            self._begin_events(purge_step=step or None)
 
     def __enter__(self) -> "Journal":
         return self
@@ -56,11 +65,16 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._outbox.close()
+        for feed in self._feeds:  # pictures and run.json are in the storage now
+            feed.files_changed()
+            feed.close(self.ending)
 
     def metrics(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """Write one report: a log line, a line of metrics.jsonl, and TensorBoard scalars."""
         row = {"step": step, **{name: _finite(value) for name, value in metrics.items()}}
         self._outbox.append(METRICS, json.dumps(row).encode() + b"\n")
+        for feed in self._feeds:
+            feed.row(step, metrics)
         self._add_events(self._board.scalars(metrics, step))
         left = time_left(self._config, step, total_steps, metrics["time/seconds_per_step"])
         _LOG.info("%s", _line(step, total_steps, metrics, left))
@@ -70,8 +84,18 @@ class Journal:
         png = io.BytesIO()
         sheet(grids).save(png, "PNG")
         self._outbox.put(f"pictures/step-{step:08d}.png", png.getvalue(), extra=True)
+        for feed in self._feeds:
+            feed.files_changed()
         named = {caption.replace(":", " -"): picture for caption, picture in grids.items()}
         self._add_events(self._board.pictures(named, step), extra=True)
+
+    def checkpoints(self, kept: Sequence[Manifest]) -> None:
+        """Tell the trackers which checkpoints there are, oldest first."""
+        names = [manifest.name for manifest in kept]
+        if self._feeds and names != self._told:
+            references, self._told = references_to(self._run, kept), names
+            for feed in self._feeds:
+                feed.checkpoints(references)
 
     def hyperparameters(self, metrics: Mapping[str, float]) -> None:
         """Write settings that affect the result, and the final metrics, for TensorBoard's HPARAMS page."""
@@ -98,6 +122,8 @@ class Journal:
         self._outbox.open(self._events, beginning, stored=False)
 
     def _add_events(self, records: bytes, *, extra: bool = False) -> None:
+        if not self._has_events:
+            return
         if self._event_bytes > _EVENT_FILE_BYTES:
             self._outbox.finish(self._events)
             self._begin_events()

@@ -21,6 +21,7 @@ from jebm.train.resume import check_same, origin_of
 from jebm.train.runtime import Runtime
 from jebm.train.start import check_images, total_steps_of
 from jebm.train.state import TrainState
+from jebm.train.tracked import check_trackers
 
 __all__ = ["Plan", "make_plan"]
 
@@ -148,6 +149,7 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
     """
     data, images = _data_set(config, "data.train", config.data.train, read=read_images)
     sets = {"data.train": data, **_other_sets(config, data, read=read_images)}
+    check_trackers(config)
     if data.images < config.train.batch_size:
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} is more than the {data.images} images of data.train"

@@ -122,6 +122,10 @@ class Recorder:
                 if self._patience.over:
                     self._journal.ended_early(self._state.step)
             self._saver.close()
+            if self._journal is not None:
+                self._journal.checkpoints(self._saver.kept())
+                over = self._patience.over or self._state.step == self._total_steps
+                self._journal.ending = "finished" if over else "stopped"
 
     def tell(self) -> bool:
         """Call `on_report` with the last metrics and the present checkpoints; return its result."""
@@ -139,6 +143,7 @@ class Recorder:
             self.clock.take()  # evaluation does not count towards training speed
         if self._journal is not None:
             self._journal.metrics(self._state.step, self._total_steps, self.metrics | self._saver.metrics())
+            self._journal.checkpoints(self._saver.kept())
         leaving, enough = self.tell(), False
         if self._runtime.is_main:
             self._patience.see(self._state.step, self.metrics)
