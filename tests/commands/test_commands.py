@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
     "checkpoints",
     "compare",
+    "compare-runs",
     "doctor",
     "evaluate",
     "fetch",
@@ -17,6 +18,7 @@ COMMANDS = (
     "runs",
     "sample",
     "status",
+    "track",
     "train",
     "tune",
 )

@@ -52,7 +52,7 @@ def run_command(name: str) -> NoReturn:
 
     def started() -> int | None:
         try:
-            code: int | None = importlib.import_module(f"jebm.commands.{name}").main()
+            code: int | None = importlib.import_module(_module(name)).main()
         except ModuleNotFoundError as error:
             if error.name not in ("optuna", "ray"):
                 raise
@@ -64,14 +64,18 @@ def run_command(name: str) -> NoReturn:
 
 
 def _names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+
+
+def _module(name: str) -> str:
+    return f"jebm.commands.{name.replace('-', '_')}"
 
 
 def _help() -> str:
     """Return the help: each command with its docstring's first line, read without importing it."""
     lines = []
     for name in _names():
-        spec = find_spec(f"jebm.commands.{name}")
+        spec = find_spec(_module(name))
         source = Path(spec.origin).read_text("utf-8") if spec and spec.origin else ""
         summary = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
         lines.append(f"  {name:<13}{summary}")
