@@ -165,12 +165,7 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
         parent = _resumed(config, store, data, state.tensors(), deep=True)
     if parent is None and config.run.init_from is not None:
         _check_origin(config, state.tensors(), deep=deep)
-    # The remaining steps, and whether an attempt number is free.
-    parameters = {
-        name: count
-        for name, net in state.model.named_children()
-        if (count := sum(parameter.numel() for parameter in net.parameters()))
-    }
+    # Whether an attempt number is free.
     if parent is None or parent.step < total_steps:
         Checkpoints(store, config.run.name).next_attempt()  # raises if a start would find none
     return Plan(
@@ -181,7 +176,7 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
         images=images,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        parameters=parameters,
+        parameters=_parameters(state),
         resumes_at=None if parent is None else parent.step,
         ended_early=parent is not None and _over(config, store, parent.step, total_steps),
     )
@@ -196,6 +191,15 @@ def _other_sets(config: Config, train: DatasetManifest, *, read: bool) -> dict[s
             "data.validation: its images are those of data.train; jebm ingest --validation N holds some back"
         )
     return sets
+
+
+def _parameters(state: TrainState) -> dict[str, int]:
+    """Return how many parameters each part of the model has, of those that have any."""
+    counts = {
+        name: sum(parameter.numel() for parameter in net.parameters())
+        for name, net in state.model.named_children()
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def _over(config: Config, store: Store, step: int, total_steps: int) -> bool:
