@@ -66,4 +66,4 @@ def test_the_module_and_the_front_door_of_a_cluster_are_the_same_command() -> No
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_has_a_front_door_for_clusters(name: str) -> None:
-    assert f'run_command("{name}")' in (ROOT / "jobs" / f"{name}.py").read_text()
+    assert f'run_command("{name}")' in (ROOT / "jobs" / f"{name.replace('-', '_')}.py").read_text()
