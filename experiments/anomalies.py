@@ -58,7 +58,7 @@ def main() -> int:
     add("--output", required=True, metavar="FOLDER", help="for runs, data sets and rows")
     add("--seeds", type=list[int], default=[0, 1, 2], help="of the trainings")
     arms = Literal["gaussian", "joint", "top", "two_stage", "oracle", "knn", "pca"]
-    add("--arms", type=list[arms], default=["gaussian", "top", "joint"], help="what is compared, see above")
+    add("--arms", type=list[arms], default=[], help="what is compared, see above; by default all")
     add("--parallel", type=int, default=1, help="trainings at once, each in a process of its own")
     add("--held_out", type=list[int], default=[*PAPER_DIGITS], help="classes: those left out, in turn")
     add("--originals", default="data/original/mnist-digits", help="classes: the fetched files")

@@ -30,8 +30,8 @@ BASELINES = ("knn", "pca")
 """Arms without a model: the same for every seed."""
 ORACLE = "oracle"
 """The Gaussian run of the same seed, with the aggregate posterior of its training images as prior."""
-KINDS = (*ARMS, ORACLE, *BASELINES)
-"""All arms."""
+_CLASS_ARMS = ("gaussian", "top", "joint", "two_stage", ORACLE, *BASELINES)
+_OOD_ARMS = ("gaussian", "top", "joint")
 _TEST_EVERY = 5
 _REFERENCE_EVERY = 10
 
@@ -84,17 +84,18 @@ def cases_of(config: Config, arguments: Namespace) -> list[Case]:
     Raises:
         ConfigError: no arm, class or seed; or an arm starts from the Gaussian run, which is not an arm.
     """
-    arms = list(dict.fromkeys(arguments.arms))
+    of_classes = arguments.experiment == "classes"
+    arms = list(dict.fromkeys(arguments.arms or (_CLASS_ARMS if of_classes else _OOD_ARMS)))
     arms.sort(key=lambda arm: arm != "gaussian")
     if {"two_stage", ORACLE} & set(arms) and "gaussian" not in arms:
         raise ConfigError(f"--arms: two_stage and {ORACLE} start from the gaussian run; add gaussian")
     output = Path(arguments.output)
-    if arguments.experiment == "classes":
+    if of_classes:
         cases = [*_class_cases(config, arguments, arms, output)]
     else:
         cases = [*_ood_cases(config, arguments, arms, output)]
     if not cases:
-        raise ConfigError("--arms, --seeds, --held_out: each needs at least one value")
+        raise ConfigError("--seeds, --held_out: each needs at least one value")
     return cases
 
 
@@ -194,7 +195,7 @@ def _pooled(originals: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int3
 
 def _ood_cases(config: Config, arguments: Namespace, arms: list[str], output: Path) -> Iterator[Case]:
     """Yield a case for each given run, or for each seed and arm of the config."""
-    extra = sorted(set(arms) - {"gaussian", "joint", "top"})
+    extra = sorted(set(arms) - set(_OOD_ARMS))
     if extra and not arguments.runs:
         raise ConfigError(f"--arms: ood trains gaussian, joint and top, not {', '.join(extra)}")
 
