@@ -31,14 +31,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.utils.dlpack
 from plots import MILLISECONDS, draw  # type: ignore[import-not-found, unused-ignore]
+from plug_in import plug_ins  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from jebm.core.chain import closed_form_langevin
 from jebm.core.energy import ResolvedEnergy
-from jebm.core.kernels import TORCH, without_autograd
+from jebm.core.kernels import TORCH
 from jebm.core.langevin import langevin, score_of
-from jebm.core.parts import Energy
 from jebm.core.philox import PhiloxNoise
 from jebm.native import chain as native
 from jebm.native.perceptron import SLOPE
@@ -115,7 +114,6 @@ def measure(name: str, chains: int, device: torch.device, arguments: argparse.Na
     ways = {
         "released loop": lambda: released(net, shape, start_BD),
         **ours(energy, shape, start_BD),
-        **plug_in(energy, shape, start_BD),
         **torchebm(energy, shape, start_BD),
         **blackjax(energy, shape, start_BD),
     }
@@ -259,7 +257,7 @@ def released(net: nn.Sequential, shape: Shape, start_BD: Tensor) -> Tensor:
 
 
 def ours(energy: ResolvedEnergy, shape: Shape, start_BD: Tensor) -> dict[str, Way]:
-    """Return our implementations: the reference, torch in closed form, and C if it runs."""
+    """Return our implementations: the reference, torch in closed form, C if it runs, a user's own energy."""
     how: dict[str, Any] = {"steps": shape.steps, "step_size": shape.step_size}
     stream = torch.Generator(start_BD.device).manual_seed(2)
 
@@ -276,55 +274,7 @@ def ours(energy: ResolvedEnergy, shape: Shape, start_BD: Tensor) -> dict[str, Wa
         ways["C, Philox noise"] = lambda: closed_form_langevin(energy, start_BD, PhiloxNoise(normal), **how)[
             0
         ]
-    return ways
-
-
-class PlugIn(Energy):
-    """The same energy as a user's own class: plain torch, with its gradient in closed form."""
-
-    def __init__(self, energy: ResolvedEnergy) -> None:
-        super().__init__()
-        *hidden, self.last = (nn.Linear(weight.shape[1], weight.shape[0]) for weight, _ in energy.layers)
-        self.hidden = nn.ModuleList(hidden)
-        for linear, (weight, bias) in zip([*hidden, self.last], energy.layers, strict=True):
-            linear.weight.data, linear.bias.data = weight, bias
-
-    def values(self, z_BS: Tensor) -> list[Tensor]:
-        """Return the values of the hidden layers, (B, W) each."""
-        values = []
-        for linear in self.hidden:
-            z_BS = F.leaky_relu(linear(z_BS), SLOPE, inplace=True)
-            values.append(z_BS)
-        return values
-
-    def forward(self, z_BS: Tensor) -> Tensor:
-        """Return f, (B,)."""
-        f_B: Tensor = self.last(self.values(z_BS)[-1]).squeeze(1)
-        return f_B
-
-    def gradient(self, z_BS: Tensor) -> Tensor:
-        """Return the gradient of f, (B, S)."""
-        slope = torch.ops.aten.leaky_relu_backward
-        gradient = self.last.weight.expand(len(z_BS), -1)
-        for linear, values in zip(reversed(self.hidden), reversed(self.values(z_BS)), strict=True):
-            gradient = slope(gradient, values, SLOPE, True) @ linear.weight
-        return gradient
-
-
-def plug_in(energy: ResolvedEnergy, shape: Shape, start_BD: Tensor) -> dict[str, Way]:
-    """Return the chain of an energy that a user brings, with a closed-form gradient and without one."""
-    own = PlugIn(energy).to(start_BD.device)
-    kernel = without_autograd(own, start_BD[:1], compiled=True)
-    stream = torch.Generator(start_BD.device).manual_seed(2)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=stream, device=start_BD.device)
-
-    def chain() -> Tensor:
-        how: dict[str, Any] = {"steps": shape.steps, "step_size": shape.step_size}
-        return closed_form_langevin(own.frozen(), start_BD, normal, kernel=kernel, **how)[0]
-
-    return {"a plug-in's own gradient": chain}
+    return {**ways, **plug_ins(energy, start_BD, normal, **how)}
 
 
 def torchebm(energy: ResolvedEnergy, shape: Shape, start_BD: Tensor) -> dict[str, Way]:
