@@ -12,7 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from linear_toy import PIXELS, LinearInference, QuadraticEnergy, image_set, transparent_model
+from linear_toy import (
+    PIXELS,
+    LinearInference,
+    QuadraticEnergy,
+    image_set,
+    make_linear,
+    transparent_model,
+)
 from PIL import Image
 
 from jebm.config import Config, Data, Energy, Generator, Inference, Langevin, config_to_dict
@@ -227,6 +234,19 @@ def test_fewer_images_than_features_are_warned_of() -> None:
     vars(subject)["net"] = Inception("6726825d" + 56 * "0", 112)
     (line,) = samples_section(subject).warnings
     assert "110 images are fewer than the 112 features of inceptionv3" in line
+
+
+def test_images_that_do_not_differ_are_not_praised_for_their_precision() -> None:
+    """All grey, in the middle of the real ones: precision 1, recall 0."""
+    model = transparent_model((2, 2))
+    make_linear(model, torch.zeros(PIXELS, 4))
+    subject = subject_of(model, image_set(known_images(110, 4)), samples=110)
+    vars(subject)["net"] = Inception("6726825d" + 56 * "0", PIXELS)
+    section = samples_section(subject)
+    (note,) = section.notes
+    assert "precision 1.00 with recall 0.00 means images that hardly differ" in note
+    vars(subject)["model"] = transparent_model((2, 2))
+    assert samples_section(subject).notes == ()
 
 
 def test_each_layer_is_compared_by_itself() -> None:

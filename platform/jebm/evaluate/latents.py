@@ -16,7 +16,7 @@ from jebm.evaluate.two_sample import two_sample_auc
 
 __all__ = ["LatentSamples", "latent_samples"]
 
-_MOST_SAMPLES = 2_000
+_MOST_SAMPLES = 1_000
 """An AUC depends on the number of samples, so reports, the quick look and comparisons use the same."""
 
 
@@ -35,7 +35,7 @@ class LatentSamples(NamedTuple):
 
 @torch.no_grad()
 def latent_samples(subject: Subject, *, factor: int) -> LatentSamples:
-    """Return up to 2,000 a side: after chains of `factor` times `langevin.steps`, and of q(z|x)."""
+    """Return up to 1,000 a side: after chains of `factor` times `langevin.steps`, and of q(z|x)."""
     count, langevin = min(_MOST_SAMPLES, len(subject.images_NHWC)), subject.config.langevin
     posterior_ND = subject.posterior_codes(count, subject.noise(0, "two-sample posterior"))
     longer = replace(langevin, steps=factor * langevin.steps)

@@ -47,7 +47,7 @@ _MOST_GAP_NATS = 0.2
 _MOST_GAP_ERRORS = 3
 """Two estimates of log Z disagree if they differ by more than both. In 14 latents, those of random nets with
 log Z up to 3 nats differ by up to 0.03 nats. With a planted mode at a distance of 7, all estimates are right
-to 0.1 nats; at 8 that from inside is 0.8 nats and 3.5 errors above that from below, and at 10 six nats."""
+to 0.2 nats; at 8 that from inside is 0.8 nats and 3.5 errors above that from below, and at 10 six nats."""
 _TRANSITIONS = 200
 """Of the chains from inside, before they are annealed; the first half adapts the angle."""
 

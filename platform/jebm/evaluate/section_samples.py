@@ -21,6 +21,8 @@ from jebm.report.findings import Figure, Measured, Picture, Section, Table
 __all__ = ["samples_section"]
 
 _SHOWN = 100
+_HIGH_PRECISION = 0.5
+_NO_RECALL = 0.02
 _FIGURES = (
     *("frechet_long", "frechet_posterior_long", "frechet", "frechet_gaussian", "frechet_posterior_gaussian"),
     *("frechet_floor", "kid_long"),
@@ -48,6 +50,7 @@ def samples_section(subject: Subject, *, full: bool = False) -> Section:
         figures=(*_figures(subject, quality), *_latent_figures(subject)),
         tables=(_to_real(subject.net, quality, names), _to_posterior(quality, names)),
         pictures=_sample_pictures(subject, quality["samples_long"]["steps"]),
+        notes=tuple(_alike(quality, names)),
         warnings=(*_warnings_of_net(subject.net, images), *lost),
     )
 
@@ -118,6 +121,20 @@ def _to_posterior(quality: Quality, names: Mapping[str, str]) -> Table:
 
 def _kid(values: Mapping[str, Any]) -> Measured:
     return Measured(values["kid"], values["kid_standard_error"])
+
+
+def _alike(quality: Quality, names: Mapping[str, str]) -> list[str]:
+    """Return what to make of a high precision without recall, as of a model that has learnt nothing yet."""
+    lines = []
+    for name in ("samples_long", "samples"):
+        precision, recall = quality[name]["precision"], quality[name]["recall"]
+        if precision is not None and precision >= _HIGH_PRECISION and recall <= _NO_RECALL:
+            lines.append(
+                f"{names[name]}: precision {precision:.2f} with recall {recall:.2f} means images that hardly "
+                "differ, as of an untrained or collapsed model: each could be real, but most real ones could "
+                "not be theirs."
+            )
+    return list(dict.fromkeys(lines))
 
 
 def _warnings_of_net(net: FeatureNet, images: int) -> list[str]:
