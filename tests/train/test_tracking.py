@@ -107,13 +107,19 @@ def test_every_report_arrives_once_also_after_an_outage_and_its_secrets_stay(
     tracker.here.set()
     run.put("pictures/step-00000003.png", b"png")
     run.put("run.json", b"{}")
+    run.put("evaluations/step-3-quick/evaluation.html", b"page")
+    run.put("evaluations/step-3-quick/pictures/a.png", b"part of it")
     feed.files_changed()
     feed.row(6, {"loss": 1.0})
     feed.close("finished")
     assert feed.complete
     assert tracker.steps == [1, 2, 3, 4, 5, 6]
     assert [row.metrics for row in tracker.runs.popitem()[1]] == [{"loss": 1.0}] * 6
-    assert tracker.files == {"pictures/step-00000003.png": b"png", "run.json": b"{}"}
+    assert tracker.files == {
+        "pictures/step-00000003.png": b"png",
+        "run.json": b"{}",
+        "evaluations/step-3-quick/evaluation.html": b"page",
+    }
     assert tracker.endings == ["finished"]
     assert caplog.text.count("is away") == caplog.text.count("has caught up") == 1
     assert "secret" not in caplog.text

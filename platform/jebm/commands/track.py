@@ -3,8 +3,9 @@
   jebm track runs/fashion_mnist
   jebm track s3://bucket/runs/fashion_mnist --to '[mlflow, wandb]'
 
-A tracker that was away when a run ended gets the rest, in the same tracker run. Reports, pictures, run.json
-and references to the checkpoints are sent; nothing twice. While the run trains, it does this itself.
+A tracker that was away when a run ended gets the rest, in the same tracker run. Sent are the journal,
+pictures, run.json, the pages of its evaluations and references to its checkpoints. While the run trains, it
+does this itself.
 
 Exit code 0: everything is there; 1: a tracker is away; 2: usage error, no run there, or the storage cannot
 be reached.

@@ -1,9 +1,9 @@
 """Feed a run's journal to experiment trackers (W&B, MLflow): whatever they do, training does not notice.
 
 Each tracker has a thread of its own and is told what the journal has told the storage: rows of metrics.jsonl,
-pictures, run.json, and references to checkpoints. How far it has got is kept with the run, in
-`<run>/trackers/<name>.json`, together with a token by which it finds its own run again. So a tracker that is
-away catches up from the journal later, and a resumed run continues the same tracker run.
+pictures, run.json, pages of evaluations, and references to checkpoints. How far it has got is kept with the
+run, in `<run>/trackers/<name>.json`, together with a token by which it finds its own run again. So a tracker
+that is away catches up from the journal later, and a resumed run continues the same tracker run.
 """
 
 import json
@@ -29,6 +29,7 @@ _SAVE_SECONDS = 15.0  # between records of how far it has got
 _RETRY_SECONDS = (2.0, 5.0, 15.0, 30.0)
 _LAST_PATIENCE_SECONDS = 15.0
 _PICTURE = re.compile(r"pictures/step-(\d{8,15})\.png", re.ASCII)
+_PAGE = re.compile(r"evaluations/[A-Za-z0-9][A-Za-z0-9._-]*/evaluation\.html")
 _FILE_BYTES = 64 * 2**20
 _SECRET = re.compile(r"//[^/@\s]*@")
 
@@ -49,6 +50,7 @@ class Feed:
         # Only the thread uses these.
         self._progress = self._saved = Progress("")
         self._saved_at = 0.0
+        self._sent: dict[str, str] = {}  # etags of run.json and reports
         self._opened = self._failing = self._complete = False
         self._ending: Ending = "failed"
         self._thread = threading.Thread(target=self._work, name=f"tracker {tracker.name}", daemon=True)
@@ -192,8 +194,11 @@ class Feed:
                     self._tracker.file(info.key, self._run.get(info.key), step)
                     self._progress = replace(self._progress, picture=step)
             record = self._run.head(RUN)
-            if record is not None and record.size <= _FILE_BYTES:
-                self._tracker.file(RUN, self._run.get(RUN), self._progress.step)
+            pages = [info for info in self._run.list("evaluations/") if _PAGE.fullmatch(info.key)]
+            for info in [*pages, *([record] if record is not None else [])]:
+                if self._sent.get(info.key) != info.etag and info.size <= _FILE_BYTES:
+                    self._tracker.file(info.key, self._run.get(info.key), self._progress.step)
+                    self._sent[info.key] = info.etag
         except BaseException:
             with self._lock:
                 self._files_changed = True
