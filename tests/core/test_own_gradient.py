@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from jebm.config import Langevin
+from jebm.core.energy import ResolvedEnergy
 from jebm.core.kernels import without_autograd
 from jebm.core.parts import Energy, by_autograd
-from jebm.core.prior import PriorSampler
+from jebm.core.prior import PriorSampler, sample_prior
 from jebm.errors import ConfigError
+from jebm.native import chain as native
 from jebm.rng import gaussian_noise
 
 NOISE = gaussian_noise(seed=0, rank=0)
@@ -57,6 +59,36 @@ def test_the_chain_by_its_own_gradient_is_that_by_autograd(tiny_model, kind, see
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
     unseen = NOISE(0, "chain")(50, 5)[:, : 5 - seen]
     assert all(torch.equal(code_BD[:, : 5 - seen], unseen) for code_BD, _ in found)  # exact as drawn
+
+
+class Squeezed(Energy):
+    """f = 3 softplus(2 z W + b) v: a perceptron that says so."""
+
+    def __init__(self) -> None:
+        super().__init__(((5,),))
+        self.inner, self.outer = nn.Linear(5, 20), nn.Linear(20, 1)
+
+    def forward(self, z_BS):
+        return 3 * self.outer(nn.functional.softplus(self.inner(2 * z_BS))).squeeze(1)
+
+    def frozen(self):
+        inner, outer = ((layer.weight.detach(), layer.bias.detach()) for layer in (self.inner, self.outer))
+        return ResolvedEnergy(((2 * inner[0], inner[1]), outer), "softplus").scaled(3)
+
+
+def test_an_energy_that_is_a_perceptron_runs_in_the_kernels(tiny_model):
+    torch.manual_seed(0)
+    model = tiny_model((2, 3))
+    model.energy = Squeezed()
+    assert PriorSampler(model, Langevin()).kernel == native.describe()
+    (one, _), *others = (
+        sample_prior(model, Langevin(30, 0.4, kernel), 50, NOISE(0, "chain"))
+        for kernel in ("autograd", "torch", "auto")
+    )
+    for other, _ in others:
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-5)
+    # The reference is f itself, not what `frozen` says of it.
+    torch.testing.assert_close(model.energy(one), model.energy.frozen().f(one), rtol=1e-5, atol=1e-5)
 
 
 def test_what_computes_the_chain_is_said(tiny_model):

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from jebm.core.energy import EnergyNet
+from jebm.core.energy import ResolvedEnergy
 from jebm.core.parts import Energy
 from jebm.errors import ConfigError
 from jebm.native import chain as native
@@ -74,8 +74,9 @@ def without_autograd(energy: Energy, probe_BS: Tensor, *, compiled: bool) -> Ker
         ConfigError: the energy's own gradient has another shape than the latents.
 
     """
-    if isinstance(energy, EnergyNet):
-        return fastest(energy.frozen(), probe_BS) if compiled else TORCH
+    frozen = energy.frozen()
+    if isinstance(frozen, ResolvedEnergy):
+        return fastest(frozen, probe_BS) if compiled else TORCH
     with torch.no_grad():
         gradient_BS = energy.gradient(probe_BS)
     if gradient_BS is None:

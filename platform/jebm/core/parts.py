@@ -150,7 +150,8 @@ class Energy(nn.Module, ABC):
     def frozen(self) -> FrozenEnergy:
         """Return f with its present weights, to be used before the next update.
 
-        A chain asks once: a class that derives constants from its weights may return them with it.
+        A chain asks once: a class that derives constants from its weights may return them with it. One that
+        is a perceptron may return a `jebm.core.energy.ResolvedEnergy`, which the compiled kernels take.
         """
         return _Frozen(self)
 
