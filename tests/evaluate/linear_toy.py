@@ -52,7 +52,7 @@ class QuadraticEnergy(Energy):
     """f(z) = -z M z / 2: the prior is N(0, (I + M)^-1), log Z = -log det(I + M) / 2."""
 
     def __init__(self, matrix_DD: Tensor) -> None:
-        super().__init__()
+        super().__init__(((len(matrix_DD),),))
         self.matrix_DD = nn.Parameter(matrix_DD, requires_grad=False)
 
     def forward(self, z_BD: Tensor) -> Tensor:

@@ -7,12 +7,14 @@ import pytest
 import torch
 from linear_toy import PIXELS, QuadraticEnergy, image_set, transparent_model
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from workers import together
 
 from jebm.config import Config
 from jebm.core.distributions import DiagGaussian, standard_log_density
 from jebm.evaluate.aggregate import AggregatePosterior, Oracle, fit_aggregate, oracle, oracle_of
 from jebm.evaluate.estimates import Estimate
-from jebm.evaluate.subject import Subject
+from jebm.evaluate.share import ALONE, Share
+from jebm.evaluate.subject import Sizes, Subject
 from jebm.rng import generator
 
 EXACT = Estimate(0.0, 0.0)
@@ -103,7 +105,7 @@ def test_the_standard_error_of_the_share_is_what_repetition_shows():
     assert float(error_R.mean()) == pytest.approx(float(value_R.std()), rel=0.15)
 
 
-def test_a_tilt_that_is_the_aggregate_posterior_gains_all_there_is(monkeypatch):
+def subject_of_known_gain(share: Share = ALONE) -> Subject:
     """Pixels have variance 1/16, so q(z) = N(0, 5/16), and f = -(16/5 - 1) |z|^2 / 2 is its tilt."""
 
     def images(place: int, count: int):
@@ -112,15 +114,30 @@ def test_a_tilt_that_is_the_aggregate_posterior_gains_all_there_is(monkeypatch):
 
     model = transparent_model((2,))  # reads z in the first two pixels
     model.inference.variance_D = torch.full((2,), 0.25)
-    curvature = 16 / 5 - 1
-    model.energy = QuadraticEnergy(curvature * torch.eye(2))
-    subject = Subject(model, Config(), images(1, 3000))
-    monkeypatch.setitem(subject.__dict__, "train", images(0, 5000))  # instead of reading data.train
-    found = oracle(subject, subject.images_NHWC)
+    model.energy = QuadraticEnergy((16 / 5 - 1) * torch.eye(2))
+    subject = Subject(model, Config(), images(1, 3000), share=share, sizes=Sizes(200, 50))
+    subject.train = images(0, 5000)  # instead of reading data.train
+    return subject
+
+
+def found_of(subject: Subject) -> Oracle | None:
+    return oracle(subject, subject.images_NHWC)
+
+
+def test_a_tilt_that_is_the_aggregate_posterior_gains_all_there_is():
+    found = found_of(subject_of_known_gain())
     assert found is not None
     truth = -math.log(5 / 16) + (5 / 16 - 1)  # KL in two dimensions
     assert abs(found.gain.value - truth) < 4 * found.gain.standard_error + 0.02
-    assert found.share.value == pytest.approx(1, abs=0.04)
-    # Without the training images nothing is known.
-    monkeypatch.setitem(subject.__dict__, "train", image_set(np.zeros((0, 4, 4, 1), np.uint8)))
-    assert oracle(subject, subject.images_NHWC) is None
+    assert found.share.value == pytest.approx(1, abs=0.06)
+    assert together(lambda share: found_of(subject_of_known_gain(share)), 2) == [found, found]
+
+
+def test_without_training_images_on_every_worker_nothing_is_known():
+    def work(share: Share) -> Oracle | None:
+        subject = subject_of_known_gain(share)
+        if share.rank == 1:
+            subject.train = image_set(np.zeros((0, 4, 4, 1), np.uint8))
+        return found_of(subject)
+
+    assert together(work, 2) == [None, None]

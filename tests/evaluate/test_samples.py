@@ -5,14 +5,13 @@ Shapes: B batch, P pixels, D latent width, K steps.
 
 import json
 import math
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 from linear_toy import PIXELS, QuadraticEnergy, image_set, make_linear, transparent_model
+from workers import together
 
 from jebm.config import Config, Langevin
 from jebm.core.model import JointModel, build_model
@@ -168,24 +167,6 @@ def test_chains_that_leave_the_numbers_are_counted_not_hidden():
 
 
 # --- workers and positions
-
-
-def together(work, workers: int) -> list:
-    """Return what `work` returns on each of the workers: threads, with a real sum as their all-reduce."""
-    barrier, terms = threading.Barrier(workers), {}
-
-    def run(rank: int):
-        def total(tensor: torch.Tensor) -> torch.Tensor:
-            terms[rank] = tensor
-            barrier.wait(timeout=60)
-            result = sum(terms[other] for other in range(workers))
-            barrier.wait(timeout=60)
-            return result
-
-        return work(Share(rank, workers, total))
-
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(run, range(workers)))
 
 
 @pytest.mark.parametrize("workers", [2, 3])
