@@ -110,9 +110,34 @@ def test_a_gradient_of_another_shape_is_refused(tiny_model):
 
     model.energy = Summed(5)
     with pytest.raises(
-        ConfigError, match=r"^energy: the gradient of Summed has the shape \(1, 1\) for latents of"
+        ConfigError, match=r"^energy: the gradient of Summed has the shape \(8, 1\) for latents"
     ):
         PriorSampler(model, Langevin())
+
+
+@pytest.mark.parametrize("kernel", ["auto", "autograd"])
+def test_a_closed_form_of_another_function_is_refused(tiny_model, kernel):
+    """What chains take is held to `forward` before a run: they would sample another prior in silence."""
+    model = tiny_model((2, 3))
+
+    class Halved(Wells):
+        def gradient(self, z_BS):
+            return 0.5 * super().gradient(z_BS)
+
+    class Squared(type(model.energy)):
+        """A child of our own net that changes f, and inherits the closed form of its parent."""
+
+        def forward(self, z_BS):
+            return super().forward(z_BS) ** 2
+
+    model.energy.__class__ = Squared
+    with pytest.raises(
+        ConfigError, match=r"^energy: the f of frozen\(\) of Squared is not that of its forward"
+    ):
+        PriorSampler(model, Langevin(kernel=kernel))
+    model.energy = Halved(5)
+    with pytest.raises(ConfigError, match=r"^energy: the gradient of Halved is not that of its forward"):
+        PriorSampler(model, Langevin(kernel=kernel))
 
 
 def test_one_thread_for_small_dense_nets(tiny_model):

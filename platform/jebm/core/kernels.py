@@ -9,17 +9,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from jebm.core.energy import ResolvedEnergy
-from jebm.core.parts import Energy
+from jebm.core.energy import EnergyNet, ResolvedEnergy
+from jebm.core.parts import Energy, by_autograd
 from jebm.errors import ConfigError
 from jebm.native import chain as native
 from jebm.native import triton_chain
 from jebm.native.perceptron import Perceptron
 
-__all__ = ["TORCH", "Compiled", "Kernel", "fastest", "without_autograd"]
+__all__ = ["TORCH", "Compiled", "Kernel", "check_own_energy", "fastest", "without_autograd"]
 
 _SMALL = 2_000_000
 """Chains times weights of a dense net up to which torch is faster with one thread than with several."""
+
+_TOLERANCE, _TINY = 0.01, 1e-6
+"""Relative error of a user's closed form; float32's own is a thousand times smaller."""
 
 
 class Compiled(Protocol):
@@ -65,14 +68,43 @@ def fastest(energy: Perceptron, z_BD: Tensor) -> Kernel:
     return Kernel(native.describe(), native.run if native.usable(z_BD) else None)
 
 
+def check_own_energy(energy: Energy, like: Tensor, seen: int) -> None:
+    """Hold a user's energy to what chains take from it: `frozen` and `gradient` against `forward`.
+
+    `like` gives device and precision, `seen` the width of the latents.
+
+    Raises:
+        ConfigError: f or its gradient is another one, or has another shape.
+
+    """
+    if type(energy) is EnergyNet:
+        return
+    name, frozen = type(energy).__name__, energy.frozen()
+    z_BS = torch.sin(torch.arange(1, 8 * seen + 1, device=like.device).to(like.dtype)).view(8, seen)
+    f_B, gradient_BS = by_autograd(energy, z_BS)
+    found_B, (again_B, found_BS) = frozen.f(z_BS).detach(), frozen.value_and_gradient(z_BS)
+    for what, found, expected in (
+        ("f of frozen()", found_B, f_B),
+        ("f of frozen()", again_B, f_B),
+        ("gradient", found_BS, gradient_BS),
+        ("gradient", frozen.gradient(z_BS), gradient_BS),
+    ):
+        if found.shape != expected.shape:
+            raise ConfigError(
+                f"energy: the {what} of {name} has the shape {tuple(found.shape)} for latents of "
+                f"{tuple(z_BS.shape)}; it must be {tuple(expected.shape)}"
+            )
+        error = float((found - expected).norm() / (expected.norm() + _TINY))
+        if not error < _TOLERANCE:
+            raise ConfigError(
+                f"energy: the {what} of {name} is not that of its forward (relative error {error:.2g})"
+            )
+
+
 def without_autograd(energy: Energy, probe_BS: Tensor, *, compiled: bool) -> Kernel | None:
     """Return what computes chains of this energy without autograd; None if it has no closed-form gradient.
 
     `probe_BS` are latents of the device and precision that the chains will have; `compiled` allows a kernel.
-
-    Raises:
-        ConfigError: the energy's own gradient has another shape than the latents.
-
     """
     frozen = energy.frozen()
     if isinstance(frozen, ResolvedEnergy):
@@ -81,11 +113,6 @@ def without_autograd(energy: Energy, probe_BS: Tensor, *, compiled: bool) -> Ker
         gradient_BS = energy.gradient(probe_BS)
     if gradient_BS is None:
         return None
-    if gradient_BS.shape != probe_BS.shape:
-        raise ConfigError(
-            f"energy: the gradient of {type(energy).__name__} has the shape {tuple(gradient_BS.shape)} "
-            f"for latents of {tuple(probe_BS.shape)}: return one of their shape"
-        )
     # In a dense net each weight is one product per chain; in a convolution each takes part many times.
     parameters = list(energy.parameters())
     weights = sum(parameter.numel() for parameter in parameters)

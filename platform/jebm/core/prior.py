@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jebm.config import Langevin
 from jebm.core.chain import closed_form_langevin
-from jebm.core.kernels import Kernel, without_autograd
+from jebm.core.kernels import Kernel, check_own_energy, without_autograd
 from jebm.core.langevin import ChainInfo, langevin, score_of
 from jebm.core.model import JointModel
 from jebm.core.parts import Energy
@@ -52,6 +52,7 @@ class PriorSampler:
         if energy is None:
             return
         probe_BD = next(model.parameters()).detach().new_zeros(1, model.latent_dim)
+        check_own_energy(energy, probe_BD, model.latent_dim - model.unseen)
         self._noise_is_latents = model.generator.latents(probe_BD) is probe_BD
         if not self._noise_is_latents:
             self.kernel = "autograd (the generator maps codes to latents)"
