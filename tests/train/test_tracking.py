@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import threading
 import time
 import uuid
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import tiny_config
 
+from jebm.commands import run_command
 from jebm.config import Config
 from jebm.errors import ConfigError
 from jebm.store.storage import Store, open_store
@@ -214,3 +216,25 @@ def test_what_a_tracker_needs_is_asked_for_before_the_start(
         ConfigError, match=r"run\.track: mlflow needs the server's address in MLFLOW_TRACKING_URI"
     ):
         make_plan(tiny_config(tmp_path, run__track=["mlflow"]))
+
+
+def test_the_command_says_in_a_line_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(str(tmp_path / "mine"))
+    store.put(
+        "run.json", json.dumps({"config": {"run": {"track": ["tensorboard"]}}, "attempts": []}).encode()
+    )
+
+    def track(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["jebm", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            run_command("track")
+        assert caught.value.code == 2
+        return capsys.readouterr().err
+
+    assert track(str(tmp_path / "mine")).endswith("names no tracker; give --to '[mlflow]'\n")
+    assert track(str(tmp_path / "other")).endswith("no run here; jebm runs lists the runs of a storage\n")
+    assert "must be one of wandb, mlflow" in track(str(tmp_path / "mine"), "--to", "[tensorboard]")
+    store.put("run.json", b'{"config": 7}')
+    assert "config is a int" in track(str(tmp_path / "mine"))

@@ -11,14 +11,15 @@ Exit code 0: everything is there; 1: a tracker is away; 2: usage error, no run t
 be reached.
 """
 
-from dataclasses import replace
 from typing import Literal
 
 from jebm.cli import log_lines, tell
-from jebm.errors import CheckpointError, ConfigError
-from jebm.parser import config_from_dict, job_parser, parse
+from jebm.config import leaves
+from jebm.errors import CheckpointError, ConfigError, StoreError
+from jebm.parser import job_parser, parse
 from jebm.store.records import read_object, understood
 from jebm.store.retrieve import open_run
+from jebm.store.storage import ObjectMissingError
 from jebm.train.history import RUN
 from jebm.train.status import run_status
 from jebm.train.tracked import feeds_of, references_to
@@ -41,17 +42,19 @@ def main() -> int:
     arguments = parse(parser)
     run = open_run(arguments.run)
     store = run.root.child(run.name)
-    record = read_object(store, RUN)
+    try:
+        record = read_object(store, RUN)
+    except ObjectMissingError:
+        raise StoreError(f"{store.uri}: no run here; jebm runs lists the runs of a storage") from None
     with understood(store, RUN):
         values = typed(record, "config", dict)
-    config = config_from_dict(values)
-    if arguments.to is not None:
-        config = replace(config, run=replace(config.run, track=tuple(arguments.to)))
+    own = dict(leaves(values)).get("run.track")
+    names = arguments.to or (own if isinstance(own, list) else [])
     status = run_status(run.root, run.name)
     if status.state == "running":
         raise ConfigError(f"{run.uri}: is in training, and sends its journal itself")
     # All of the journal, and whatever checkpoints are left.
-    feeds = feeds_of(config, store, status.step)
+    feeds = feeds_of([str(name) for name in names], values, store, status.step)
     if not feeds:
         raise ConfigError(f"{run.uri}: its run.track names no tracker; give --to '[mlflow]'")
     try:

@@ -46,8 +46,9 @@ class Journal:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         attempts.append({"started": now, "from_step": step, **facts})
         self._attempt = attempts[-1]
-        self._record = {"run": config.run.name, "config": config_to_dict(config), "attempts": attempts}
-        self._run, self._feeds = run, feeds_of(config, run, step)
+        values = config_to_dict(config)
+        self._record = {"run": config.run.name, "config": values, "attempts": attempts}
+        self._run, self._feeds = run, feeds_of(config.run.track, values, run, step)
         self._outbox = Outbox(run)
         self._outbox.open(RUN, self._encoded_record(), stored=False)
         self._outbox.open(METRICS, rows.content, stored=rows.stored)

@@ -149,7 +149,7 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
     """
     data, images = _data_set(config, "data.train", config.data.train, read=read_images)
     sets = {"data.train": data, **_other_sets(config, data, read=read_images)}
-    check_trackers(config)
+    check_trackers(config.run.track)
     if data.images < config.train.batch_size:
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} is more than the {data.images} images of data.train"

@@ -3,8 +3,9 @@
 import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from jebm.config import Config, config_to_dict, leaves
+from jebm.config import leaves
 from jebm.errors import ConfigError
 from jebm.store.manifest import Manifest
 from jebm.store.storage import Store
@@ -19,22 +20,26 @@ _TRACKERS: Mapping[str, Callable[[], Tracker]] = {"mlflow": MlflowTracker, "wand
 """Trackers outside the storage; TensorBoard's files are part of the journal."""
 
 
-def check_trackers(config: Config) -> list[Tracker]:
-    """Return the trackers of `run.track`, connected to nothing yet.
+def check_trackers(names: Sequence[str]) -> list[Tracker]:
+    """Return the trackers of `run.track`, connected to nothing yet; names of no tracker are passed over.
 
     Raises:
         ConfigError: a package or an address is missing.
     """
-    for name in config.run.track:
-        if name in _TRACKERS and importlib.util.find_spec(name) is None:
+    known = [name for name in names if name in _TRACKERS]
+    for name in known:
+        if importlib.util.find_spec(name) is None:
             raise ConfigError(f"run.track: {name} is not installed; install jebm[{name}]")
-    return [_TRACKERS[name]() for name in config.run.track if name in _TRACKERS]
+    return [_TRACKERS[name]() for name in known]
 
 
-def feeds_of(config: Config, run: Store, from_step: int) -> list[Feed]:
-    """Return a feed of each tracker, begun, for the run whose store is `run`; raises as `check_trackers`."""
-    about = About(config.run.name, run.uri, dict(leaves(config_to_dict(config))))
-    return [Feed(tracker, run, about, from_step) for tracker in check_trackers(config)]
+def feeds_of(names: Sequence[str], config: Mapping[str, Any], run: Store, from_step: int) -> list[Feed]:
+    """Return a feed of each tracker, begun, for the run whose store is `run`; raises as `check_trackers`.
+
+    `config` is the run's, as nested plain values; what the journal has up to `from_step` is sent if missing.
+    """
+    about = About(run.uri.rpartition("/")[2], run.uri, dict(leaves(config)))
+    return [Feed(tracker, run, about, from_step) for tracker in check_trackers(names)]
 
 
 def references_to(run: Store, manifests: Sequence[Manifest]) -> list[Reference]:
