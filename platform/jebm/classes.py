@@ -57,8 +57,8 @@ def loaded(path: str, base: type[T], trusted: Collection[str], key: str) -> type
             f"if you know that code, add --trust {top}"
         )
     found = getattr(_imported(module, key), name, None)
-    # Only a class of the right kind, which can be built. (Modules below are attributes only once imported.)
-    if found is None or isinstance(found, types.ModuleType):
+    # Only a class of the right kind, which can be built.
+    if found is None:
         public = [each for each in dir(sys.modules[module]) if not each.startswith("_")]
         close = difflib.get_close_matches(name, public, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""

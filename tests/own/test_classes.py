@@ -140,7 +140,7 @@ def test_nothing_is_imported_that_is_not_trusted(mylab: Path) -> None:
         ("subprocess.Popen", "does not derive from jebm.core.parts.Energy"),
         ("builtins.eval", "is no class"),
         ("jebm.cli._Lines", "is private"),
-        ("jebm.native.chain", "has no chain"),
+        ("jebm.native.chain", "chain"),
         ("jebm.__main__.main", "is private"),
         ("jebm.core.parts._Frozen", "is private"),
         ("jebm.core.parts.Energy", "lacks forward"),
