@@ -145,5 +145,5 @@ def _latents(subject: Subject, probes: Sequence[_Probe], found: Information) -> 
         tuple((probe.name, *(row[index] for row in best_LF)) for index, probe in enumerate(probes)),
         f"Mutual information of one latent, in {BINS} bins of equal width, with the factor, over the "
         "factor's entropy; the most over the layer's latents. MIG, disentanglement and completeness are made "
-        "of such information.",
+        "of such information. It is too large for few images, most for factors of rare categories.",
     )
