@@ -1,6 +1,5 @@
 """Which Python the scripts install into: the newest on the path that can make an environment."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -27,15 +26,16 @@ def test_the_newest_usable_python_is_taken(
 ) -> None:
     dirname = shutil.which("dirname")
     assert dirname is not None
-    os.symlink(dirname, tmp_path / "dirname")
+    (tmp_path / "dirname").symlink_to(dirname)
     for name in present:
-        os.symlink(REAL, tmp_path / name)
+        (tmp_path / name).symlink_to(REAL)
     for name in unusable:  # what a Python before 3.11, or without venv, answers to the script's question
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / name).chmod(0o755)
 
-    command = ["/bin/bash", "-euo", "pipefail", "-c", f"(. {COMMON}; newest_python)"]
-    done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    command = ["/bin/bash", "-euo", "pipefail", "-c", f". {COMMON}; newest_python"]
+    path = {"PATH": str(tmp_path)}
+    done = subprocess.run(command, env=path, check=False, capture_output=True, text=True)
 
     if expected:
         assert (done.returncode, done.stdout) == (0, f"{tmp_path / expected}\n")
