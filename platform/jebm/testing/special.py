@@ -4,6 +4,7 @@ Shapes: B batch, P parameters of a pixel, H height, W width, S width of what f s
 """
 
 import torch
+from torch import Tensor
 
 from jebm.core.parts import by_autograd
 from jebm.testing.kinds import Case
@@ -43,18 +44,24 @@ def check_closed_form(case: Case) -> None:
     if not list(part.parameters()):
         case.fail("has no parameters: an energy must have something to learn")
     f_B, expected_BS = by_autograd(lambda z: torch.as_tensor(part(z)), z_BS)
+    # Its own gradient first: the default of `frozen` uses it.
+    with torch.no_grad():
+        gradient_BS = part.gradient(z_BS)
+    if gradient_BS is not None:
+        _compare(case, "gradient", gradient_BS, expected_BS)
     frozen = part.frozen()
     if not torch.allclose(frozen.f(z_BS).detach(), f_B, rtol=1e-6, atol=1e-9):
         case.fail("frozen().f is another function than forward")
-    with torch.no_grad():
-        gradient_BS = part.gradient(z_BS)
-    if gradient_BS is None:
-        return
-    if gradient_BS.shape != z_BS.shape:
-        case.fail(f"gradient has shape {list(gradient_BS.shape)}, not that of z, {list(z_BS.shape)}")
+    _compare(case, "frozen().gradient", frozen.gradient(z_BS), expected_BS)
+    _compare(case, "frozen().value_and_gradient", frozen.value_and_gradient(z_BS)[1], expected_BS)
+
+
+def _compare(case: Case, name: str, gradient_BS: Tensor, expected_BS: Tensor) -> None:
+    if gradient_BS.shape != expected_BS.shape:
+        case.fail(f"{name} has shape {list(gradient_BS.shape)}, not that of z, {list(expected_BS.shape)}")
     if not torch.allclose(gradient_BS, expected_BS, rtol=1e-5, atol=1e-8):
         worst = (gradient_BS - expected_BS).abs().max()
-        case.fail(f"gradient is not the gradient of forward: they differ by up to {worst:.3g}")
+        case.fail(f"{name} is not the gradient of forward: they differ by up to {worst:.3g}")
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import logging
 from typing import cast
 
 from jebm.config import Config, differing_keys, role_of
+from jebm.core.by_class import changed_origins, named_modules
 from jebm.data.manifest import DatasetManifest
 from jebm.errors import CheckpointError, ConfigError
 from jebm.store.checkpoint import Checkpoints, Manifest
@@ -50,6 +51,8 @@ def resume(
             _LOG.warning("%s; looking for an older checkpoint that is whole in every byte", error)
         else:
             state.step = manifest.step
+            if runtime.is_main:
+                _warn_of_other_source(config, manifest)
             return manifest
     if damage is not None:
         raise damage  # the checkpoint is damaged, and half loaded into the tensors
@@ -65,6 +68,11 @@ def resume(
             else:
                 run.checkpoints.load(origin, state.tensors())
     return None
+
+
+def _warn_of_other_source(config: Config, manifest: Manifest) -> None:
+    if changed := changed_origins(config, named_modules(config), manifest.provenance):
+        _LOG.warning("resumes with another source of %s than the checkpoint's", ", ".join(changed))
 
 
 def origin_of(config: Config) -> str:
