@@ -59,7 +59,7 @@ class Moments:
     """First and second moments of features, as sums in float64 that add over batches and ranks."""
 
     def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
-        """Start with no images; `sums` holds the sum of [1, x] [1, x]^T over images x, (G, G), float64."""
+        """Start with no images; `sums_GG` is the sum of `[1, x] [1, x]^T` over images x, (G, G), float64."""
         self.sums_GG = torch.zeros(features + 1, features + 1, dtype=torch.float64, device=device)
 
     @classmethod
