@@ -404,8 +404,10 @@ def test_help_says_what_every_key_means_and_which_step_size(capsys):
 
 
 def test_print_config_prints_what_config_reads_back(capsys, yaml_file):
+    parser = argument_parser("a job with an option of its own")
+    parser.add_argument("--dry-run", action="store_true", help="no key")
     with pytest.raises(SystemExit):
-        parse("--energy.width=17", "--print_config")
+        parse_arguments(parser, ["--energy.width=17", "--dry-run", "--print_config"])
     assert load_config(yaml_file(capsys.readouterr().out)) == Config(energy=Energy(17))
 
 

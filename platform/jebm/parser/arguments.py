@@ -75,6 +75,14 @@ class JobParser(ArgumentParser):
         self.commands[name] = parser
         self._choice.add_subcommand(name, parser, help=summary)
 
+    def dump(self, cfg: Namespace, **settings: Any) -> str:  # noqa: ANN401  (jsonargparse's)
+        """Return the config keys of `--print_config`: a file for `--config`, which takes no options."""
+        keys = cfg.clone()
+        for option in self.options if self.has_keys else []:
+            keys.pop(option.names[-1].lstrip("-").replace("-", "_"), None)
+        text: str = super().dump(keys, **settings)
+        return text
+
     def checked(self, words: Sequence[str]) -> list[str]:
         """Return the command line in plain form; raises `ConfigError` if it is wrong."""
         if self.commands:
