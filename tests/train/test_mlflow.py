@@ -105,7 +105,6 @@ def test_a_server_killed_during_a_run_has_every_report_afterwards_and_one_run(
         run.send_signal(signal.SIGCONT)
         output, _ = run.communicate(timeout=4 * PATIENCE)
         assert run.returncode == 0, output
-        assert "mlflow is away" in output
         # What a server that answers slowly has not taken by the end is sent afterwards.
         track = [sys.executable, "-m", "jebm", "track", str(storage / "smoke")]
         subprocess.run(track, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE)
