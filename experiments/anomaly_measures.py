@@ -10,6 +10,7 @@ from anomaly_cases import BASELINES, ORACLE, Case  # type: ignore[import-not-fou
 from torch import Tensor
 
 from jebm.campaign.rows import Row
+from jebm.core.by_class import named_modules
 from jebm.core.distributions import standard_log_density
 from jebm.core.model import JointModel
 from jebm.data.dataset import ImageSet, load_images
@@ -47,7 +48,8 @@ class Scores:
         if case.arm in BASELINES:
             found = _baseline(case, sets)
         else:
-            origin = restored(case.given or case.uri)
+            trusted = () if case.given else named_modules(case.config)
+            origin = restored(case.given or case.uri, trusted=trusted)
             step = origin.manifest.step
             found = {kind: _scored(origin.model, case, images, kind) for kind, images in sets.items()}
             if case.arm == ORACLE:

@@ -34,6 +34,7 @@ from jebm.campaign.runs import rows_of
 from jebm.campaign.trials import Trial
 from jebm.cli import run
 from jebm.config import Config, config_to_dict
+from jebm.core.by_class import named_modules
 from jebm.data.dataset import ImageSet, load_images
 from jebm.data.manifest import read_manifest
 from jebm.errors import ConfigError
@@ -73,7 +74,7 @@ class LayerMeasures:
 
     def measure(self, trial: Trial) -> Row:
         """Return measure -> value; layers are counted from 1, the bottom."""
-        model = restored(trial.uri).model
+        model = restored(trial.uri, trusted=named_modules(trial.config)).model
         subject = Subject(
             model, trial.config, self._judge, samples=len(self._judge.images_NHWC), seed=0, sizes=COMPARED
         )

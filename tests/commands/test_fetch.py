@@ -312,7 +312,12 @@ def test_an_interrupted_fetch_leaves_no_half_file_under_a_name(
             time.sleep(0.5)
             bucket.gate.set()
             err = job.communicate(timeout=60)[1]
-        assert not (folder / "big").exists()
+        # Ctrl-C may come too late to stop the download; what has the name is complete then.
+        if number == signal.SIGKILL:
+            assert not (folder / "big").exists()
+        if (folder / "big").exists():
+            assert (folder / "big").read_bytes() == bucket.objects["runs/mine/big"]
+            (folder / "big").unlink()
         assert "Traceback" not in err
     assert fetch("s3://any/runs/mine", folder)[0] == 0
     assert (folder / "big").read_bytes() == bucket.objects["runs/mine/big"]

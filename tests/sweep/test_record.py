@@ -105,7 +105,7 @@ def test_a_start_may_change_where_a_sweep_runs_and_nothing_else(key: str) -> Non
         branch = branch[section]
     branch[leaf] = "another"
     store = written(f"key-{key}", config=config)
-    if role_of(key) == "where":
+    if role_of(key) == "where" or key.startswith("data."):  # data are compared by content
         assert same(store) is not None
     else:
         with pytest.raises(ConfigError, match=rf'begun otherwise: {key} was "another", is '):

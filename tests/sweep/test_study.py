@@ -188,7 +188,7 @@ def test_another_search_or_base_under_the_name_is_refused_by_naming_it() -> None
     assert 'sampler was "tpe", is "random"' in differs(search(sampler="random"))
     longer = replace(Config(), train=replace(Config().train, epochs=2.0))
     assert "train.epochs was 1.0, is 2.0" in differs(search(), longer)
-    assert "data.train has other content" in differs(search(), data="e")
+    assert "data.train or data.validation has other content" in differs(search(), data="e")
     # More trials, other machines and places are no other sweep.
     elsewhere = replace(
         Config(),

@@ -65,6 +65,18 @@ def test_each_further_update_of_the_energy_has_noise_of_its_own(tmp_path: Path) 
     assert {count for name, count in counts.items() if name.startswith("optimizer.generator.")} == {1.0}
 
 
+def test_the_second_stage_keeps_a_learned_sigma(tmp_path: Path) -> None:
+    learned = {"likelihood__learn_std": "shared", "train__epochs": 0.4}
+    first = tiny_config(tmp_path, run__name="first", prior__kind="gaussian", **learned)
+    train(first)
+    stage = {"run__init_from": f"{tmp_path}/first", "train__regime": "two_stage"}
+    second = tiny_config(tmp_path, run__name="second", **learned, **stage)
+    train(second)
+    assert different(saved(first), saved(second), "likelihood") == []
+    sigma = float(saved(second)["model.likelihood.log_std"].exp())
+    assert abs(sigma - second.likelihood.std) > 0.01  # it was learned
+
+
 def test_the_second_stage_moves_the_energy_alone_and_resumes(tmp_path: Path) -> None:
     first = tiny_config(tmp_path, run__name="first", prior__kind="gaussian")
     train(first)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jebm.config.nets import (
+    LEAST_STD,
     Energy,
     Generator,
     Hierarchy,
@@ -38,6 +39,7 @@ from jebm.config.run import (
 
 __all__ = [
     "INCEPTION_FILE",
+    "LEAST_STD",
     "PLACES",
     "RESUME_MAY_CHANGE",
     "SHAPES_RESULT",
@@ -67,6 +69,7 @@ __all__ = [
     "differing_keys",
     "fields",
     "leaves",
+    "present_leaves",
     "role_of",
 ]
 
@@ -211,13 +214,17 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     return values
 
 
-def differing_keys(config: Config, other: Mapping[str, Any]) -> list[str]:
-    """Return the dotted keys that differ from another config's dict and may not change at a resume.
+def present_leaves(other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the leaves of a stored config's dict under the present names of their keys.
 
     Keys that an earlier version did not have count as their defaults, which do what that version did.
     """
-    mine = dict(leaves(config_to_dict(config)))
-    theirs = dict(leaves(config_to_dict(Config())))
-    theirs |= {current_name(key): value for key, value in leaves(other)}
+    named = {current_name(key): value for key, value in leaves(other)}
+    return dict(leaves(config_to_dict(Config()))) | named
+
+
+def differing_keys(config: Config, other: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys that differ from another config's dict and may not change at a resume."""
+    mine, theirs = dict(leaves(config_to_dict(config))), present_leaves(other)
     differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
     return [key for key in differing if role_of(key) not in RESUME_MAY_CHANGE]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from jebm.config.roles import key, require
 
 __all__ = [
+    "LEAST_STD",
     "Energy",
     "Generator",
     "Hierarchy",
@@ -22,6 +23,9 @@ __all__ = [
 
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _LONGEST_PATH = 200
+
+LEAST_STD = 1 / 255
+"""Half a grey level: a smaller sigma that is learned would say more than 8-bit images hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ class Part:
             return
         fits = len(self.class_path) <= _LONGEST_PATH and _CLASS_PATH.fullmatch(self.class_path)
         require(bool(fits), f"{name}.class_path", "must be a path, such as mylab.nets.Mine, or a short name")
-        mine = {entry.name for entry in dataclasses.fields(Part)}
+        mine = {entry.name for entry in dataclasses.fields(Part)} | {"penalty"}  # a term of the objective
         for entry in dataclasses.fields(self):
             require(
                 entry.name in mine or getattr(self, entry.name) == entry.default,
@@ -99,7 +103,8 @@ class Likelihood(Part):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.std > 0, "likelihood.std", "must be positive")
+        least = 0 if self.learn_std == "no" else LEAST_STD
+        require(self.std > least, "likelihood.std", f"must be above {least:.2g}")
         require(
             self.learn_std == "no" or self.kind == "gaussian",
             "likelihood.learn_std",

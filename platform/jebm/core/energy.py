@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from jebm.config import Energy as EnergyConfig
 from jebm.core.activations import ACTIVATIONS
 from jebm.core.parts import Energy
+from jebm.errors import ConfigError
 
 __all__ = ["EnergyNet", "ResolvedEnergy", "SpectralLinear"]
 
@@ -62,6 +63,15 @@ class ResolvedEnergy:
 
     layers: tuple[tuple[Tensor, Tensor], ...]
     activation: str = "leaky_relu"
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` unless there is a hidden layer, and the activation is known."""
+        if len(self.layers) < 2:
+            raise ConfigError("energy: a ResolvedEnergy needs a hidden layer; return the default of frozen()")
+        if self.activation not in ACTIVATIONS:
+            raise ConfigError(
+                f"energy: {self.activation} is no activation of a ResolvedEnergy ({', '.join(ACTIVATIONS)})"
+            )
 
     def f(self, z_BD: Tensor) -> Tensor:
         """Return the values of f, (B,), in nats; differentiable in z."""

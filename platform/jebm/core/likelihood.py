@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jebm.config import LEAST_STD
 from jebm.config import Likelihood as LikelihoodConfig
 from jebm.core.parts import Likelihood
 
 __all__ = ["Bernoulli", "DiscretisedLogistic", "Gaussian", "build_likelihood"]
 
-_LEAST_STD = 1 / 255
-"""Half a grey level: a smaller sigma would say more than 8-bit images hold."""
 _LOG_SCALE = 7.0
 """Logistics narrower than exp(-7), an eighth of a level, or wider than exp(7) only overflow."""
 _HALF_LEVEL = 1 / 255
@@ -37,7 +36,9 @@ class Gaussian(Likelihood):
         return self._fixed if self._fixed is not None else self._log_std().exp()
 
     def _log_std(self) -> Tensor:
-        return self.log_std.clamp(min=math.log(_LEAST_STD))
+        """Return log sigma, held above the floor; its gradient is not, so that sigma can come back."""
+        held = self.log_std.detach().clamp(min=math.log(LEAST_STD))
+        return held + (self.log_std - self.log_std.detach())
 
     def distortion(self, x_BCHW: Tensor, parameters_BPHW: Tensor) -> Tensor:
         """Return |x - mean|^2 / (2 sigma^2), plus log sigma of each pixel if it is learned, (B,), in nats."""

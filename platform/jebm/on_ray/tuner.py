@@ -118,8 +118,11 @@ def plan_sweep(search: Search, plan: Plan) -> SweepPlan:
     for objective in search.objectives:
         check_honest(objective.metric, config, plan.judging)
     store = open_store(config.run.storage).child(config.run.name)
-    record = check_same(store, config.run.name, search, config, plan.data.sha256)
-    return SweepPlan(config, search, plan.data.sha256, plan.data.images, images, record is not None)
+    # What trials train on, and what judges them.
+    sets = dict.fromkeys([plan.data.sha256, plan.judging.sha256])
+    data_sha256 = "+".join(sets)
+    record = check_same(store, config.run.name, search, config, data_sha256)
+    return SweepPlan(config, search, data_sha256, plan.data.images, images, record is not None)
 
 
 def tune(plan: SweepPlan, provenance: Mapping[str, str]) -> Ending:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jebm.config import Config, config_to_dict, leaves, role_of
+from jebm.config import Config, config_to_dict, leaves, present_leaves, role_of
 from jebm.errors import ConfigError, StoreError
 from jebm.store.records import DamagedRecordError, read_object, understood
 from jebm.store.storage import ObjectMissingError, Store
@@ -97,16 +97,16 @@ def check_same(
     ]
     pairs = [
         (then["space"], now["space"]),
-        (dict(leaves(record["config"])), dict(leaves(config_to_dict(base)))),
+        (present_leaves(record["config"]), dict(leaves(config_to_dict(base)))),
     ]
     for old, new in pairs:
         differences += [
             _change(key, old.get(key), new.get(key))
             for key in {**old, **new}
-            if old.get(key) != new.get(key) and role_of(key) != "where"
+            if old.get(key) != new.get(key) and role_of(key) != "where" and not key.startswith("data.")
         ]
     if record["data_sha256"] != data_sha256:
-        differences.append("data.train has other content")
+        differences.append("data.train or data.validation has other content")
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ConfigError(

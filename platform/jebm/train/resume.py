@@ -103,11 +103,11 @@ def _check_nets(config: Config, origin: Manifest) -> None:
 
 
 def _take_nets(config: Config, run: RunStore, origin: Manifest, state: TrainState) -> None:
-    """Copy only a checkpoint's generator and inference net into the state.
+    """Copy only a checkpoint's generator, inference net and likelihood into the state.
 
     Raises CheckpointError if they are not those of its config.
     """
-    parts = ("generator.", "inference.")
+    parts = ("generator.", "inference.", "likelihood.")
     own = {name: tensor for name, tensor in state.model.state_dict().items() if name.startswith(parts)}
     stored = read_tensors(run, origin, [f"model.{name}" for name in own])
     weights = {name: stored[f"model.{name}"] for name in own}

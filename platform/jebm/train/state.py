@@ -16,6 +16,7 @@ from jebm.config import Config, Optimizer
 from jebm.core.by_class import named_modules
 from jebm.core.model import JointModel, build_model
 from jebm.core.objective import Objective
+from jebm.errors import ConfigError
 from jebm.train.runtime import Runtime
 
 __all__ = ["Horizon", "Player", "TrainState", "learning_rate"]
@@ -125,14 +126,16 @@ class TrainState:
                     # the end of the backward pass cannot overlap its reduction with it.
                     bucket_cap_mb=1,
                 )
-        named = dict(model.named_parameters())
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         energy = {name: p for name, p in named.items() if name.startswith("energy.")}
         likelihood = {name: p for name, p in named.items() if name.startswith("likelihood.")}
         rest = {name: p for name, p in named.items() if name not in energy | likelihood}
         players = [] if frozen else [Player.build("generator", config.optimizer.generator, rest)]
         if likelihood and not frozen:
             players.append(Player.build("likelihood", config.optimizer.likelihood, likelihood))
-        if energy:
+        if model.energy is not None:
+            if not energy:
+                raise ConfigError(f"energy: {type(model.energy).__name__} has no parameter to learn")
             players.append(Player.build("energy", config.optimizer.energy, energy))
         decay = config.train.ema_decay
         ema = copy.deepcopy(model).requires_grad_(requires_grad=False) if decay else None

@@ -65,7 +65,7 @@ class EnergyUpdate(_Update):
 
     def __post_init__(self) -> None:
         self.net = cast(Energy, self.state.model.energy)
-        self._player = self.state.players[-1]
+        (self._player,) = (player for player in self.state.players if player.name == "energy")
         self.sample = PriorSampler(self.state.model, self.config.langevin)
         self.kernel = self.sample.kernel
         """What computes the chains."""
@@ -221,12 +221,13 @@ def _chain_metrics(chain: ChainInfo | None) -> dict[str, Tensor]:
 @torch.no_grad()
 def features_of(model: JointModel, images_NHWC: npt.NDArray[np.uint8], runtime: Runtime) -> list[Tensor]:
     """Return the features of q(u|x) of all images, (N, …) each, on every rank; each computes a share."""
-    found: list[Tensor] = []
+    # Every rank takes part in the sums below, also one without a share: shapes come from an image of zeros.
+    nothing = model.inference(next(model.parameters()).new_zeros(1, *model.shapes.image))
+    found = [each.new_zeros(len(images_NHWC), *each.shape[1:]) for each in nothing]
     for position in range(runtime.rank, -(-len(images_NHWC) // _IMAGES_AT_ONCE), runtime.world_size):
         rows = slice(position * _IMAGES_AT_ONCE, (position + 1) * _IMAGES_AT_ONCE)
         x_BCHW = to_float(images_NHWC[rows].copy(), runtime.device)  # torch warns about read-only memory
         features = model.inference(x_BCHW)
-        found = found or [each.new_zeros(len(images_NHWC), *each.shape[1:]) for each in features]
         for whole, part in zip(found, features, strict=True):
             whole[rows] = part
     # Other ranks' rows are zero here, so the sum is exact.

@@ -153,6 +153,13 @@ def test_a_learned_sigma_ends_at_the_root_mean_square_error(channels):
         torch.testing.assert_close(likelihood.std.squeeze(), error.sqrt().squeeze(), rtol=0.005, atol=0)
 
 
+def test_a_sigma_below_its_floor_comes_back():
+    likelihood = Gaussian(Section("gaussian", 0.01, "shared"), 1)
+    likelihood.log_std.data.fill_(-8.0)  # an overshoot
+    likelihood.distortion(torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)).sum().backward()
+    assert likelihood.log_std.grad.item() < 0  # Adam moves it up
+
+
 def test_a_learned_sigma_keeps_a_floor():
     likelihood = Gaussian(Section("gaussian", 0.01, "shared"), 1)
     likelihood.log_std.data.fill_(-20.0)
