@@ -107,8 +107,11 @@ def parameters_of(kind: type, leading: int) -> dict[str, inspect.Parameter]:
     """Return the arguments that a config may give a class, by name: all but the first `leading` ones."""
     try:
         signature = inspect.signature(kind, eval_str=True)
-    except NameError:  # an annotation that only type checkers see
-        signature = inspect.signature(kind)
+    except Exception:  # annotations that only type checkers understand
+        try:
+            signature = inspect.signature(kind)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{kind.__name__} tells nothing of its arguments ({error})") from error
     named = [each for each in signature.parameters.values() if each.kind is not each.VAR_POSITIONAL]
     return {each.name: each for each in named[leading:] if each.kind is not each.POSITIONAL_ONLY}
 
@@ -118,7 +121,10 @@ def arguments_of(kind: type, given: Mapping[str, Any], key: str, *, leading: int
 
     Raises ConfigError, one line that names the dotted key, if one is unknown, missing or of another type.
     """
-    parameters = parameters_of(kind, leading)
+    try:
+        parameters = parameters_of(kind, leading)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     named = {name: each for name, each in parameters.items() if each.kind is not each.VAR_KEYWORD}
     values = {}
@@ -175,11 +181,11 @@ def _imported(module: str, key: str) -> types.ModuleType:
         raise ConfigError(
             f"{key}: there is no module {error.name} in {here} or among the installed packages"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{key}: {module} cannot be imported: {_where(error)}") from error
 
 
-def _where(error: Exception) -> str:
+def _where(error: BaseException) -> str:
     """Return an error of a user's code in one line, with the file and line where it was raised."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, SyntaxError):

@@ -76,7 +76,8 @@ def converted(value: Any, kind: Any, key: str) -> Any:  # noqa: ANN401  (any pla
             raise ConfigError(f"{key}: needs {_list_of(value, inner[0])}, not {shown(value)}")
         if origin is tuple and inner[-1] is not Ellipsis and len(items) != len(inner):
             raise ConfigError(f"{key}: needs {len(inner)} values, not {len(items)}")
-        return origin(converted(item, inner[0], f"{key}[{i}]") for i, item in enumerate(items))
+        kinds = [inner[0]] * len(items) if origin is list or inner[-1] is Ellipsis else inner
+        return origin(converted(item, kinds[i], f"{key}[{i}]") for i, item in enumerate(items))
     fitting = _plain(value, kind)
     if fitting is None:
         hint = "; put it in quotes" if kind is str and isinstance(value, int | float) else ""

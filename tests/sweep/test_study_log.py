@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import optuna
 import pytest
 from optuna.storages import JournalStorage
 from optuna.trial import TrialState
@@ -82,6 +83,18 @@ def test_a_wrong_line_ends_what_is_good(entries: list[JsonObject], wrong: JsonOb
         assert count <= place
         assert why.startswith(f"line {count + 1}: ")
         assert first_problem(entries[:count], "sweep", search()) == (count, "")
+
+
+def test_a_trial_that_waits_is_nobodys(entries: list[JsonObject]) -> None:
+    """Its values would be the next trial's, whatever is searched: a class to import, a place to read."""
+    journal = Entries(entries)
+    study = optuna.load_study(study_name="sweep", storage=JournalStorage(journal))
+    study.enqueue_trial({"energy.class_path": "elsewhere.Mine"})
+    longer = list(journal.read_logs(0))
+    assert len(longer) > len(entries)
+    count, why = first_problem(longer, "sweep", search())
+    assert count == len(entries)
+    assert "waits" in why
 
 
 @pytest.mark.parametrize(("name", "what"), [("other", search()), ("sweep", OTHER)])

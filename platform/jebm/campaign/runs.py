@@ -14,7 +14,7 @@ from typing import TypeAlias
 import jebm
 from jebm.campaign.rows import Row, Rows, T
 from jebm.campaign.trials import Trial
-from jebm.cli import announce, tell
+from jebm.cli import STOPPED, announce, tell
 from jebm.errors import CheckpointError, DivergedError, JebmError
 from jebm.evaluate.comparison import REFERENCE
 from jebm.evaluate.quick import quick_look
@@ -153,7 +153,7 @@ class _Processes:
             _, complaint = process.communicate()
             with self._lock:
                 self._running.remove(process)
-        if process.returncode == 0:
+        if process.returncode in (0, STOPPED):  # stopped: `rows_of` sees that it is unfinished
             return
         line = (complaint.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
         kind, _, message = line.partition(": ")

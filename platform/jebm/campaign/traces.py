@@ -6,6 +6,7 @@ All of it may come from a bucket, so none of it is assumed to be well formed.
 import io
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -142,6 +143,8 @@ def _evaluated(figure: JsonObject) -> Evaluated:
     for number in (value, error):
         if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
             raise ValueError("a figure's value is no number")
+        if number is not None and abs(number) > sys.float_info.max:
+            raise ValueError("a figure's value is too large")
     return Evaluated(
         float(value),
         None if error is None else float(error),

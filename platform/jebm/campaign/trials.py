@@ -7,8 +7,8 @@ from jebm.config import Config, differing_keys
 from jebm.data.manifest import read_manifest
 from jebm.errors import ConfigError
 from jebm.evaluate.comparison import REFERENCE
-from jebm.evaluate.quick import check_distances
-from jebm.parser import override
+from jebm.evaluate.quick import check_distances, check_quick_look
+from jebm.parser import override, with_own_classes
 from jebm.parser.yaml_file import read_value
 from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.storage import open_store
@@ -102,7 +102,7 @@ def trials_of(config: Config, arms: Sequence[str], seeds: Sequence[int]) -> list
             if changed["train.regime"] == "two_stage":
                 storage = config.run.storage.rstrip("/")
                 run["run.init_from"] = f"{storage}/{config.run.name}-{REFERENCE}-{seed}"
-            of_arm = override(config, {**changed, **run})
+            of_arm = with_own_classes(override(config, {**changed, **run}))
             total = total_steps_of(of_arm, images // of_arm.train.batch_size)
             trials.append(Trial(arm, seed, of_arm, total))
     return trials
@@ -139,6 +139,7 @@ def check_trials(trials: Sequence[Trial], *, deep: bool) -> None:
         plan = make_plan(config, read_images=True, deep=deep)
         key = "data.held_out" if config.data.held_out else "data.train"
         check_distances(config, plan.data, plan.held_out, plan.images, key=key)
+        check_quick_look(config, plan.data, plan.judging, plan.images)
     if trials[0].config.cluster.engine == "process":
         check_processes(trials[0].config)
     for trial in trials:

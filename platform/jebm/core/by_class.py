@@ -60,7 +60,7 @@ def changed_origins(config: Config, trusted: Collection[str], provenance: Mappin
     return [
         f"{name} ({now[f'{name}.class']})"
         for name in BASES
-        if now.get(key := f"{name}.source_sha256") != provenance.get(key)
+        if f"{name}.class" in now and now.get(key := f"{name}.source_sha256") != provenance.get(key)
     ]
 
 

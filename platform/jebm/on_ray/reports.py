@@ -30,9 +30,10 @@ class ReportBox:
     key: str = field(default_factory=lambda: f"reports/{uuid.uuid4().hex}/")
 
     def put(self, report: Report) -> None:
-        """Add a report."""
+        """Add a report; if the head is out of reach it is lost, and the run continues."""
         content = json.dumps({"step": report.step, "metrics": report.metrics})
-        _internal_kv_put(f"{self.key}{report.step:015d}", content, namespace=_NAMESPACE)
+        with suppress(ray.exceptions.RayError):
+            _internal_kv_put(f"{self.key}{report.step:015d}", content, namespace=_NAMESPACE)
 
     def take(self) -> list[Report]:
         """Return the reports that have come since the last call, by step, without checkpoints."""

@@ -158,8 +158,10 @@ def _last_is_half(entries: Sequence[JsonObject], search: Search) -> bool:
 
 def _check_trial(trial: FrozenTrial, search: Search, *, half: bool) -> None:
     """Raise ValueError for a trial that is not of this search; with `half`, parameters may be missing."""
-    if trial.state == TrialState.WAITING:
-        return
+    if (
+        trial.state == TrialState.WAITING
+    ):  # nothing here enqueues trials, and their values are not searched ones
+        raise ValueError(f"trial {trial.number} waits, which no trial of ours does")
     if not half and trial.params.keys() != search.space.keys():
         raise ValueError(f"trial {trial.number} has other parameters than the search")
     for key, value in trial.params.items():

@@ -55,7 +55,7 @@ class Plan:
     @property
     def how_finished(self) -> str:
         """Why nothing is left to do, and how to train further."""
-        if self.ended_early:
+        if self.ended_early and (self.resumes_at or 0) < self.total_steps:
             remedy = "to train further, raise train.early_stopping.patience"
             return f"early stopping at step {self.resumes_at:,}; {remedy}"
         return f"all {self.total_steps:,} steps; to train further, raise train.epochs"

@@ -102,8 +102,11 @@ class Recorder:
         config, step = self._config, self._state.step
         self._meter.add(metrics)
         last = stopped or step == self._total_steps
+        watched = config.train.early_stopping.metric is not None
         measured = self._measure is not None and (
-            step == self._total_steps or (_due(step, config.evaluation.every_steps) and not stopped)
+            step == self._total_steps
+            # Early stopping counts evaluations: none is left out for a stop.
+            or (_due(step, config.evaluation.every_steps) and (watched or not stopped))
         )
         leaving = False
         if last or measured or _due(step, config.train.report_every_steps):

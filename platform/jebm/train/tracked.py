@@ -29,7 +29,7 @@ def check_trackers(names: Sequence[str]) -> list[Tracker]:
     known = [name for name in names if name in _TRACKERS]
     for name in known:
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"run.track: {name} is not installed; install jebm[{name}]")
+            raise ConfigError(f"run.track: {name} is not installed; pip install {name}")
     return [_TRACKERS[name]() for name in known]
 
 

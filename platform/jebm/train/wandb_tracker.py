@@ -30,6 +30,7 @@ class WandbTracker:
         import wandb  # noqa: PLC0415  (seconds, and only where it is wanted)
 
         self._wandb = wandb
+        wandb.login(prompt=False)  # no key is an error, not a question on the run's terminal
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "jebm"),
             id=token,
