@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from jebm.config import leaves
-from jebm.errors import StoreError
-from jebm.store.records import DamagedRecordError, listed_objects, read_object, understood
+from jebm.store.records import DamagedRecordError, listed_objects, read_object
 from jebm.store.retrieve import open_run
 from jebm.store.storage import ObjectMissingError, Store
-from jebm.train.history import RUN, rows_between
+from jebm.train.history import recorded_config, rows_between
 from jebm.train.status import RunStatus, run_status
 from jebm.untrusted import JsonObject, typed
 
@@ -100,12 +99,7 @@ def picture_of(trace: Trace, step: int) -> bytes | None:
 def _trace(uri: str) -> Trace:
     run = open_run(uri)
     store = run.root.child(run.name)
-    try:
-        record = read_object(store, RUN)
-    except ObjectMissingError:
-        raise StoreError(f"{store.uri}: no run here; jebm runs lists the runs of a storage") from None
-    with understood(store, RUN):
-        config = dict(leaves(typed(record, "config", dict)))
+    config = dict(leaves(recorded_config(store)))
     pictures = {
         int(found[1]): found[0] for info in store.list("pictures/") if (found := _PICTURE.fullmatch(info.key))
     }

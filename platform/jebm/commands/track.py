@@ -15,15 +15,12 @@ from typing import Literal
 
 from jebm.cli import log_lines, tell
 from jebm.config import leaves
-from jebm.errors import CheckpointError, ConfigError, StoreError
+from jebm.errors import CheckpointError, ConfigError
 from jebm.parser import job_parser, parse
-from jebm.store.records import read_object, understood
 from jebm.store.retrieve import open_run
-from jebm.store.storage import ObjectMissingError
-from jebm.train.history import RUN
+from jebm.train.history import recorded_config
 from jebm.train.status import run_status
 from jebm.train.tracked import feeds_of, references_to
-from jebm.untrusted import typed
 
 __all__ = ["main"]
 
@@ -42,12 +39,7 @@ def main() -> int:
     arguments = parse(parser)
     run = open_run(arguments.run)
     store = run.root.child(run.name)
-    try:
-        record = read_object(store, RUN)
-    except ObjectMissingError:
-        raise StoreError(f"{store.uri}: no run here; jebm runs lists the runs of a storage") from None
-    with understood(store, RUN):
-        values = typed(record, "config", dict)
+    values = recorded_config(store)
     own = dict(leaves(values)).get("run.track")
     names = arguments.to or (own if isinstance(own, list) else [])
     status = run_status(run.root, run.name)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from jebm.errors import StoreError
 from jebm.store.records import (
     DamagedRecordError,
     listed_objects,
@@ -26,6 +27,7 @@ __all__ = [
     "last_row",
     "newest_row",
     "planned_steps",
+    "recorded_config",
     "rows_before",
     "rows_between",
 ]
@@ -113,6 +115,21 @@ def newest_row(end: bytes) -> JsonObject | None:
         except ValueError:  # a partial row: being written, or left by a crash
             continue
     return None
+
+
+def recorded_config(run: Store) -> JsonObject:
+    """Return the config in a run's run.json, as stored: nested plain values, of whatever version.
+
+    Raises:
+        StoreError: there is no run here, or its storage cannot be reached.
+        DamagedRecordError: run.json holds no config.
+    """
+    try:
+        record = read_object(run, RUN)
+    except ObjectMissingError:
+        raise StoreError(f"{run.uri}: no run here; jebm runs lists the runs of a storage") from None
+    with understood(run, RUN):
+        return typed(record, "config", dict)
 
 
 def rows_between(run: Store, after: int, until: int) -> list[tuple[int, dict[str, float]]]:

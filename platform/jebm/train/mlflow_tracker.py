@@ -85,13 +85,7 @@ class MlflowTracker:
 
     def checkpoint(self, reference: Reference) -> None:
         """Log where a checkpoint lies, as a small artifact, and tag the run with the newest."""
-        facts = {
-            "step": reference.step,
-            "uri": reference.uri,
-            "manifest_sha256": reference.manifest_sha256,
-            "metrics": dict(reference.metrics),
-        }
-        self._client.log_dict(self._run, facts, f"checkpoints/{reference.name}.json")
+        self._client.log_dict(self._run, reference.facts(), f"checkpoints/{reference.name}.json")
         self._client.set_tag(self._run, "jebm.checkpoint", reference.uri)
 
     def close(self, ending: Ending) -> None:

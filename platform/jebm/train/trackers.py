@@ -37,6 +37,15 @@ class Reference:
     manifest_sha256: str
     metrics: Mapping[str, float]
 
+    def facts(self) -> dict[str, object]:
+        """Return what trackers record of the checkpoint, as plain values."""
+        return {
+            "step": self.step,
+            "uri": self.uri,
+            "manifest_sha256": self.manifest_sha256,
+            "metrics": dict(self.metrics),
+        }
+
 
 @dataclass(frozen=True)
 class About:

@@ -61,12 +61,7 @@ class WandbTracker:
 
     def checkpoint(self, reference: Reference) -> None:
         """Log a checkpoint as an artifact that refers to its folder; nothing is read or uploaded."""
-        facts = {
-            "step": reference.step,
-            "uri": reference.uri,
-            "manifest_sha256": reference.manifest_sha256,
-            "metrics": dict(reference.metrics),
-        }
+        facts = reference.facts()
         artifact = self._wandb.Artifact(f"checkpoint-{self._run.id}", type="model", metadata=facts)
         artifact.add_reference(f"{reference.uri}/MANIFEST.json", checksum=False)
         self._run.log_artifact(artifact, aliases=[reference.name, "latest"])
