@@ -1,6 +1,9 @@
 """The contract tests find planted faults, each with a line of its own, and pass parts without faults."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -276,3 +279,32 @@ def test_parts_without_faults_pass(
 
 def test_two_processes_train_as_one() -> None:
     check_energy(Sum, width=5)
+
+
+# A rank that trains round after round, in a new group each time.
+ROUNDS = """
+import sys
+import torch
+from torch import nn
+from jebm.testing import workers
+
+class Linear:
+    def build(self): return nn.Linear(8, 8)
+    def outputs(self, part, inputs): return part(inputs[0])
+    def scalar(self, output): return output.square().mean()
+    def inputs(self, rows, seed): return (torch.ones(rows, 8),)
+
+for number in range(25):
+    workers._work(Linear(), int(sys.argv[1]), f"file://{sys.argv[2]}/{number}", None)
+"""
+
+
+def test_two_workers_end_each_time(tmp_path: Path) -> None:
+    """Not only most times: as a group ends, torch may wait for a thread that waits for the GIL."""
+    ranks = [subprocess.Popen([sys.executable, "-c", ROUNDS, str(rank), str(tmp_path)]) for rank in range(2)]
+    try:
+        assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()

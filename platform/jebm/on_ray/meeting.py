@@ -112,7 +112,7 @@ def _join(backend: str, address: str, rank: int, workers: int, timeout: timedelt
     if backend == "nccl" and "TORCH_NCCL_BLOCKING_WAIT" not in os.environ:
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # a late collective aborts, as in Ray
     store = meet(address, rank=rank, workers=workers, timeout=timeout)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=workers, timeout=timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=workers, timeout=timeout)  # noqa: TID251
 
 
 def node_address() -> str:

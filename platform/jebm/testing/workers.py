@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jebm.testing.kinds import Case
+from jebm.train.group import process_group
 
 __all__ = ["workers_differ"]
 
@@ -61,18 +62,18 @@ def workers_differ(case: Case) -> str | None:
 def _work(case: Case, rank: int, meeting: str, part: nn.Module | None) -> bool:
     """Train as one of two workers; return whether both end with the same weights."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=_PATIENCE)
-    try:
-        part = case.build() if part is None else part
-        half = _BATCH // 2
-        task = DistributedDataParallel(_Task(case, part))
-        _train(task, case, slice(rank * half, (rank + 1) * half))
-        weights = torch.cat([tensor.detach().flatten() for tensor in part.parameters()])
-        both = [torch.empty_like(weights) for _ in range(2)]
-        dist.all_gather(both, weights)
-        return both[0].equal(both[1])
-    finally:
-        dist.destroy_process_group()
+    with process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=_PATIENCE):
+        return _train_half(case, rank, case.build() if part is None else part)
+
+
+def _train_half(case: Case, rank: int, part: nn.Module) -> bool:
+    """Train on this rank's half of each batch; a function of its own, since nothing of DDP may outlive it."""
+    half = _BATCH // 2
+    _train(DistributedDataParallel(_Task(case, part)), case, slice(rank * half, (rank + 1) * half))
+    weights = torch.cat([tensor.detach().flatten() for tensor in part.parameters()])
+    both = [torch.empty_like(weights) for _ in range(2)]
+    dist.all_gather(both, weights)
+    return both[0].equal(both[1])
 
 
 def _train(task: nn.Module, case: Case, rows: slice) -> None:

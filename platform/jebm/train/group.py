@@ -42,7 +42,7 @@ def process_group(backend: str, **place: Any) -> Iterator[None]:  # noqa: ANN401
     DDP module.
     """
     others = running_loops()
-    dist.init_process_group(backend, **place)
+    dist.init_process_group(backend, **place)  # noqa: TID251
     try:
         with last_to_hold_the_group():
             yield
@@ -83,10 +83,10 @@ def _end(others: frozenset[str]) -> None:
     if not dist.is_initialized():
         return
     if dist.get_backend() != "gloo":
-        dist.destroy_process_group()
+        dist.destroy_process_group()  # noqa: TID251
         return
     # In a separate thread: the destructor waits for a running collective, and that for its timeout.
-    ending = threading.Thread(target=dist.destroy_process_group, name="jebm-end-group", daemon=True)
+    ending = threading.Thread(target=dist.destroy_process_group, name="jebm-end-group", daemon=True)  # noqa: TID251
     ending.start()
     ending.join(_PATIENCE_SECONDS)
     reason = "a collective has not ended" if ending.is_alive() else "something still holds the group"
