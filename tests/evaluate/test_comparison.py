@@ -25,7 +25,8 @@ def page_of(comparison: Comparison) -> str:
 
 def row(**changes: float) -> Row:
     plain = {measure.name: 1.0 for measure in measures(2)}
-    return plain | {"f_drift": 0.1, "frechet_long": 40.0, "mse": 0.02, "log_z_share": 0.9, **changes}
+    mixed = {"f_drift": 0.1, "f_gap": 0.2, "log_z_gap": 0.03, "log_z_share": 0.9}
+    return plain | mixed | {"frechet_long": 40.0, "mse": 0.02, **changes}
 
 
 def rows(changes: dict[str, list[float]]) -> dict[int, Row]:
@@ -53,6 +54,8 @@ BETTER = rows(
         (3, {"mse": 0.001}, {"mse": math.nan}),
         (4, {"log_z_share": 0.2}, {"log_z_share": 0.19}),
         (4, {"log_z_share": 0.2}, {"log_z_share": math.nan}),
+        (5, {"f_gap": -0.99}, {"f_gap": 1.0}),
+        (6, {"log_z_gap": 0.49}, {"log_z_gap": -0.5}),
     ],
 )
 def test_a_gate_counts_the_seeds_that_pass_it(gate, passing, failing):
@@ -91,11 +94,22 @@ def test_a_claim_holds_where_the_interval_excludes_zero_on_the_right_side():
 
 
 def test_a_claim_of_an_arm_that_fails_a_gate_says_so():
-    drifting = {seed: {**row_, "f_drift": 2.0 if seed == 6 else 0.0} for seed, row_ in BETTER.items()}
-    found = compare({"gaussian": GAUSSIAN, "joint": drifting}, 2)
+    blurred = {seed: {**row_, "mse": 0.03 if seed == 6 else 0.02} for seed, row_ in BETTER.items()}
+    found = compare({"gaussian": GAUSSIAN, "joint": blurred}, 2)
     (claim,) = (claim for claim in found.claims if claim.measure == "frechet_long")
     assert claim.verdict == "holds"
-    assert f"fails a gate: {GATES[0].title} (4 of 5 seeds)" in claim.sentence
+    assert f"fails a gate: {GATES[3].title} (4 of 5 seeds)" in claim.sentence
+
+
+@pytest.mark.parametrize("fault", [{"f_drift": 2.0}, {"f_gap": 3.0}, {"log_z_gap": 4.7}])
+def test_a_prior_that_has_not_mixed_wins_nothing(fault):
+    """Its samples and its log Z are of a part of the prior, so that it would be judged as another."""
+    stuck = {seed: {**row_, **(fault if seed == 6 else {})} for seed, row_ in BETTER.items()}
+    found = compare({"gaussian": GAUSSIAN, "joint": stuck}, 2)
+    assert "holds" not in {claim.verdict for claim in found.claims}
+    (claim,) = (claim for claim in found.claims if claim.measure == "frechet_long")
+    assert "is not shown at this budget" in claim.sentence
+    assert "joint fails a gate" in claim.sentence
 
 
 @pytest.mark.parametrize("lost", [{}, row(frechet_long=math.nan)])

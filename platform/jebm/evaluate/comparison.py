@@ -51,10 +51,16 @@ class Gate:
     title: str
     passes: Callable[[Row, Row], bool]
     """Takes the model's row and the Gaussian prior's of the same seed; NaN never passes."""
+    mixing: bool = False
+    """Whether samples and log Z are not the prior's own where it fails: no claim of such an arm holds."""
 
 
 GATES: tuple[Gate, ...] = (
-    Gate("mean f moves by less than 0.5 nats in the long chains", lambda row, _: abs(row["f_drift"]) < 0.5),
+    Gate(
+        "mean f moves by less than 0.5 nats in the long chains",
+        lambda row, _: abs(row["f_drift"]) < 0.5,
+        mixing=True,
+    ),
     Gate(
         "Fréchet after the long chains is below the Gaussian prior's",
         lambda row, gaussian: row["frechet_long"] < gaussian["frechet_long"],
@@ -67,7 +73,17 @@ GATES: tuple[Gate, ...] = (
         "MSE is at most 10 % above the Gaussian prior's",
         lambda row, gaussian: row["mse"] <= 1.1 * gaussian["mse"],
     ),
-    Gate("AIS effective share is at least 20 %", lambda row, _: row["log_z_share"] >= 0.2),
+    Gate("AIS effective share is at least 20 %", lambda row, _: row["log_z_share"] >= 0.2, mixing=True),
+    Gate(
+        "mean f of chains from posterior samples ends within 1 nat of that of chains from N(0, I)",
+        lambda row, _: abs(row["f_gap"]) < 1,
+        mixing=True,
+    ),
+    Gate(
+        "log Z from inside is within 0.5 nats of that from below",
+        lambda row, _: abs(row["log_z_gap"]) < 0.5,
+        mixing=True,
+    ),
 )
 
 
@@ -171,10 +187,13 @@ def _contrasts(
     return {name: contrast for name, contrast in found.items() if contrast is not None}
 
 
-def _failed(gates: Mapping[str, int], seeds: int) -> list[str]:
-    return [
-        f"{title} ({passed} of {plural(seeds, 'seed')})" for title, passed in gates.items() if passed < seeds
-    ]
+def _failed(gates: Mapping[str, int], seeds: int) -> dict[str, bool]:
+    """Return each gate that some seed fails, and how many pass -> whether it is one of mixing."""
+    return {
+        f"{gate.title} ({gates[gate.title]} of {plural(seeds, 'seed')})": gate.mixing
+        for gate in GATES
+        if gates[gate.title] < seeds
+    }
 
 
 def _claim(
@@ -184,12 +203,13 @@ def _claim(
     text: str,
     rows: Mapping[str, Mapping[int, Row]],
     *,
-    failed: Sequence[str],
+    failed: Mapping[str, bool],
 ) -> Claim:
     # The evidence from the seeds that both arms have, and why it may not count.
     contrast = _contrast(rows[arm], rows[against], measure)
     lost = [name for name in (arm, against) if len(_values(rows[name], measure.name)) < len(rows[name])]
     verdict: Literal["holds", "open", "contradicted"] = "open"
+    unmixed = any(failed.values())
     if contrast is None:
         reason = "no seed has the figure for both"
     else:
@@ -203,7 +223,7 @@ def _claim(
         elif test.pairs < 2:
             reason += "; one seed tells nothing of chance"
         elif good:
-            verdict = "holds"
+            verdict = "open" if unmixed else "holds"
         elif bad:
             verdict = "contradicted"
         else:
@@ -215,7 +235,7 @@ def _claim(
         "contradicted": "is contradicted at this budget",
     }[verdict]
     sentence = f"{arm} against {against}: “{text}” {said} ({measure.title}: {reason})."
-    if verdict == "holds" and failed:
+    if failed and (verdict == "holds" or unmixed):
         sentence += f" But {arm} fails a gate: {'; '.join(failed)}."
     return Claim(arm, against, measure.name, verdict, sentence)
 
