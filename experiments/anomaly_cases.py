@@ -4,7 +4,7 @@ Shapes: N images, H height, W width, C channels.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from jebm.config import Config
 from jebm.data.manifest import dataset_exists, read_manifest
 from jebm.data.readers import open_source
 from jebm.data.shards import write_dataset
-from jebm.data.source import source_from_arrays
+from jebm.data.source import Source, SourceDescription, source_from_arrays
 from jebm.errors import ConfigError
 from jebm.evaluate.restore import stored_config
 from jebm.parser import override
@@ -145,14 +145,26 @@ def _class_sets(originals: Path, output: Path, held_out: int) -> dict[str, str]:
     The pooled protocol of Kumar et al. (2019, MEG) and Zenati et al. (2018): all images together, train and
     test part; a fifth of the normal ones and *all* anomalous ones are tested. Of the others, every tenth is
     kept out of training too, as reference for p-values and for the oracle's bandwidth.
+
+    Raises:
+        ConfigError: a set that exists was made from other original files, or a part would be empty.
     """
     uris = {
         name: str(output / "data" / f"without-{held_out}-{name}")
         for name in ("train", "reference", "normal", "anomalous")
     }
-    if all(dataset_exists(open_store(uri)) for uri in uris.values()):
+    # Sets that exist must be of the same files, or the runs and rows beside them would be of other images.
+    sources = _sources(originals)
+    files = tuple(file for source in sources for file in source.description.files)
+    stores = {name: open_store(uri) for name, uri in uris.items()}
+    missing = [name for name, store in stores.items() if not dataset_exists(store)]
+    if any(read_manifest(stores[name]).source.files != files for name in uris if name not in missing):
+        raise ConfigError(
+            f"--output: {output} has data sets of other originals than {originals}; use another"
+        )
+    if not missing:
         return uris
-    images_NHWC, labels_N = _pooled(originals)
+    images_NHWC, labels_N = _pooled(sources)
     # Each image's place within its class decides its part, so that every part has all classes.
     place_N = np.zeros(len(labels_N), np.int64)
     for label in np.unique(labels_N):
@@ -169,22 +181,28 @@ def _class_sets(originals: Path, output: Path, held_out: int) -> dict[str, str]:
     for name, chosen_N in chosen.items():
         if not chosen_N.any():
             raise ConfigError(f"--held_out: class {held_out} leaves no {name} images in {originals}")
-        if not dataset_exists(open_store(uris[name])):
+        if name in missing:
+            title, description = f"without {held_out}", SourceDescription(files, "pooled")
             part = source_from_arrays(
-                images_NHWC[chosen_N], labels_N[chosen_N], name=f"without {held_out}", split=name
+                images_NHWC[chosen_N], labels_N[chosen_N], name=title, split=name, description=description
             )
-            write_dataset(part, open_store(uris[name]))
+            write_dataset(part, stores[name])
     return uris
 
 
-def _pooled(originals: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """Return all images and labels of the original files: of the digits, or of train and test part."""
+def _sources(originals: Path) -> list[Source]:
+    """Return the original files: of the digits, or of train and test part."""
     splits = ("all",) if (originals / "0.json").is_file() else ("train", "test")
+    return [open_source(originals, split=split) for split in splits]
+
+
+def _pooled(sources: Sequence[Source]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """Return all images and labels of the sources."""
     images, labels = [], []
-    for split in splits:
-        for batch in open_source(originals, split=split).batches():
+    for source in sources:
+        for batch in source.batches():
             if batch.labels_N is None:
-                raise ConfigError(f"--originals: {originals} has no labels, so no class can be held out")
+                raise ConfigError(f"--originals: {source.name} has no labels, so no class can be held out")
             images.append(batch.images_NHWC)
             labels.append(batch.labels_N)
     return np.concatenate(images), np.concatenate(labels)

@@ -15,6 +15,7 @@ from jebm.core.distributions import standard_log_density
 from jebm.core.model import JointModel
 from jebm.data.dataset import ImageSet, load_images
 from jebm.data.loader import to_float
+from jebm.data.manifest import read_manifest
 from jebm.evaluate.aggregate import AggregatePosterior, fit_aggregate
 from jebm.evaluate.ood import average_precision, detection, scores
 from jebm.evaluate.restore import restored
@@ -36,8 +37,14 @@ class Scores:
     """How well scores detect the anomalies of a case."""
 
     def identity(self, case: Case) -> JsonObject:
-        """Return what a row depends on besides the run."""
-        return {key: getattr(case, key) for key in ("arm", "anomaly", "seed", "given", "normal", "images")}
+        """Return what a row depends on besides the run: the case, and the pixels of all sets it reads."""
+        sets = {kind: getattr(case, kind) for kind in ("normal", "anomalous", "reference")}
+        if case.arm in (ORACLE, *BASELINES):
+            sets["train"] = case.config.data.train
+        return {
+            **{key: getattr(case, key) for key in ("arm", "anomaly", "seed", "given", "images")},
+            **{kind: read_manifest(open_store(uri)).sha256 for kind, uri in sets.items() if uri},
+        }
 
     def measure(self, case: Case) -> Row:
         """Return numbers of images, and {score: {measure: value}} as measures."""

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,7 @@ def test_a_digit_unlike_all_others_is_found_and_not_looked_for_twice(
     assert (first.returncode, first.stderr) == (0, "")
     kept = [tmp_path / "output" / "rows" / f"without-4-{arm}-0.json" for arm in ARMS]
     rows = [json.loads(path.read_text())["row"] for path in kept]
+    before = json.loads(kept[-1].read_text())["identity"]
     for arm, row in zip(ARMS, rows, strict=True):
         # Nine digits of twenty images: four are tested, one of the other sixteen is kept as reference.
         assert (row["normal images"], row["anomalous images"]) == (36, 20)
@@ -66,3 +68,15 @@ def test_a_digit_unlike_all_others_is_found_and_not_looked_for_twice(
         ConfigError, match=r"without-4-gaussian-0 has a checkpoint made with another energy\.depth"
     ):
         main()
+    # Other originals are other images: neither their sets nor a row of theirs may be taken for these.
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options(tmp_path)])
+    (tmp_path / "digits" / "3.json").write_text(json.dumps({"data": [0.25] * 15680}))
+    with pytest.raises(ConfigError, match=r"--output: .*output has data sets of other originals"):
+        main()
+    for name in ("train", "reference", "normal", "anomalous"):
+        shutil.rmtree(tmp_path / "output" / "data" / f"without-4-{name}")
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options(tmp_path), "--arms=[pca]"])
+    main()
+    pca = json.loads(kept[-1].read_text())
+    assert pca["row"] != rows[-1]
+    assert pca["identity"]["train"] != before["train"]
