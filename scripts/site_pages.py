@@ -18,6 +18,10 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "cluster/README.md": "cluster.md",
 }
+FACE = (
+    *("Config", "JebmError", "Pretrained", "Report", "Result"),
+    *("fit", "from_pretrained", "load_config", "override"),
+)
 ROOMS = ("config", "core", "evaluate", "store", "train")
 LINK = re.compile(r"(!?\[[^\]]*\])\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
@@ -32,8 +36,7 @@ def modules(room: str) -> list[str]:
 
 def api_pages() -> dict[str, str]:
     """Return the Markdown of each API page: a heading, and one directive a module."""
-    face = ("Config", "JebmError", "Report", "Result", "fit", "load_config", "override")
-    pages = {"api/jebm.md": "# jebm\n\n" + "\n\n".join(f"::: jebm.{name}" for name in face)}
+    pages = {"api/jebm.md": "# jebm\n\n" + "\n\n".join(f"::: jebm.{name}" for name in FACE)}
     for room in ROOMS:
         directives = "\n\n".join(f"::: {module}" for module in modules(room))
         pages[f"api/{room}.md"] = f"# jebm.{room}\n\n{directives}"

@@ -2,6 +2,7 @@
 
     config = jebm.load_config("smoke.yaml", {"train.epochs": 10})
     result = jebm.fit(config, on_report=lambda report: report.metrics["distortion"] < 100)
+    images = jebm.from_pretrained("runs/smoke").sample(16)
 
 Each name is imported when it is first used, so that `import jebm` costs nothing. `jebm.train` is a package.
 """
@@ -13,19 +14,32 @@ if TYPE_CHECKING:
     from jebm.config import Config
     from jebm.errors import JebmError
     from jebm.parser import load_config, override
+    from jebm.pretrained.model import Pretrained, from_pretrained
     from jebm.train.loop import Result
     from jebm.train.recorder import Report
     from jebm.training import fit
 
-__all__ = ["Config", "JebmError", "Report", "Result", "fit", "load_config", "override"]
+__all__ = [
+    "Config",
+    "JebmError",
+    "Pretrained",
+    "Report",
+    "Result",
+    "fit",
+    "from_pretrained",
+    "load_config",
+    "override",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
     "Config": "jebm.config",
     "JebmError": "jebm.errors",
+    "Pretrained": "jebm.pretrained.model",
     "Report": "jebm.train.recorder",
     "Result": "jebm.train.loop",
     "fit": "jebm.training",
+    "from_pretrained": "jebm.pretrained.model",
     "load_config": "jebm.parser",
     "override": "jebm.parser",
 }

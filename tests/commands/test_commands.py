@@ -13,6 +13,7 @@ COMMANDS = (
     "compare-runs",
     "doctor",
     "evaluate",
+    "export",
     "fetch",
     "ingest",
     "runs",

@@ -132,19 +132,19 @@ def test_a_missing_layer_is_named(storage: str) -> None:
     del tensors["ema.energy.linears.1.weight"]
     save(storage, tensors, SMALL)
     message = refusal(f"{storage}/mine")
-    assert "tensor ema.energy.linears.1.weight is missing, and its config has it with shape [5, 5]" in message
+    assert "tensor energy.linears.1.weight is missing, and its config has it with shape [5, 5]" in message
     assert "energy.depth" in message
 
 
 def test_tensors_of_another_config_are_named_with_both_shapes_and_the_keys(storage: str) -> None:
     save(storage, tensors_of(SMALL), replace(SMALL, energy=Energy(7)))
     message = refusal(f"{storage}/mine")
-    assert "tensor ema.energy.linears.0.weight has shape [5, 14], and by its config [7, 14]" in message
+    assert "tensor energy.linears.0.weight has shape [5, 14], and by its config [7, 14]" in message
     assert "energy.width" in message
 
 
 def test_a_net_too_many_is_named(storage: str) -> None:
     save(storage, tensors_of(SMALL), replace(SMALL, prior=Prior("gaussian")))
     message = refusal(f"{storage}/mine")
-    assert "tensor ema.energy.linears.0.bias is not in the nets of its config" in message
+    assert "tensor energy.linears.0.bias is not in the nets of its config" in message
     assert "prior.kind" in message

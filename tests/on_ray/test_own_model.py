@@ -67,10 +67,9 @@ trials: 2
 sampler: random
 """
 TRUSTED = """
-import safetensors.torch, sys
-from jebm.evaluate.restore import restored
-found = restored(sys.argv[1], trusted=["mylab"])
-weights = safetensors.torch.load_file("weights.safetensors")
+import jebm, safetensors.torch
+found = jebm.from_pretrained("exported", trust=["mylab"])
+weights = safetensors.torch.load_file("exported/model.safetensors")
 print(type(found.model.energy).__name__, type(found.model.generator).__name__, found.config.energy.init_args)
 own = found.model.state_dict()
 print("equal", own.keys() == weights.keys() and all(own[name].equal(weights[name]) for name in own))
@@ -140,8 +139,9 @@ def test_killed_it_resumes_bit_for_bit_and_is_built_only_where_trusted(
     run("evaluate", "--checkpoint", "runs/unbroken", "--suite", "chains", "--samples", "100", *trusted)
     assert "add --trust mylab" in run("sample", "--checkpoint", "runs/unbroken", "--count", "4", code=2)
     run("sample", "--checkpoint", "runs/unbroken", "--count", "4", *trusted)
-    run("checkpoints", "export", "runs/unbroken", "--output", "weights.safetensors")
-    script = [environment / "bin/python", "-c", TRUSTED, "runs/unbroken"]
+    assert "add --trust mylab" in run("export", "runs/unbroken", "--output", "exported", code=2)
+    run("export", "runs/unbroken", "--output", "exported", *trusted)
+    script = [environment / "bin/python", "-c", TRUSTED]
     loaded = subprocess.run(script, cwd=folder, env=clean(), capture_output=True, text=True, check=False)
     assert loaded.stdout == "SumEnergy ConvGenerator {'width': 12}\nequal True\n", loaded.stderr
 

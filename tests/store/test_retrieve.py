@@ -18,7 +18,7 @@ from jebm.errors import CheckpointError, StoreError
 from jebm.store.checkpoint import Checkpoints, Facts, Manifest
 from jebm.store.compare import compare
 from jebm.store.mirror import download
-from jebm.store.retrieve import RunStore, export_weights, open_run, tensor_table, verify_checkpoint
+from jebm.store.retrieve import RunStore, open_run, verify_checkpoint
 from jebm.store.storage import Store
 
 if TYPE_CHECKING:
@@ -359,48 +359,6 @@ def test_every_damaged_part_is_named(local: RunStore) -> None:
     assert "5 bytes instead of" in verify_checkpoint(folder, manifest, ignore)[0]
     folder.delete([key])
     assert "is gone" in verify_checkpoint(folder, manifest, ignore)[0]
-
-
-# ── Export ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("prefix", ["model", "ema"])
-def test_an_export_is_a_plain_safetensors_file(local: RunStore, target: Path, prefix: str) -> None:
-    safetensors = pytest.importorskip("safetensors")
-    manifest = save(local.checkpoints, 3, state())
-    run, store = watched(local)
-    output = target / "weights.safetensors"
-    done = export_weights(run, manifest, output, prefix, ignore)
-    wanted = {
-        name.removeprefix(f"{prefix}."): tensor
-        for name, tensor in state().items()
-        if name.startswith(f"{prefix}.")
-    }
-    with safetensors.safe_open(output, framework="pt") as file:
-        assert equal({name: file.get_tensor(name) for name in file.keys()}, wanted)  # noqa: SIM118
-        assert file.metadata() == {
-            "run": "mine",
-            "step": "3",
-            "config_sha256": manifest.config_sha256,
-            "format": "pt",
-        }
-    assert (done.tensors, done.size) == (len(wanted), output.stat().st_size)
-    assert store.bytes_read < manifest.objects[0].size  # not the parts that hold none of it
-    assert max(size for _, size in store.reads) <= SLICE
-    assert [path.name for path in target.iterdir()] == ["weights.safetensors"]
-
-
-def test_an_export_that_fails_leaves_no_file(local: RunStore, target: Path) -> None:
-    manifest = save(local.checkpoints, 1, state())
-    with pytest.raises(CheckpointError, match=r"holds no tensors emma\.\*"):
-        export_weights(local, manifest, target / "weights.safetensors", "emma", ignore)
-    (entry,) = (
-        entry for name, entry in tensor_table(local.folder(manifest.name), manifest).items() if "ema" in name
-    )
-    flip_in_store(local.folder(manifest.name), manifest.objects[0].key, entry.begin)
-    with pytest.raises(CheckpointError, match="does not match its CRC32"):
-        export_weights(local, manifest, target / "weights.safetensors", "ema", ignore)
-    assert list(target.iterdir()) == []
 
 
 # ── Comparison ──────────────────────────────────────────────────────────────────────────────────────────

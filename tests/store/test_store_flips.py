@@ -18,7 +18,7 @@ import torch
 from jebm.errors import CheckpointError
 from jebm.store.checkpoint import Checkpoints, Facts, FencedError, Manifest
 from jebm.store.mirror import download
-from jebm.store.retrieve import export_weights, open_run, tensor_table
+from jebm.store.retrieve import open_run, read_tensors, tensor_table
 from jebm.store.sealed import READS
 from jebm.store.shares import Share
 from jebm.store.storage import open_store
@@ -153,11 +153,10 @@ def test_what_is_written_down_elsewhere_was_read_right(proxy, s3_uri, tmp_path):
         if number % 4:
             assert tensor_table(run.folder(manifest.name), manifest) == expected
         else:
-            done = export_weights(run, manifest, tmp_path / "w.safetensors", "model", lambda *_: None)
+            found = read_tensors(run, manifest, expected)
             proxy.rewrite = lambda _path, body: body
-            (tmp_path / "good.safetensors").unlink(missing_ok=True)
-            export_weights(run, manifest, tmp_path / "good.safetensors", "model", lambda *_: None)
-            assert done.path.read_bytes() == (tmp_path / "good.safetensors").read_bytes()
+            again = read_tensors(run, manifest, expected)
+            assert all(found[name].equal(again[name]) for name in expected)
 
 
 def test_our_own_manifest_is_recognised_though_it_comes_back_damaged(proxy, s3_uri):

@@ -20,7 +20,16 @@ from jebm.train.history import recorded_config, rows_between
 from jebm.train.status import RunStatus, run_status
 from jebm.untrusted import JsonObject, typed
 
-__all__ = ["Evaluated", "Trace", "picture_of", "read_traces"]
+__all__ = [
+    "Evaluated",
+    "Trace",
+    "evaluated",
+    "evaluations",
+    "picture_of",
+    "pictures",
+    "png_at",
+    "read_traces",
+]
 
 _LAST_STEP = 2**53
 _PICTURE = re.compile(r"pictures/step-(\d{8,15})\.png", re.ASCII)
@@ -83,11 +92,15 @@ def read_traces(uris: Sequence[str]) -> list[Trace]:
 
 def picture_of(trace: Trace, step: int) -> bytes | None:
     """Return the sheet of pictures of a step; None if it is not a PNG of a sane size."""
-    key = trace.pictures[step]
-    info = trace.store.head(key)
+    return png_at(trace.store, trace.pictures[step])
+
+
+def png_at(store: Store, key: str) -> bytes | None:
+    """Return a picture that a run has left; None if it is not a PNG of a sane size."""
+    info = store.head(key)
     if info is None or info.size > _PICTURE_BYTES:
         return None
-    png = trace.store.get(key)
+    png = store.get(key)
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             sane = math.prod(image.size) <= _PICTURE_PIXELS
@@ -100,22 +113,30 @@ def _trace(uri: str) -> Trace:
     run = open_run(uri)
     store = run.root.child(run.name)
     config = dict(leaves(recorded_config(store)))
-    pictures = {
-        int(found[1]): found[0] for info in store.list("pictures/") if (found := _PICTURE.fullmatch(info.key))
-    }
     # The newest evaluation, whichever suite it was.
-    reports = [info for info in store.list("evaluations/") if _EVALUATION.fullmatch(info.key)]
-    newest = max(reports, key=lambda info: info.modified).key if reports else ""
+    newest = next(iter(evaluations(store)), "")
     return Trace(
         name=run.name,
         store=store,
         config=config,
         rows=rows_between(store, -1, _LAST_STEP),
-        pictures=pictures,
+        pictures=pictures(store),
         evaluation=_figures(store, newest) if newest else {},
         evaluation_key=newest,
         status=run_status(run.root, run.name),
     )
+
+
+def pictures(store: Store) -> dict[int, str]:
+    """Return the keys of a run's sheets of pictures by step."""
+    found = (_PICTURE.fullmatch(info.key) for info in store.list("pictures/"))
+    return {int(each[1]): each[0] for each in found if each}
+
+
+def evaluations(store: Store) -> list[str]:
+    """Return the keys of a run's evaluation.json files, the newest first."""
+    reports = [info for info in store.list("evaluations/") if _EVALUATION.fullmatch(info.key)]
+    return [info.key for info in sorted(reports, key=lambda info: info.modified, reverse=True)]
 
 
 def _figures(store: Store, key: str) -> dict[tuple[str, str], Evaluated]:
@@ -125,13 +146,13 @@ def _figures(store: Store, key: str) -> dict[tuple[str, str], Evaluated]:
         for section in listed_objects(read_object(store, key), "sections"):
             for figure in listed_objects(section, "figures"):
                 if figure.get("value") is not None:
-                    found[typed(section, "name", str), typed(figure, "name", str)] = _evaluated(figure)
+                    found[typed(section, "name", str), typed(figure, "name", str)] = evaluated(figure)
     except (DamagedRecordError, ObjectMissingError, ValueError):
         return {}
     return found
 
 
-def _evaluated(figure: JsonObject) -> Evaluated:
+def evaluated(figure: JsonObject) -> Evaluated:
     """Return a figure as stored; raises ValueError for anything else."""
     value, error = figure["value"], figure.get("error")
     for number in (value, error):

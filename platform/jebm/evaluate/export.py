@@ -10,12 +10,13 @@ layers.
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 
 from jebm.config import Langevin
 from jebm.core.model import JointModel
@@ -35,12 +36,15 @@ Format = Literal["grid", "png", "npz"]
 _BATCHES = 20  # of an .npz
 _WHITE = 255
 
+_Arrays: TypeAlias = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]
+
 
 class Drawn(NamedTuple):
     """A batch of samples."""
 
-    images_NHWC: npt.NDArray[np.uint8]
-    z_ND: npt.NDArray[np.float32]
+    x_NCHW: Tensor
+    """Images in [-1, 1]."""
+    z_ND: Tensor
     """The latents of all layers, bottom layer first."""
 
 
@@ -74,7 +78,7 @@ def draw(
                 f"samples are not finite: the weights are not, or chains diverge at langevin.step_size "
                 f"{config.step_size:g}; reduce it"
             )
-        yield Drawn(to_uint8(x_NCHW).permute(0, 2, 3, 1).cpu().numpy(), z_ND.cpu().numpy())
+        yield Drawn(x_NCHW, z_ND)
 
 
 def write(
@@ -90,7 +94,8 @@ def write(
     """
     files = 0
     # One file per sample for png, per batch for grid, per `_BATCHES` batches for npz.
-    for images_NHWC, z_ND in drawn if form != "npz" else _together(drawn):
+    arrays = map(_arrays, drawn)
+    for images_NHWC, z_ND in arrays if form != "npz" else _together(arrays):
         if form == "png":
 
             def put(index: int, image_HWC: npt.NDArray[np.uint8], first: int = files) -> None:
@@ -107,11 +112,16 @@ def write(
     return files
 
 
-def _together(drawn: Iterable[Drawn]) -> Iterator[Drawn]:
+def _arrays(drawn: Drawn) -> _Arrays:
+    """Return a batch's pixels, uint8, and its latents."""
+    return to_uint8(drawn.x_NCHW).permute(0, 2, 3, 1).cpu().numpy(), drawn.z_ND.cpu().numpy()
+
+
+def _together(batches: Iterator[_Arrays]) -> Iterator[_Arrays]:
     """Yield the samples of `_BATCHES` batches at a time."""
-    batches = iter(drawn)
     while part := list(islice(batches, _BATCHES)):
-        yield Drawn(*map(np.concatenate, zip(*part, strict=True)))
+        images, latents = zip(*part, strict=True)
+        yield np.concatenate(images), np.concatenate(latents)
 
 
 def _page(images_NHWC: npt.NDArray[np.uint8], columns: int) -> npt.NDArray[np.uint8]:

@@ -1,9 +1,9 @@
 """Restore a model from a checkpoint, for evaluation."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -15,7 +15,7 @@ from jebm.parser import config_from_dict
 from jebm.store.manifest import Manifest
 from jebm.store.retrieve import open_checkpoint, read_tensors, tensor_table
 
-__all__ = ["Restored", "restored", "stored_config"]
+__all__ = ["Restored", "check_fit", "config_of", "restored", "stored_config"]
 
 _LOG = logging.getLogger("jebm.evaluate")
 
@@ -47,14 +47,19 @@ class Restored:
 
 
 def stored_config(manifest: Manifest, place: str) -> Config:
-    """Return the config that a checkpoint was made with.
+    """Return the config that a checkpoint was made with; raises as `config_of`."""
+    return config_of(manifest.config, manifest.provenance, place)
+
+
+def config_of(values: Mapping[str, Any], provenance: Mapping[str, str], place: str) -> Config:
+    """Return the config that a model was made with, by this provenance.
 
     Raises CheckpointError, naming the `place` and the key, if the config is not valid in this version.
     """
     try:
-        return config_from_dict(manifest.config)
+        return config_from_dict(values)
     except ConfigError as error:
-        made_by = manifest.provenance.get("jebm", "another version")
+        made_by = provenance.get("jebm", "another version")
         raise CheckpointError(
             f"{place}: its config is not one of this version ({error}); it was made by jebm {made_by}"
         ) from error
@@ -81,7 +86,22 @@ def restored(uri: str, *, device: torch.device | str = "cpu", trusted: Collectio
     # Compare the stored tensors with those of the config before reading any.
     stored = {name: entry.shape for name, entry in tensor_table(run.folder(manifest.name), manifest).items()}
     weights: Literal["ema", "model"] = "ema" if any(name.startswith("ema.") for name in stored) else "model"
-    expected = {f"{weights}.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = [f"{weights}.{name}" for name in model.state_dict()]
+    own = {
+        name.removeprefix(f"{weights}."): shape
+        for name, shape in stored.items()
+        if name.startswith(f"{weights}.")
+    }
+    check_fit(model, config, own, place)
+    tensors = read_tensors(run, manifest, expected)
+    model.load_state_dict({name.partition(".")[2]: tensor for name, tensor in tensors.items()})
+    model = model.to(device).eval().requires_grad_(requires_grad=False)
+    return Restored(model, config, manifest, run.uri, weights)
+
+
+def check_fit(model: JointModel, config: Config, stored: Mapping[str, tuple[int, ...]], place: str) -> None:
+    """Raise CheckpointError unless tensors of these names and shapes are those of the config's model."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name, shape in expected.items():
         if name not in stored:
             raise _misfit(config, place, name, f"is missing, and its config has it with shape {list(shape)}")
@@ -89,16 +109,12 @@ def restored(uri: str, *, device: torch.device | str = "cpu", trusted: Collectio
             raise _misfit(
                 config, place, name, f"has shape {list(stored[name])}, and by its config {list(shape)}"
             )
-    if extra := sorted(name for name in stored.keys() - expected.keys() if name.startswith(f"{weights}.")):
+    if extra := sorted(stored.keys() - expected.keys()):
         raise _misfit(config, place, extra[0], "is not in the nets of its config")
-    tensors = read_tensors(run, manifest, expected.keys())
-    model.load_state_dict({name.partition(".")[2]: tensor for name, tensor in tensors.items()})
-    model = model.to(device).eval().requires_grad_(requires_grad=False)
-    return Restored(model, config, manifest, run.uri, weights)
 
 
 def _misfit(config: Config, place: str, name: str, what: str) -> CheckpointError:
-    part = name.split(".")[1]
+    part = name.partition(".")[0]
     keys = _KEYS.get(part, "the nets")
     if getattr(getattr(config, part, None), "class_path", None) is not None:
         keys = f"{part}.init_args, or the class in {part}.class_path is another one now"

@@ -1,11 +1,9 @@
-"""Find, verify and read checkpoints, and export their tensors, with nothing but the store.
+"""Find, verify and read checkpoints with nothing but the store.
 
 Data is read in slices of a few MB, four parts at a time, and every byte kept was checked against the CRC32 of
 its part.
 """
 
-import os
-import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,18 +17,16 @@ from torch import Tensor
 from jebm.errors import CheckpointError, StoreError
 from jebm.store.checkpoint import Checkpoints, FoundCheckpoint, Manifest
 from jebm.store.finite import not_finite, not_finite_line
-from jebm.store.layout import StoredObject, TensorEntry, header_of
+from jebm.store.layout import StoredObject, TensorEntry
 from jebm.store.parts import Parts, damages, read_headers
-from jebm.store.protocol import Store, in_parallel, os_errors
+from jebm.store.protocol import Store, in_parallel
 from jebm.store.storage import normalised_uri, open_store
 from jebm.store.stream import bytes_of
 
 __all__ = [
-    "Export",
     "Progress",
     "RunStore",
     "counter",
-    "export_weights",
     "open_checkpoint",
     "open_run",
     "read_tensors",
@@ -112,15 +108,6 @@ class RunStore:
         raise CheckpointError(f"{self.uri}: no checkpoint of step {step}; {'; '.join(reasons)}")
 
 
-@dataclass(frozen=True)
-class Export:
-    """An exported safetensors file: how many tensors and bytes it holds."""
-
-    path: Path
-    tensors: int
-    size: int
-
-
 def open_run(uri: str) -> RunStore:
     """Return the run at `run.storage/run.name`; makes no request.
 
@@ -177,44 +164,6 @@ def counter(progress: Progress, total: int) -> Callable[[int], None]:
 def verify_checkpoint(folder: Store, manifest: Manifest, progress: Progress) -> Sequence[str]:
     """Read a whole checkpoint and return a line for each reason why `Checkpoints.load` refuses it."""
     return damages(folder, manifest.objects, counter(progress, size_of(manifest)))
-
-
-def export_weights(
-    run: RunStore, manifest: Manifest, output: Path, prefix: str, progress: Progress
-) -> Export:
-    """Write the tensors `<prefix>.…`, without the prefix, to a plain safetensors file.
-
-    The file appears whole or not at all. Raises CheckpointError as `read_tensors`, and if no tensor has the
-    prefix; StoreError if the file cannot be written.
-    """
-    table = tensor_table(run.folder(manifest.name), manifest)
-    names = [name for name in table if name.startswith(f"{prefix}.")]
-    if not names:
-        raise CheckpointError(f"{manifest.name}: holds no tensors {prefix}.*")
-    # Create the folder first, to fail before reading anything.
-    with os_errors(f"{output}: cannot write"):
-        output.parent.mkdir(parents=True, exist_ok=True)
-    tensors = read_tensors(run, manifest, names, progress)
-    facts = {
-        "run": manifest.run,
-        "step": str(manifest.step),
-        "config_sha256": manifest.config_sha256,
-    }
-    header = header_of({name.removeprefix(f"{prefix}."): tensors[name] for name in names}, facts)
-    # Write under another name, so that the file appears whole.
-    unfinished = output.with_name(f".partial-{uuid.uuid4().hex}")
-    with os_errors(f"{output}: cannot write"):
-        try:
-            with unfinished.open("xb") as file:
-                file.write(header)
-                for name in names:
-                    file.write(bytes_of(tensors[name]))
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(output)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    return Export(output, len(names), output.stat().st_size)
 
 
 def read_tensors(

@@ -11,7 +11,7 @@ from jebm.store.layout import DTYPE_NAMES, METADATA, StoredObject, cut, header_o
 from jebm.store.parts import Parts, fitting_headers
 from jebm.store.protocol import Store, in_parallel
 
-__all__ = ["MOST_PARTS", "PART_BYTES", "bytes_of", "restore_tensors", "upload_tensors"]
+__all__ = ["MOST_PARTS", "PART_BYTES", "bytes_of", "pieces_of", "restore_tensors", "upload_tensors"]
 
 PART_BYTES = 16 << 20
 """Size of a part, doubled until an object needs no more parts than allowed."""
@@ -29,16 +29,23 @@ def upload_tensors(
     returns. Raises CheckpointError for a tensor that the layout cannot hold, StoreError if the store refuses;
     then no object appears.
     """
-    ordered = _ordered(tensors)
-    header = header_of(ordered, {})
-    pieces = [memoryview(header), *(bytes_of(tensor) for tensor in ordered.values())]
+    pieces = pieces_of(tensors, {})
     size = sum(piece.nbytes for piece in pieces)
     part_size = PART_BYTES
     while part_size * most_parts < size:
         part_size *= 2
     uploaded = store.upload(key, cut(pieces, part_size))
     info = uploaded.info
-    return StoredObject(key, info.size, info.etag, part_size, uploaded.crc32, zlib.crc32(header))
+    return StoredObject(key, info.size, info.etag, part_size, uploaded.crc32, zlib.crc32(pieces[0]))
+
+
+def pieces_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[memoryview]:
+    """Return the bytes of a safetensors file: its header, then each tensor's memory.
+
+    Raises CheckpointError for a tensor that the layout cannot hold.
+    """
+    ordered = _ordered(tensors)
+    return [memoryview(header_of(ordered, metadata)), *(bytes_of(tensor) for tensor in ordered.values())]
 
 
 def restore_tensors(store: Store, objects: Sequence[StoredObject], into: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
   jebm checkpoints list s3://bucket/runs/fashion_mnist
   jebm checkpoints get s3://bucket/runs/fashion_mnist --best distortion --output checkpoint
-  jebm checkpoints export s3://bucket/runs/fashion_mnist --ema --output weights.safetensors
   jebm checkpoints verify s3://bucket/runs/fashion_mnist --deep
 
 RUN is run.storage/run.name. Every command takes --json: one document on stdout and nothing else.
@@ -30,7 +29,6 @@ _COMMANDS: dict[str, Callable[[RunStore, Namespace], Answer]] = {
     "get": act.get,
     "verify": look.verify,
     "prune": act.prune,
-    "export": act.export,
     "pin": act.pin,
     "unpin": act.unpin,
     "diff": look.diff,
@@ -42,7 +40,6 @@ _EXAMPLES = {
     "get": ["--output checkpoint", "--best distortion --output checkpoint"],
     "verify": ["", "--step 1200 --deep"],
     "prune": ["--keep-last 3 --keep-every 10000", "--keep-last 3 --orphans --yes"],
-    "export": ["--output weights.safetensors", "--best distortion --ema --output weights.safetensors"],
     "pin": ["--step 1200"],
     "unpin": ["--step 1200"],
     "diff": ["1000 1200"],
@@ -53,7 +50,6 @@ _NOTES = {
     "where it broke: parts that are good are kept, damaged ones are fetched again.",
     "verify": "Exit code 1 if something is damaged. Partial ones are no damage: a save may be under way.",
     "prune": "Never deleted: the newest, what is pinned, and what the newest was resumed from.",
-    "export": "A plain file for any safetensors reader: the tensors of the model, without optimizers.",
     "diff": "What equal checksums of parts show to be equal is not downloaded.",
 }
 
@@ -80,11 +76,6 @@ _OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--orphans": {"action": "store_true", "help": "also what killed writers left"},
         "--orphan-hours": {"type": float, "default": 24.0, "help": "the age that makes an orphan"},
         "--yes": {"action": "store_true", "help": "do it"},
-    },
-    "export": _CHOICE
-    | {
-        "--output": {"required": True, "metavar": "FILE.safetensors", "help": "where to"},
-        "--ema": {"action": "store_true", "help": "the averaged weights instead"},
     },
     "pin": _STEP,
     "unpin": _STEP,

@@ -1,4 +1,4 @@
-"""The commands that download, export, delete, pin and unpin checkpoints."""
+"""The commands that download, delete, pin and unpin checkpoints."""
 
 import time
 from dataclasses import asdict
@@ -11,10 +11,10 @@ from jebm.commands.checkpoints.answer import Answer, chosen
 from jebm.errors import CheckpointError, ConfigError
 from jebm.store.mirror import download
 from jebm.store.overview import pruned
-from jebm.store.retrieve import RunStore, export_weights, verify_checkpoint
+from jebm.store.retrieve import RunStore, verify_checkpoint
 from jebm.store.storage import LocalStore
 
-__all__ = ["export", "get", "pin", "prune", "unpin"]
+__all__ = ["get", "pin", "prune", "unpin"]
 
 
 def get(run: RunStore, arguments: Namespace) -> Answer:
@@ -35,27 +35,6 @@ def get(run: RunStore, arguments: Namespace) -> Answer:
     return Answer(
         f"{manifest.name}: {fetched}; in {done.folder}",
         document | asdict(done) | {"folder": str(done.folder)},
-    )
-
-
-def export(run: RunStore, arguments: Namespace) -> Answer:
-    """Write only the weights to one .safetensors file."""
-    manifest = chosen(run, arguments)
-    output = Path(arguments.output)
-    if output.suffix != ".safetensors":
-        raise ConfigError(f"--output {output}: the name must end in .safetensors")
-    with progress(output.name) as count:
-        done = export_weights(run, manifest, output, "ema" if arguments.ema else "model", count)
-    which = "averaged weights" if arguments.ema else "weights"
-    return Answer(
-        f"{done.path}: {which} of {manifest.name}, {done.tensors} tensors, {size_text(done.size)}",
-        {
-            "name": manifest.name,
-            "step": manifest.step,
-            "file": str(done.path),
-            "tensors": done.tensors,
-            "size": done.size,
-        },
     )
 
 

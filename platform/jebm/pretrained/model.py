@@ -1,0 +1,201 @@
+"""A trained model in Python: sample, encode, decode, and how likely images are.
+
+Shapes: N images or codes, C channels, H height, W width, D width of a code (all layers, bottom first), L
+layers.
+"""
+
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from jebm.classes import trusted_name
+from jebm.config import Config
+from jebm.core.by_class import changed_origins
+from jebm.core.model import JointModel, build_model
+from jebm.data.loader import to_float
+from jebm.errors import CheckpointError, DataError
+from jebm.evaluate.estimates import Estimate
+from jebm.evaluate.export import draw
+from jebm.evaluate.hierarchy import tilt_of
+from jebm.evaluate.likelihood import Likelihood, LikelihoodSums
+from jebm.evaluate.partition import log_partition_annealed
+from jebm.evaluate.restore import Restored, check_fit, config_of, restored
+from jebm.evaluate.share import ALONE, BATCH
+from jebm.evaluate.subject import REPORT
+from jebm.pretrained.folder import DESCRIPTION, WEIGHTS, Place, read_description, read_weights
+from jebm.pretrained.hub import HUB, downloaded
+from jebm.rng import Normal, gaussian_noise
+from jebm.store.storage import open_store
+
+__all__ = ["Codes", "Pretrained", "from_pretrained", "origin_of_run"]
+
+_LOG = logging.getLogger("jebm.pretrained")
+
+
+class Codes(NamedTuple):
+    """The posterior q(u|x) of some images."""
+
+    mean_ND: Tensor
+    """Its mean: each layer's given the means above it."""
+    sample_ND: Tensor
+    """One draw."""
+    rate_NL: Tensor
+    """KL(q || N(0, I)) of each layer along the draw, in nats."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A trained model; the same arguments give the same numbers, however many images there are."""
+
+    model: JointModel
+    """In evaluation mode; no parameter requires a gradient."""
+    config: Config
+    place: str
+    """Where it was loaded from."""
+    origin: Mapping[str, str]
+    """run, step, checkpoint, weights, data_sha256, config_sha256, workers, created."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @torch.no_grad()
+    def sample(self, count: int, seed: int = 0) -> Tensor:
+        """Return samples of the prior, (N, C, H, W), in [-1, 1]: those of `jebm sample` with this seed.
+
+        Raises ConfigError if they are not finite.
+        """
+        noise = gaussian_noise(seed, 0, self.device)
+        return torch.cat([each.x_NCHW for each in draw(self.model, self.config.langevin, count, noise)])
+
+    @torch.no_grad()
+    def encode(self, images: npt.NDArray[np.uint8] | Tensor, seed: int = 0) -> Codes:
+        """Return the codes of images: pixels, uint8, (N, H, W, C), or floats, (N, C, H, W), in [-1, 1].
+
+        Raises DataError for images of another shape or kind.
+        """
+        self._check(images)
+        found = [self._encoded(x_BCHW, normal) for x_BCHW, normal in self._batches(images, seed, "codes")]
+        return Codes(*map(torch.cat, zip(*found, strict=True)))
+
+    @torch.no_grad()
+    def decode(self, codes_ND: Tensor) -> Tensor:
+        """Return the means of p(x|u), (N, C, H, W), in [-1, 1]."""
+        batches = torch.split(codes_ND.to(self.device, torch.float32), BATCH)
+        return torch.cat([self.model.decode(code_BD) for code_BD in batches])
+
+    def likelihood(self, images: npt.NDArray[np.uint8] | Tensor, seed: int = 0) -> Likelihood:
+        """Return the bound of log p(x) and its terms, as `jebm evaluate` measures them; images as `encode`.
+
+        The first call takes seconds for log Z.
+        """
+        self._check(images)
+        sums = LikelihoodSums(self.model)
+        for x_BCHW, normal in self._batches(images, seed, "likelihood"):
+            sums.add(x_BCHW, normal)
+        return sums.result(self.log_z)
+
+    @cached_property
+    def log_z(self) -> Estimate:
+        """The lower bound of log Z, with `jebm evaluate`'s seed 0; exactly 0 for the Gaussian prior."""
+        tilt = tilt_of(self.model)
+        if tilt is None:
+            return Estimate(0.0, 0.0)
+        normal = gaussian_noise(0, 0, self.device)(0, REPORT.below)
+        return log_partition_annealed(
+            tilt, self.model.latent_dim, normal, chains=REPORT.chains, temperatures=REPORT.temperatures
+        ).log_z
+
+    def _encoded(self, x_BCHW: Tensor, normal: Normal) -> Codes:
+        model = self.model
+        features = model.inference(x_BCHW)
+        noise_BD = normal(len(x_BCHW), model.latent_dim)
+        posterior = model.along(features, noise_BD)
+        rates = torch.split(posterior.rate(), model.latent_dims, dim=1)
+        return Codes(
+            model.along(features, torch.zeros_like(noise_BD)).code_BD,
+            posterior.code_BD,
+            torch.stack([rate_BD.sum(1) for rate_BD in rates], 1),
+        )
+
+    def _check(self, images: npt.NDArray[np.uint8] | Tensor) -> None:
+        channels, height, width = self.model.shapes.image
+        floats = isinstance(images, Tensor)
+        wanted = (channels, height, width) if floats else (height, width, channels)
+        kind = images.is_floating_point() if isinstance(images, Tensor) else images.dtype == np.uint8
+        if not kind or tuple(images.shape[1:]) != wanted or not len(images):
+            raise DataError(
+                f"images: are {images.dtype}, {tuple(images.shape)}; give uint8 pixels (N, {height}, "
+                f"{width}, {channels}) or a float tensor (N, {channels}, {height}, {width}) in [-1, 1]"
+            )
+
+    def _batches(
+        self, images: npt.NDArray[np.uint8] | Tensor, seed: int, purpose: str
+    ) -> Iterator[tuple[Tensor, Normal]]:
+        """Yield the images as floats in [-1, 1] on the device, some at a time, each with its noise."""
+        noise = gaussian_noise(seed, 0, self.device)
+        for position, rows in ALONE.batches(len(images)):
+            some = images[rows]
+            if isinstance(some, Tensor):
+                x_BCHW = some.to(self.device, torch.float32)
+            else:
+                x_BCHW = to_float(some.copy(), self.device)
+            yield x_BCHW, noise(position, purpose)
+
+
+def from_pretrained(
+    place: str, trust: Collection[str] = (), *, device: torch.device | str = "cpu"
+) -> Pretrained:
+    """Return the model of a folder that `jebm export` wrote, or of a run (its newest checkpoint).
+
+    `place` is a folder, s3://bucket/…, file://…, hf://org/name (@revision: a branch, tag or commit of the
+    hub), a run or one of its checkpoints. Hashes are checked and nothing is unpickled; classes that the
+    model's config names are imported only from the top-level modules in `trust`.
+
+    Raises:
+        CheckpointError: something is missing or damaged, or does not fit its config.
+        ConfigError: the config names a class of a module that is not trusted, or that cannot be built.
+        StoreError: the place cannot be read.
+    """
+    trusted = [trusted_name(name) for name in ([trust] if isinstance(trust, str) else trust)]
+    here = downloaded(place) if place.startswith(HUB) else Place(open_store(place))
+    files = [here.store.head(f"{here.prefix}{name}") for name in (DESCRIPTION, WEIGHTS)]
+    if not any(files) and not place.startswith(HUB):
+        if next(iter(here.store.list()), None) is None:
+            raise CheckpointError(f"{place}: nothing here; give a folder of jebm export, or a run")
+        run = restored(place, device=device, trusted=trusted)
+        return Pretrained(run.model, run.config, run.uri, origin_of_run(run))
+    # Code is only run, and weights are only read, once the description is known to be complete.
+    description = read_description(here)
+    config = config_of(description.config, description.provenance, place)
+    model = build_model(config, trusted)
+    if changed := changed_origins(config, trusted, description.provenance):
+        _LOG.warning("%s: made with another source of %s", place, ", ".join(changed))
+    tensors = read_weights(here, description)
+    check_fit(model, config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, place)
+    model.load_state_dict(tensors)
+    model = model.to(device).eval().requires_grad_(requires_grad=False)
+    return Pretrained(model, config, place, description.origin)
+
+
+def origin_of_run(found: Restored) -> dict[str, str]:
+    """Return where a restored model comes from."""
+    manifest = found.manifest
+    return {
+        "run": manifest.run,
+        "step": str(manifest.step),
+        "checkpoint": manifest.name,
+        "weights": "averaged" if found.weights == "ema" else "last",
+        "data_sha256": str(manifest.state.get("data_sha256", "unknown")),
+        "config_sha256": manifest.config_sha256,
+        "workers": str(manifest.world_size),
+        "created": manifest.created.isoformat(timespec="seconds"),
+    }
