@@ -291,6 +291,8 @@ class Cluster:
         gpu: Give each worker one GPU.
         max_failures: How often Ray may restart the workers after a crash.
         autoscales: The cluster adds nodes on demand, so accept requests beyond its current size.
+        hang_seconds: A step that takes longer, and ten times the slowest before, is a hang: the log names the
+            ranks that hold the others up, and Ray or torchrun restart the workers; 0: never.
 
     """
 
@@ -301,6 +303,7 @@ class Cluster:
     gpu: bool = False
     max_failures: int = 3
     autoscales: bool = False
+    hang_seconds: float = 120.0
 
     def __post_init__(self) -> None:
         require(self.workers >= 1, "cluster.workers", "must be at least 1")
@@ -311,3 +314,4 @@ class Cluster:
         )
         require(1 <= self.cpus_per_worker <= 1_024, "cluster.cpus_per_worker", "must lie between 1 and 1,024")
         require(self.max_failures >= 0, "cluster.max_failures", "must not be negative")
+        require(self.hang_seconds >= 0, "cluster.hang_seconds", "must not be negative")

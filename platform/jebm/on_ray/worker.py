@@ -43,7 +43,7 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     prepare_process(config, device)
-    runtime = Runtime(context.get_world_rank(), context.get_world_size(), device)
+    runtime = Runtime(context.get_world_rank(), context.get_world_size(), device, supervised=True)
     reporter = _Reporter(config, runtime, every=arguments["every_report"])
     stop = follow_stop_request(arguments["stop_request"], config.run.name)
     try:

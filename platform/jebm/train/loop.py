@@ -16,6 +16,7 @@ from jebm.train.recorder import Enough, Measure, OnReport, Recorder, never
 from jebm.train.runtime import Runtime
 from jebm.train.start import Start, begin
 from jebm.train.update import EnergyUpdate, JointUpdate, Outcome, features_of
+from jebm.train.watch import Watch
 
 __all__ = ["Result", "fit"]
 
@@ -66,11 +67,16 @@ def fit(
     if start.parent is not None and start.finished:
         return Result("already finished", state.step, total_steps, dict(start.parent.metrics), start.place)
     stopped = False
-    with Recorder(start, provenance, on_report, enough, measure) as recorder:
+    with (
+        Watch(runtime, config.cluster.hang_seconds, should_stop) as watch,
+        Recorder(start, provenance, on_report, enough, measure, watch) as recorder,
+    ):
         batch_of, update = _course(start, recorder.clock)
         while state.step < total_steps and not (stopped or recorder.ended_early):
+            watch.at(state.step, "images")
             with recorder.clock("data"):
                 batch = batch_of(state.step)
+            watch.at(state.step, "update")
             # A failure on one rank ends the run on all ranks, like a stop request.
             outcome = update(batch, should_stop() or recorder.failed)
             stopped = outcome.stop

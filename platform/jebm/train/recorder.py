@@ -15,6 +15,7 @@ from jebm.train.metrics import Clock, Meter
 from jebm.train.pictures import Painter
 from jebm.train.saver import Saver
 from jebm.train.start import Start
+from jebm.train.watch import Watch
 
 __all__ = ["Enough", "Measure", "OnReport", "Recorder", "Report", "never"]
 
@@ -57,12 +58,14 @@ class Recorder:
         on_report: OnReport,
         enough: Enough,
         measure: Measure | None,
+        watch: Watch,
     ) -> None:
         """Open the journal and begin an attempt; their errors are raised on all ranks."""
         config, runtime, state = start.config, start.runtime, start.state
         self._config, self._runtime, self._state = config, runtime, state
         self._total_steps = start.horizon.total_steps
         self._on_report, self._enough, self._measure = on_report, enough, measure
+        self._watch = watch
         self._patience = start.patience
         self.ended_early = False
         """Whether early stopping, or `enough`, ended the run at this step."""
@@ -112,14 +115,17 @@ class Recorder:
         if last or measured or _due(step, config.train.report_every_steps):
             leaving = self._report(measured=measured)
             last = last or self.ended_early
-        if self._journal is not None and (last or _due(step, config.train.pictures_every_steps)):
-            self._journal.pictures(step, self._painter())
+        if last or _due(step, config.train.pictures_every_steps):
+            with self._watch.busy("pictures"):
+                if self._journal is not None:
+                    self._journal.pictures(step, self._painter())
         if last or leaving or _due(step, config.checkpoint.every_steps):
-            self._saver.save(self.metrics)
+            with self._watch.busy("saving"):
+                self._saver.save(self.metrics)
 
     def finish(self) -> None:
         """Write the hyperparameters and wait for the last checkpoint; raises on all ranks if it failed."""
-        with self._runtime.together():
+        with self._watch.busy("the last save"), self._runtime.together():
             if self._journal is not None:
                 self._journal.hyperparameters(self.metrics)
                 if self._patience.over:
@@ -132,7 +138,8 @@ class Recorder:
 
     def tell(self) -> bool:
         """Call `on_report` with the last metrics and the present checkpoints; return its result."""
-        return self._on_report(self._last_report())
+        with self._watch.busy("a report"):
+            return self._on_report(self._last_report())
 
     def _last_report(self) -> Report:
         return Report(self._state.step, self.metrics, self._saver.kept())
@@ -142,7 +149,8 @@ class Recorder:
         steps = self._meter.steps
         self.metrics = self._meter.take(self._runtime) | self._speed(steps)
         if measured:
-            self.metrics |= self._measured()
+            with self._watch.busy("an evaluation"):
+                self.metrics |= self._measured()
             self.clock.take()  # evaluation does not count towards training speed
         if self._journal is not None:
             self._journal.metrics(self._state.step, self._total_steps, self.metrics | self._saver.metrics())

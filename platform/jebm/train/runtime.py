@@ -45,6 +45,8 @@ class Runtime:
     rank: int
     world_size: int
     device: torch.device
+    supervised: bool = False
+    """Whether something restarts this process if it ends: Ray or torchrun."""
 
     @property
     def is_main(self) -> bool:
@@ -181,4 +183,4 @@ def process_runtime(config: Config) -> Iterator[Runtime]:
     with ExitStack() as stack:
         if world_size > 1:
             stack.enter_context(process_group("nccl" if config.cluster.gpu else "gloo"))
-        yield Runtime(rank, world_size, device)
+        yield Runtime(rank, world_size, device, supervised=started_by_torchrun())

@@ -1,0 +1,199 @@
+"""Watches every rank's progress: a run that hangs says where, and ends, so that it can be restarted.
+
+Ranks wait for each other in every step. If one stands still, all do, and say nothing until the process
+group's timeout. So in each rank a thread posts what the rank is doing, and compares if a step takes too long.
+A thread that stops while it holds the GIL also stops this one; then the timer of faulthandler, which is C,
+prints the stacks and ends the process.
+"""
+
+import faulthandler
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from types import TracebackType
+
+from torch.distributed import distributed_c10d
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from jebm.train.runtime import Runtime
+
+__all__ = ["HUNG", "Watch"]
+
+HUNG = 75
+"""Exit code of a process that ends because its run hangs."""
+
+_LOG = logging.getLogger("jebm.train")
+_BEAT_SECONDS = 5.0
+_FACTOR = 10.0  # a step may take so many times as long as the slowest before
+_FIRST = 5.0  # before any step has ended, so many times the limit
+_STOPPING_SECONDS = 30.0  # the limit once a stop was requested
+_STORE_SECONDS = 10.0  # for an answer of the group's store
+_NAMED = 8  # ranks in one line
+
+
+@dataclass
+class _Note:
+    """What a rank last posted; `beat` counts its posts, so that a silent rank is seen."""
+
+    rank: int
+    host: str
+    pid: int
+    step: int = -1
+    doing: str = "starting"
+    busy: bool = True
+    beat: int = 0
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host} (pid {self.pid})"
+
+
+class Watch:
+    """Watches this rank's steps against those of the others, within a `with` block; all ranks have one.
+
+    A step that takes longer than `seconds`, and ten times the slowest before it, is a hang, unless some rank
+    says that it is busy. The log then names the ranks that hold the others up, with this rank's stack. A
+    process that something restarts (Ray, torchrun) ends with the code `HUNG`; any other only says so.
+    """
+
+    def __init__(self, runtime: Runtime, seconds: float, should_stop: Callable[[], bool]) -> None:
+        """Take the limit in seconds (0: watch nothing), and what tells whether the run is to stop."""
+        self._runtime, self._seconds, self._should_stop = runtime, seconds, should_stop
+        self._note = _Note(runtime.rank, socket.gethostname(), os.getpid())
+        self._board = _board() if runtime.world_size > 1 else None
+        self._thread = threading.get_ident()
+        self._since, self._slowest, self._said = time.monotonic(), 0.0, 0.0
+        self._counts_from = 0
+        self._heard: dict[int, tuple[int, float]] = {}
+        self._over = threading.Event()
+        self._watching = threading.Thread(target=self._watch, name="watch", daemon=True)
+
+    def __enter__(self) -> "Watch":
+        if self._seconds > 0:
+            self._watching.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        if self._seconds > 0:
+            self._watching.join(timeout=_STORE_SECONDS)
+            faulthandler.cancel_dump_traceback_later()
+
+    def at(self, step: int, doing: str) -> None:
+        """Record that this rank begins something within step `step`."""
+        now = time.monotonic()
+        if self._note.step >= self._counts_from:
+            self._slowest = max(self._slowest, now - self._since)
+        self._note.step, self._note.doing, self._note.busy, self._since = step, doing, False, now
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        """Let the body take as long as it needs: an evaluation, a save.
+
+        Every rank says so, also one for which there is nothing to do: in the next step it waits for those
+        that have, and such a step is no measure of how long steps take.
+        """
+        before, self._counts_from = self._note.doing, self._note.step + 2
+        self.at(self._note.step, what)
+        self._note.busy = True
+        try:
+            yield
+        finally:
+            self.at(self._note.step, before)
+
+    def _watch(self) -> None:
+        beat = min(_BEAT_SECONDS, self._seconds / 8)
+        while not self._over.wait(beat):
+            self._note.beat += 1
+            self._post()
+            if self._runtime.supervised:
+                with suppress(OSError):  # no stderr
+                    faulthandler.dump_traceback_later(1.5 * self._seconds, exit=True, file=2)
+            still = time.monotonic() - self._since
+            notes = self._listen() if still > self._limit() / 2 else []
+            if still > max(self._limit(), 2 * self._said) and not self._excused(notes):
+                self._tell(still, notes)
+                # The others have something to tell, too; and the step may still end.
+                over = self._over.wait(3 * beat)
+                if self._runtime.supervised and not over and time.monotonic() - self._since > still:
+                    os._exit(HUNG)
+
+    def _limit(self) -> float:
+        """Return for how many seconds this rank may stand still now."""
+        limit = max(self._seconds, _FACTOR * self._slowest) if self._slowest else _FIRST * self._seconds
+        return min(limit, _STOPPING_SECONDS) if self._should_stop() else limit
+
+    def _post(self) -> None:
+        if self._board is not None:
+            with suppress(RuntimeError):  # the rank that keeps the store is gone
+                self._board.set(str(self._note.rank), json.dumps(asdict(self._note)))
+
+    def _listen(self) -> list[_Note]:
+        """Return what the others have posted, and note when each was last heard."""
+        if self._board is None:
+            return []
+        ranks = map(str, range(self._runtime.world_size))
+        try:
+            notes = [
+                _Note(**json.loads(self._board.get(rank))) for rank in ranks if self._board.check([rank])
+            ]
+        except RuntimeError:
+            return []
+        for note in notes:
+            if self._heard.get(note.rank, (-1, 0.0))[0] != note.beat:
+                self._heard[note.rank] = (note.beat, time.monotonic())
+        return notes
+
+    def _silent(self, note: _Note) -> bool:
+        return time.monotonic() - self._heard[note.rank][1] > self._seconds / 4
+
+    def _excused(self, notes: list[_Note]) -> bool:
+        """Return whether this rank, or one that it waits for, is busy."""
+        return self._note.busy or any(note.busy and not self._silent(note) for note in notes)
+
+    def _tell(self, still: float, notes: list[_Note]) -> None:
+        """Log who holds the others up, as far as this rank can tell, and where this rank stands."""
+        self._said = still
+        silent = [note for note in notes if self._silent(note)]
+        last = min((note.step, note.doing != "images") for note in notes) if notes else None
+        behind = [note for note in notes if (note.step, note.doing != "images") == last]
+        reason = "the stack below says where"
+        if silent:
+            reason = f"{_names(silent)} no longer answers"
+        elif 0 < len(behind) < len(notes):
+            reason = f"{_names(behind)} is behind the others, at {behind[0].doing} of step {behind[0].step}"
+        elif notes:
+            reason = "all ranks are within it; the one that does not wait for the others holds them up"
+        _LOG.error(
+            "no progress at step %d (%s) for %.0f s, %s: %s; %s stands here:",
+            self._note.step,
+            self._note.doing,
+            still,
+            f"where steps took up to {self._slowest:.1f} s" if self._slowest else "before any step has ended",
+            reason,
+            self._note,
+        )
+        for frame in traceback.extract_stack(sys._current_frames()[self._thread]):
+            _LOG.error("  %s:%s in %s: %s", frame.filename, frame.lineno, frame.name, frame.line)
+
+
+def _board() -> Store:
+    """Return a connection of its own to the group's store, which another thread may use."""
+    store = distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+    store.set_timeout(timedelta(seconds=_STORE_SECONDS))
+    return PrefixStore("jebm/watch", store)
+
+
+def _names(notes: list[_Note]) -> str:
+    more = f" and {len(notes) - _NAMED} more" if len(notes) > _NAMED else ""
+    return ", ".join(map(str, notes[:_NAMED])) + more

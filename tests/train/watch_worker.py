@@ -1,0 +1,43 @@
+"""One of two ranks that meet in every step; the second stands still in step 3, in the way asked for."""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+
+from jebm.cli import log_lines
+from jebm.train.group import process_group
+from jebm.train.runtime import Runtime
+from jebm.train.watch import Watch
+
+rank, folder, way = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+log_lines()
+
+
+def stand_still() -> None:
+    if way == "thread":
+        time.sleep(600)
+    elif way == "gil":
+        ctypes.PyDLL(None).sleep(600)  # called without giving the GIL away
+    elif way == "process":
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+with process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2):
+    runtime = Runtime(rank, 2, torch.device("cpu"), supervised=True)
+    with Watch(runtime, 2.0, lambda: False) as watch:
+        for step in range(5):
+            watch.at(step, "images")
+            if step == 1:
+                with watch.busy("an evaluation"):
+                    time.sleep(6 * rank)  # longer than the limit, on one rank: no hang
+            if rank == 1 and step == 3:
+                stand_still()
+            watch.at(step, "update")
+            dist.all_reduce(torch.ones(1))
+            print("step", step, flush=True)
+print("end", flush=True)
