@@ -60,7 +60,7 @@ def test_a_run_is_listed_with_its_last_and_best_value_its_state_size_and_holder(
     journal(store, "second", {"step": 4, "distortion": None, "other": 1.0})
     with Lease(store.child("second")):
         second, first = listed_runs(store, DISTORTION)
-        assert (second.name, second.state, second.step) == ("second", "running", 4)
+        assert (second.name, second.state, second.step) == ("second", "waiting", 4)
         assert (second.last, second.best) == (None, None)
         assert second.holder is not None
         assert second.holder.startswith("process ")

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from jebm.commands import run_command
+from jebm.commands.status import doing
 from jebm.store.checkpoint import Checkpoints, Facts
 from jebm.store.storage import Store, open_store
+from jebm.train.heartbeat import Heartbeat, Note
 from jebm.train.lease import Lease
 from jebm.train.status import run_status
 
@@ -40,10 +42,18 @@ def journal(store: Store, name: str, *rows: str, total_steps: int | None = 40) -
         store.put(f"{name}/metrics.jsonl", "\n".join(rows).encode())
 
 
+def beat(store: Store, name: str, *, hung: bool = False) -> None:
+    """Write what rank 0 writes of the ranks."""
+    ranks = [Note(0, "w1", 7, 21, "update", busy=False), Note(1, "w2", 8, 21, "images", busy=False)]
+    store.put(f"{name}/heartbeat.json", Heartbeat.encoded(ranks, hung=hung))
+
+
 def test_a_run_is_running_while_its_lease_is_renewed_and_stopped_after_it(store: Store) -> None:
     journal(store, "mine", '{"step": 10, "loss": 3.5}', '{"step": 20, "loss": 2.5}', '{"step": 30, "lo')
     save(store, "mine", 10)
     with Lease(store.child("mine")):
+        assert run_status(store, "mine").state == "waiting"  # for its workers
+        beat(store, "mine")
         status = run_status(store, "mine")
         assert (status.state, status.step, status.total_steps) == ("running", 20, 40)
         assert status.holder is not None
@@ -72,6 +82,7 @@ def test_a_job_that_has_been_silent_for_a_minute_is_dead(tmp_path: Path) -> None
     lease = Lease(store.child("mine"), beat_seconds=1000)
     lease.__enter__()
     (path,) = tmp_path.glob("mine/lease/*.json")
+    beat(store, "mine")
     assert run_status(store, "mine").state == "running"
     os.utime(path, (time.time() - 61, time.time() - 61))
     status = run_status(store, "mine")
@@ -79,6 +90,21 @@ def test_a_job_that_has_been_silent_for_a_minute_is_dead(tmp_path: Path) -> None
     assert status.holder is not None
     assert 60 < (datetime.now(UTC) - status.holder.renewed).total_seconds() < 90
     lease.__exit__(None, None, None)
+
+
+def test_a_job_that_lives_may_hang_or_wait_for_its_workers(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    journal(store, "mine")
+    with Lease(store.child("mine")):
+        beat(store, "mine", hung=True)
+        status = run_status(store, "mine")
+        assert status.state == "hung"
+        assert doing(status.heartbeat).startswith("2; rank 1 on w2 (pid 8): images of step 22, ")
+        beat(store, "mine")
+        os.utime(tmp_path / "mine/heartbeat.json", (time.time() - 61, time.time() - 61))
+        assert run_status(store, "mine").state == "waiting"
+        store.put("mine/heartbeat.json", b'{"hung": false, "ranks": [{"rank": "none"}]}')
+        assert run_status(store, "mine").state == "waiting"
 
 
 def test_damaged_records_count_as_missing(store: Store) -> None:
@@ -89,7 +115,7 @@ def test_damaged_records_count_as_missing(store: Store) -> None:
     save(store, "mine", 3)
     store.put("mine/checkpoints/step-00000003-a0001/MANIFEST.json", b"{}")
     status = run_status(store, "mine")
-    assert (status.state, status.step, status.total_steps, status.checkpoint) == ("running", 0, None, None)
+    assert (status.state, status.step, status.total_steps, status.checkpoint) == ("waiting", 0, None, None)
     assert status.holder is not None
     assert "cannot be read" in status.holder.description
     assert status.metrics == {}

@@ -5,12 +5,15 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import ROOT
 
-from jebm.train.watch import HUNG
+from jebm.train.runtime import Runtime
+from jebm.train.watch import HUNG, Watch
 
 
 def run(folder: Path, way: str) -> list[tuple[int, str, str]]:
@@ -35,6 +38,31 @@ def run(folder: Path, way: str) -> list[tuple[int, str, str]]:
         for rank in ranks:
             rank.kill()
     return [(rank.returncode, *said) for rank, said in zip(ranks, (first, second), strict=True)]
+
+
+def test_a_process_that_nothing_restarts_only_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    published: list[bool] = []
+
+    def wait_for(hung: bool) -> None:
+        published.clear()
+        deadline = time.monotonic() + 60
+        while hung not in published:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    with Watch(Runtime(0, 1, torch.device("cpu")), 0.8, lambda: False) as watch:
+        watch.publish = lambda ranks, hung: published.append(hung)
+        for step in range(3):
+            watch.at(step, "update")
+        wait_for(True)
+        assert "no progress at step 2 (update) for 1 s" in caplog.text
+        assert "in wait_for: time.sleep(0.05)" in caplog.text
+        watch.at(3, "update")
+        wait_for(False)
+        with watch.busy("an evaluation"):
+            caplog.clear()
+            time.sleep(2)
+        assert not caplog.text
 
 
 def test_a_rank_that_moves_is_left_in_peace(tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
   jebm status runs/fashion_mnist
   jebm status s3://bucket/runs/fashion_mnist --json
 
-running   its job renews its lease
+running   its job renews its lease, and its workers make progress
+waiting   its job lives, and no worker has said anything for a minute: they start, wait for room, or rank 0
+          stands still
+hung      no step ends, and no worker is busy with anything else; the job's log says where they stand
 finished  the last step has a checkpoint
 stopped   its job ended before that; the same command resumes the run
 dead      its job has not renewed its lease for a minute, by this machine's clock and the storage's, which
@@ -24,6 +27,7 @@ from jebm.errors import StoreError
 from jebm.parser import job_parser, parse
 from jebm.store.retrieve import open_run
 from jebm.store.storage import Store, open_store
+from jebm.train.heartbeat import Heartbeat
 from jebm.train.status import RunStatus, run_status
 
 __all__ = ["main"]
@@ -64,6 +68,7 @@ def described(status: RunStatus) -> str:
     facts = {
         "state": f"{status.state}, step {steps(status)}",
         "lease": f"{holder.description}; {released} {ago(holder.renewed)}" if holder else "none",
+        "workers": doing(status.heartbeat),
         "checkpoint": f"{status.checkpoint}, {ago(status.checkpoint_written)}"
         if status.checkpoint
         else "none",
@@ -73,6 +78,14 @@ def described(status: RunStatus) -> str:
         (f"  {name}", "-" if value is None else f"{value:.6g}") for name, value in status.metrics.items()
     ]
     return "\n".join([table(list(facts.items())), *([table(values)] if values else [])])
+
+
+def doing(heartbeat: Heartbeat | None) -> str:
+    """Return what the ranks did last, in a line: those that are behind, of how many."""
+    if heartbeat is None or not heartbeat.ranks:
+        return "none"
+    last = min(heartbeat.ranks, key=lambda note: (note.step, note.doing != "images"))
+    return f"{len(heartbeat.ranks)}; {last}: {last.doing} of step {last.step + 1:,}, {ago(heartbeat.written)}"
 
 
 def steps(status: RunStatus) -> str:
@@ -88,6 +101,6 @@ def ago(moment: datetime | None) -> str:
 def plain(status: RunStatus) -> dict[str, Any]:
     """Return a run's status as plain JSON values; times in UTC, in ISO 8601."""
     values = asdict(status)
-    for part in (values, values["holder"] or {}):
+    for part in (values, values["holder"] or {}, values["heartbeat"] or {}):
         part.update({name: item.isoformat() for name, item in part.items() if isinstance(item, datetime)})
     return values

@@ -19,6 +19,7 @@ from jebm.config import SHAPES_RESULT, Config, config_to_dict, leaves, role_of
 from jebm.store.manifest import Manifest
 from jebm.store.storage import Store
 from jebm.train.board import Board
+from jebm.train.heartbeat import HEARTBEAT, Heartbeat, Note
 from jebm.train.history import METRICS, RUN, attempts_before, rows_before
 from jebm.train.outbox import Outbox
 from jebm.train.pictures import sheet
@@ -28,6 +29,7 @@ from jebm.train.trackers import Ending
 __all__ = ["Journal", "time_left"]
 
 _EVENT_FILE_BYTES = 8 * 2**20  # then a new file: an object store rewrites whole files
+_REASON = 500  # characters
 _LOG = logging.getLogger("jebm.train")
 
 
@@ -65,6 +67,10 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        reason = {} if error is None else {"reason": (str(error) or type(error).__name__)[:_REASON]}
+        self._attempt |= {"ended": now, "ending": self.ending, **reason}
+        self._outbox.put(RUN, self._encoded_record())
         self._outbox.close()
         for feed in self._feeds:  # pictures and run.json are in the storage now
             feed.files_changed()
@@ -79,6 +85,10 @@ class Journal:
         self._add_events(self._board.scalars(metrics, step))
         left = time_left(self._config, step, total_steps, metrics["time/seconds_per_step"])
         _LOG.info("%s", _line(step, total_steps, metrics, left))
+
+    def heartbeat(self, ranks: Sequence[Note], hung: bool) -> None:
+        """Write what the ranks do; safe in any thread."""
+        self._outbox.put(HEARTBEAT, Heartbeat.encoded(ranks, hung=hung), extra=True)
 
     def pictures(self, step: int, grids: dict[str, Tensor]) -> None:
         """Write one sheet of pictures (PNG), and each grid to TensorBoard."""

@@ -1,4 +1,4 @@
-"""Every run and sweep of a storage, a line each: one listing, then at most six small reads for each.
+"""Every run and sweep of a storage, a line each: one listing, then at most eight small reads for each.
 
 A sweep's trials are runs below it; they are counted and share the sweep's line.
 """
@@ -17,9 +17,10 @@ from jebm.errors import StoreError
 from jebm.store.judge import MANIFEST
 from jebm.store.manifest import RUN_NAME, step_and_attempt
 from jebm.store.storage import AccessDeniedError, ObjectInfo, Store
+from jebm.train.heartbeat import last_heartbeat
 from jebm.train.history import METRICS, RUN, end_of_metrics, newest_row, planned_steps
 from jebm.train.lease import LastHolder, last_holder
-from jebm.train.status import State, state_of
+from jebm.train.status import State, finer, state_of
 
 __all__ = ["ListedRun", "Metric", "listed_runs"]
 
@@ -27,6 +28,7 @@ _LOG = logging.getLogger("jebm.train")
 _SWEEP = "sweep.json"  # the object that makes a folder a sweep
 _THREADS = 16  # requests at a time; they are small and mostly wait
 _JOURNAL_BYTES = 2**20
+_ALIVE = ("running", "waiting", "hung")
 _NUMBER = rb"-?\d{1,20}(?:\.\d{1,20})?(?:[eE][+-]?\d{1,3})?"
 
 _Objects: TypeAlias = Mapping[str, ObjectInfo]
@@ -132,6 +134,8 @@ def _run(run: Store, name: str, objects: _Objects, metric: Metric) -> ListedRun:
         total = planned_steps(run) if RUN in objects else None
         holder = last_holder(run) if any(key.startswith("lease/") for key in objects) else None
         state = state_of(holder, saved, total)
+        if state == "running":
+            state = finer(state, last_heartbeat(run))
     except AccessDeniedError as error:
         _LOG.error("%s: %s", name, error)
         rows, total, holder, state = b"", None, None, "unknown"
@@ -147,7 +151,7 @@ def _run(run: Store, name: str, objects: _Objects, metric: Metric) -> ListedRun:
         best=metric.best(values),
         changed=max(info.modified for info in objects.values()),
         size=sum(info.size for info in objects.values()),
-        holder=holder.description if holder and state == "running" else None,
+        holder=holder.description if holder and state in _ALIVE else None,
     )
 
 

@@ -80,6 +80,7 @@ class Recorder:
                     self._journal = stack.enter_context(
                         Journal(start.store, config, step=state.step, facts=facts)
                     )
+                    watch.publish = self._journal.heartbeat
             if runtime.is_main:
                 self._painter = Painter(config, state, start.held_out, runtime.device)
                 begins = (config.run.name, state.step, self._total_steps, start.place)

@@ -7,13 +7,14 @@ from typing import Literal
 from jebm.errors import CheckpointError
 from jebm.store.checkpoint import Checkpoints
 from jebm.store.storage import Store
+from jebm.train.heartbeat import Heartbeat, last_heartbeat
 from jebm.train.history import METRICS, last_row, planned_steps
 from jebm.train.lease import LastHolder, last_holder
 from jebm.untrusted import JsonObject
 
-__all__ = ["RunStatus", "State", "run_status", "state_of"]
+__all__ = ["RunStatus", "State", "finer", "run_status", "state_of"]
 
-State = Literal["running", "finished", "dead", "stopped", "unknown"]
+State = Literal["running", "waiting", "hung", "finished", "dead", "stopped", "unknown"]
 
 _SILENCE = timedelta(seconds=60)
 """A holder without a renewal for this long counts as dead. It compares two machines' clocks, so it is far
@@ -29,6 +30,7 @@ class RunStatus:
     step: int
     total_steps: int | None
     holder: LastHolder | None
+    heartbeat: Heartbeat | None
     checkpoint: str | None
     checkpoint_written: datetime | None
     metrics: JsonObject
@@ -52,17 +54,28 @@ def run_status(store: Store, name: str) -> RunStatus:
     row, info = last_row(run) or {}, run.head(METRICS)
     step = max(row.get("step", 0), manifest.step if manifest else 0)
     total, holder = planned_steps(run), last_holder(run)
+    heartbeat = last_heartbeat(run)
     return RunStatus(
         name=name,
-        state=state_of(holder, manifest.step if manifest else 0, total),
+        state=finer(state_of(holder, manifest.step if manifest else 0, total), heartbeat),
         step=step,
         total_steps=total,
         holder=holder,
+        heartbeat=heartbeat,
         checkpoint=manifest.name if manifest else None,
         checkpoint_written=manifest.created if manifest else None,
         metrics={key: value for key, value in row.items() if key != "step"},
         metrics_written=info.modified if info and row else None,
     )
+
+
+def finer(state: State, heartbeat: Heartbeat | None) -> State:
+    """Return what a run does whose job lives: it runs, hangs, or waits for its workers to speak."""
+    if state != "running":
+        return state
+    if heartbeat is None or heartbeat.silent:
+        return "waiting"
+    return "hung" if heartbeat.hung else "running"
 
 
 def state_of(holder: LastHolder | None, saved_step: int, total_steps: int | None) -> State:

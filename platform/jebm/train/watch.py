@@ -15,15 +15,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from types import TracebackType
 
 from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from jebm.train.heartbeat import Note
 from jebm.train.runtime import Runtime
 
 __all__ = ["HUNG", "Watch"]
@@ -36,24 +37,9 @@ _BEAT_SECONDS = 5.0
 _FACTOR = 10.0  # a step may take so many times as long as the slowest before
 _FIRST = 5.0  # before any step has ended, so many times the limit
 _STOPPING_SECONDS = 30.0  # the limit once a stop was requested
+_PUBLISH_BEATS = 3
 _STORE_SECONDS = 10.0  # for an answer of the group's store
 _NAMED = 8  # ranks in one line
-
-
-@dataclass
-class _Note:
-    """What a rank last posted; `beat` counts its posts, so that a silent rank is seen."""
-
-    rank: int
-    host: str
-    pid: int
-    step: int = -1
-    doing: str = "starting"
-    busy: bool = True
-    beat: int = 0
-
-    def __str__(self) -> str:
-        return f"rank {self.rank} on {self.host} (pid {self.pid})"
 
 
 class Watch:
@@ -67,8 +53,10 @@ class Watch:
     def __init__(self, runtime: Runtime, seconds: float, should_stop: Callable[[], bool]) -> None:
         """Take the limit in seconds (0: watch nothing), and what tells whether the run is to stop."""
         self._runtime, self._seconds, self._should_stop = runtime, seconds, should_stop
-        self._note = _Note(runtime.rank, socket.gethostname(), os.getpid())
+        self._note = Note(runtime.rank, socket.gethostname(), os.getpid())
         self._board = _board() if runtime.world_size > 1 else None
+        self.publish: Callable[[Sequence[Note], bool], None] = lambda ranks, hung: None
+        """Takes what all ranks do, and whether they hang; called on rank 0 every 15 s, in another thread."""
         self._thread = threading.get_ident()
         self._since, self._slowest, self._said = time.monotonic(), 0.0, 0.0
         self._counts_from = 0
@@ -77,16 +65,15 @@ class Watch:
         self._watching = threading.Thread(target=self._watch, name="watch", daemon=True)
 
     def __enter__(self) -> "Watch":
-        if self._seconds > 0:
-            self._watching.start()
+        self._watching.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        if self._seconds > 0:
-            self._watching.join(timeout=_STORE_SECONDS)
+        self._watching.join(timeout=_STORE_SECONDS)
+        if self._runtime.supervised:
             faulthandler.cancel_dump_traceback_later()
 
     def at(self, step: int, doing: str) -> None:
@@ -112,17 +99,25 @@ class Watch:
             self.at(self._note.step, before)
 
     def _watch(self) -> None:
-        beat = min(_BEAT_SECONDS, self._seconds / 8)
+        beat = min(_BEAT_SECONDS, self._seconds / 8 or _BEAT_SECONDS)
         while not self._over.wait(beat):
             self._note.beat += 1
             self._post()
+            if self._runtime.is_main and self._note.beat % _PUBLISH_BEATS == 1:
+                self.publish(self._listen() or [self._note], self._said > 0)
+            if self._seconds == 0:
+                continue
             if self._runtime.supervised:
                 with suppress(OSError):  # no stderr
                     faulthandler.dump_traceback_later(1.5 * self._seconds, exit=True, file=2)
             still = time.monotonic() - self._since
             notes = self._listen() if still > self._limit() / 2 else []
+            if still < self._said:
+                self._said = 0.0  # it moves again
             if still > max(self._limit(), 2 * self._said) and not self._excused(notes):
                 self._tell(still, notes)
+                if self._runtime.is_main:
+                    self.publish(notes or [self._note], True)
                 # The others have something to tell, too; and the step may still end.
                 over = self._over.wait(3 * beat)
                 if self._runtime.supervised and not over and time.monotonic() - self._since > still:
@@ -138,15 +133,13 @@ class Watch:
             with suppress(RuntimeError):  # the rank that keeps the store is gone
                 self._board.set(str(self._note.rank), json.dumps(asdict(self._note)))
 
-    def _listen(self) -> list[_Note]:
+    def _listen(self) -> list[Note]:
         """Return what the others have posted, and note when each was last heard."""
         if self._board is None:
             return []
         ranks = map(str, range(self._runtime.world_size))
         try:
-            notes = [
-                _Note(**json.loads(self._board.get(rank))) for rank in ranks if self._board.check([rank])
-            ]
+            notes = [Note(**json.loads(self._board.get(rank))) for rank in ranks if self._board.check([rank])]
         except RuntimeError:
             return []
         for note in notes:
@@ -154,14 +147,14 @@ class Watch:
                 self._heard[note.rank] = (note.beat, time.monotonic())
         return notes
 
-    def _silent(self, note: _Note) -> bool:
+    def _silent(self, note: Note) -> bool:
         return time.monotonic() - self._heard[note.rank][1] > self._seconds / 4
 
-    def _excused(self, notes: list[_Note]) -> bool:
+    def _excused(self, notes: list[Note]) -> bool:
         """Return whether this rank, or one that it waits for, is busy."""
         return self._note.busy or any(note.busy and not self._silent(note) for note in notes)
 
-    def _tell(self, still: float, notes: list[_Note]) -> None:
+    def _tell(self, still: float, notes: list[Note]) -> None:
         """Log who holds the others up, as far as this rank can tell, and where this rank stands."""
         self._said = still
         silent = [note for note in notes if self._silent(note)]
@@ -194,6 +187,6 @@ def _board() -> Store:
     return PrefixStore("jebm/watch", store)
 
 
-def _names(notes: list[_Note]) -> str:
+def _names(notes: list[Note]) -> str:
     more = f" and {len(notes) - _NAMED} more" if len(notes) > _NAMED else ""
     return ", ".join(map(str, notes[:_NAMED])) + more
