@@ -29,12 +29,12 @@ def stand_still() -> None:
 
 with process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2):
     runtime = Runtime(rank, 2, torch.device("cpu"), supervised=True)
-    with Watch(runtime, 2.0, lambda: False) as watch:
+    with Watch(runtime, 4.0, lambda: False) as watch:
         for step in range(5):
             watch.at(step, "images")
             if step == 1:
                 with watch.busy("an evaluation"):
-                    time.sleep(6 * rank)  # longer than the limit, on one rank: no hang
+                    time.sleep(10 * rank)  # longer than the limit, on one rank: no hang
             if rank == 1 and step == 3:
                 stand_still()
             watch.at(step, "update")
