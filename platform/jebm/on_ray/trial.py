@@ -128,7 +128,7 @@ def _train_here(
 
     return fit(
         config,
-        Runtime(0, 1, device),
+        Runtime(0, 1, device, supervised=True),
         provenance=provenance,
         on_report=on_report,
         should_stop=stop.is_set,

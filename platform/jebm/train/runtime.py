@@ -46,7 +46,7 @@ class Runtime:
     world_size: int
     device: torch.device
     supervised: bool = False
-    """Whether something restarts this process if it ends: Ray or torchrun."""
+    """Whether something restarts this process if it ends: Ray Train, Tune or torchrun."""
 
     @property
     def is_main(self) -> bool:
