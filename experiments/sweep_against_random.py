@@ -46,8 +46,8 @@ from jebm.errors import ConfigError, DivergedError
 from jebm.evaluate.quick import quick_look
 from jebm.parser import argument_parser, override, parse_arguments
 from jebm.sweep.judge import rank_correlation
+from jebm.sweep.sampler import sampler_of
 from jebm.sweep.space import Search, search_from_dict
-from jebm.sweep.study import sampler_of
 from jebm.train.loop import fit
 from jebm.train.provenance import provenance
 from jebm.train.recorder import Report

@@ -15,7 +15,7 @@ from test_study import GOAL, SPACE, finish, next_of, search, start
 from jebm.errors import StoreError
 from jebm.store.records import DamagedRecordError
 from jebm.store.storage import ObjectMissingError, open_store
-from jebm.sweep.study import sampler_of
+from jebm.sweep.sampler import sampler_of
 from jebm.sweep.study_log import (
     Entries,
     StudyLog,

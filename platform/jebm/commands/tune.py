@@ -7,6 +7,7 @@ r"""Search for a better config: parallel trials on Ray, proposed by Optuna; then
                        --run.storage s3://bucket/prefix
   show the plan:     … --dry-run
   only the report:   jebm tune report s3://bucket/prefix/joint --output report
+  while it runs:     jebm tune watch s3://bucket/prefix/joint
 
 All trials share the config; any key can be set on the command line. The search file names the keys that vary,
 the metric to optimise, the number of trials, and whether weak trials end early (docs/sweeps.md). The sweep is
@@ -14,9 +15,12 @@ named run.name and stored in run.storage; each trial is a run of its own, in tri
 command resumes a sweep that was stopped or killed; with more --trials it adds to it.
 """
 
+import signal
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from jebm.cli import STOPPED, log_lines, tell
 from jebm.evaluate.quick import check_quick_look
@@ -25,9 +29,12 @@ from jebm.store.storage import Store, open_store
 from jebm.sweep.report import make_report, write_tensorboard
 from jebm.sweep.space import load_search
 from jebm.sweep.study_log import run_name
-from jebm.train.lease import Lease
+from jebm.sweep.watch import Watch
+from jebm.train.lease import Lease, last_holder
 from jebm.train.plan import make_plan
 from jebm.train.provenance import provenance
+from jebm.train.runtime import first_signal
+from jebm.train.status import state_of
 
 __all__ = ["main"]
 
@@ -47,6 +54,22 @@ def report(arguments: list[str]) -> None:
         tell(str(write_tensorboard(open_store(values.sweep), values.output)))
 
 
+def watch(arguments: list[str]) -> None:
+    """Serve the page of a sweep, with its progress, until Ctrl-C."""
+    parser = job_parser("Show a sweep's page in a browser of this machine, refreshed while it runs.")
+    parser.usage = "%(prog)s watch SWEEP"
+    parser.add_argument("sweep", help="run.storage/run.name of the sweep")
+    store = open_store(parse(parser, arguments).sweep)
+    server = Watch(store, lambda: state_of(last_holder(store), 0, None) == "running")
+    tell(f"http://127.0.0.1:{server.port}/ shows {store.uri}; Ctrl-C ends it")
+    with suppress(KeyboardInterrupt), first_signal(_interrupt):
+        server.serve()
+
+
+def _interrupt(_: signal.Signals) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def store_report(store: Store) -> None:
     """Store the report and the best config beside the trials."""
     with tempfile.TemporaryDirectory(prefix="jebm-") as scratch:
@@ -63,7 +86,9 @@ def search() -> int:
     from jebm.on_ray.tuner import plan_sweep, tune  # noqa: PLC0415
 
     parser = argument_parser(__doc__ or "")
-    parser.usage = "%(prog)s --search FILE [--config FILE] [--KEY VALUE ...]\n       %(prog)s report SWEEP"
+    parser.usage = (
+        "%(prog)s --search FILE [--config FILE] [--KEY VALUE ...]\n       %(prog)s report|watch SWEEP"
+    )
     parser.add_argument("--search", required=True, help="YAML file: the space, the objective, the trials")
     parser.add_argument("--trials", type=int, help="number of trials, in place of the search file's")
     parser.add_argument(
@@ -104,9 +129,10 @@ def search() -> int:
 
 
 def main() -> int:
-    """Search, or write the report of an earlier search."""
+    """Search, or report on a search, or watch one."""
     log_lines()
-    if sys.argv[1:2] == ["report"]:
-        report(sys.argv[2:])
-        return 0
+    for name, command in (("report", report), ("watch", watch)):
+        if sys.argv[1:2] == [name]:
+            command(sys.argv[2:])
+            return 0
     return search()

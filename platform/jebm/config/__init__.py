@@ -74,6 +74,16 @@ __all__ = [
 ]
 
 
+_OF_THE_ENERGY = (
+    "prior.",
+    "energy.",
+    "langevin.",
+    "optimizer.energy.",
+    "train.gaussian_share",
+    "train.energy_updates",
+)
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything that a training run depends on."""
@@ -162,6 +172,10 @@ class Config:
     def has_energy(self) -> bool:
         """Whether the prior has an energy net; N(0, I) otherwise."""
         return self.prior.kind != "gaussian" and self.energy.width > 0
+
+    def is_idle(self, key: str) -> bool:
+        """Return whether a dotted key changes nothing in this config: the energy's, if there is no energy."""
+        return not self.has_energy and key.startswith(_OF_THE_ENERGY)
 
     def energy_joins_at(self, total_steps: int) -> int | None:
         """Return the first step with the energy; `total_steps` if it never joins, None if there is none."""

@@ -21,6 +21,7 @@ from jebm.parser import override
 from jebm.sweep.space import Halving, Objective
 from jebm.sweep.study import Status, SweepStudy
 from jebm.sweep.study_log import run_name
+from jebm.sweep.twins import SAME_AS
 from jebm.train.start import total_steps_of
 
 if TYPE_CHECKING:
@@ -224,7 +225,8 @@ class StudyPruner(ASHAScheduler):
         )
         self._study, self._prune = study, prune
         for trial in study.trials:
-            if trial.state != TrialState.RUNNING:  # Tune adds those when they resume
+            # Tune adds running ones when they resume; ASHA ranks each run once.
+            if trial.state != TrialState.RUNNING and SAME_AS not in trial.user_attrs:
                 past = SimpleNamespace(trial_id=run_name(trial.number), config={"number": trial.number})
                 self.on_trial_add(None, past)
 

@@ -28,8 +28,11 @@ _PICTURE_WIDTH = 640
 """The largest width to which a small picture is enlarged."""
 
 
-def page(findings: Findings) -> str:
-    """Return the page: title, warnings, key figures and cover pictures first, then each section."""
+def page(findings: Findings, refresh_seconds: int | None = None) -> str:
+    """Return the page: title, warnings, key figures and cover pictures first, then each section.
+
+    With `refresh_seconds`, a browser asks for it again after that time.
+    """
     style = _resource("page.css")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     environment = Environment(
@@ -40,6 +43,7 @@ def page(findings: Findings) -> str:
         _resource("page.html.j2")
     ).render(
         findings=findings,
+        refresh_seconds=refresh_seconds,
         style=Markup(style),  # noqa: S704  (our own file)
         policy=f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; "
         "base-uri 'none'; form-action 'none'",

@@ -189,7 +189,7 @@ def _pictures(folder: Store, sweep: Sweep) -> tuple[Picture, ...]:
     for name, title, trial in wanted:
         sheets = sorted(
             info.key
-            for info in folder.list(f"trials/{trial.name}/pictures/")
+            for info in folder.list(f"trials/{trial.same_as or trial.name}/pictures/")
             if re.fullmatch(r"step-\d+\.png", info.key.rpartition("/")[2], re.ASCII)
         )
         png = folder.get(sheets[-1]) if sheets else b""
@@ -216,9 +216,10 @@ def _trials(sweep: Sweep, keys: Sequence[str]) -> Section:
     errors = tuple(f"{trial.name}: {trial.error}" for trial in sweep.trials if trial.error)
     meaning = "In parentheses: the last report of a trial that did not finish."
     table = Table("Trials", *_trial_table(sweep, keys, sweep.trials), meaning)
-    return Section(
-        "trials", "All trials", plural(len(sweep.trials), "trial") + ".", tables=(table,), notes=errors
-    )
+    copies = sum(bool(trial.same_as) for trial in sweep.trials)
+    not_run = f", {copies} of them not run again: each has the result of its twin" if copies else ""
+    count = f"{plural(len(sweep.trials), 'trial')}{not_run}."
+    return Section("trials", "All trials", count, tables=(table,), notes=errors)
 
 
 def _trial_table(
@@ -238,7 +239,7 @@ def _trial_row(sweep: Sweep, keys: Sequence[str], trial: Trial) -> tuple[Cell, .
         trial.name,
         *results,
         *(_setting(trial.params[key]) if key in trial.params else None for key in keys),
-        trial.status,
+        f"{trial.status}, as {trial.same_as}" if trial.same_as else trial.status,
         trial.images,
         duration(trial.seconds),
         trial.attempts,
@@ -257,7 +258,8 @@ def _cost(sweep: Sweep) -> Section:
         if trials := sweep.having(*statuses):
             seconds = sum(trial.seconds for trial in trials)
             share = f"{seconds / total:.0%}" if total else ""
-            rows.append((label, len(trials), duration(seconds), share, sum(trial.images for trial in trials)))
+            images = sum(trial.images for trial in trials if not trial.same_as)
+            rows.append((label, len(trials), duration(seconds), share, images))
     table = Table(
         "Training time",
         ("status", "trials", "time", "share", "images"),

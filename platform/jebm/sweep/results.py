@@ -25,6 +25,7 @@ from jebm.sweep.dimensions import Value, contains, position
 from jebm.sweep.record import read_record
 from jebm.sweep.space import Objective
 from jebm.sweep.study_log import Entries, read_entries, run_name
+from jebm.sweep.twins import SAME_AS
 from jebm.untrusted import JsonObject
 
 __all__ = [
@@ -43,6 +44,7 @@ TOP = 5
 
 _REMEDY = "the command that began the sweep keeps what is good of it"
 _LONGEST_LINE = 300
+_NAME = re.compile(r"t\d{1,9}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Trial:
     images: int
     attempts: int
     error: str
+    same_as: str = ""
+    """The earlier trial whose result this one has, since it would have repeated it; "" if it was run."""
 
     @property
     def last(self) -> float | None:
@@ -220,10 +224,10 @@ def _trial(trial: FrozenTrial) -> Trial:
     }[trial.state]
     # The journal is strict JSON, so no number is NaN or infinite; anything but a number is damage and raises.
     curve = tuple((images, float(value)) for images, value in sorted(trial.intermediate_values.items()))
-    name = str(attributes.get("run", ""))
+    name, same_as = (str(attributes.get(key, "")) for key in ("run", SAME_AS))
     return Trial(
         number=trial.number,
-        name=name if re.fullmatch(r"t\d{1,9}", name) else run_name(trial.number),  # used as a folder name
+        name=name if _NAME.fullmatch(name) else run_name(trial.number),  # used as a folder name
         status=status,
         params=dict(sorted(trial.params.items())),
         values=tuple(map(float, trial.values or ())) if status == "finished" else (),
@@ -232,6 +236,7 @@ def _trial(trial: FrozenTrial) -> Trial:
         images=int(_amount(attributes.get("images"))) or max((images for images, _ in curve), default=0),
         attempts=int(_amount(attributes.get("attempts"))),
         error=one_line(attributes.get("error") or "")[:_LONGEST_LINE],
+        same_as=same_as if _NAME.fullmatch(same_as) else "",
     )
 
 

@@ -6,39 +6,42 @@
 
 A trial that is RUNNING in the journal when a sweep starts was interrupted: it comes first, with its number
 and parameters, so that its run resumes from its checkpoint. Trials that have ended are not repeated; a later
-start of the sweep runs new trials in place of failed ones.
+start of the sweep runs new trials in place of failed ones. A trial that would repeat an earlier one (`Twins`)
+is not run: it ends as that one does, with its values.
 """
 
 import logging
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from jebm.config import Config
-from jebm.rng import generator
 from jebm.store.records import DamagedRecordError, set_aside
 from jebm.store.storage import Store
 from jebm.sweep.record import RECORD, check_same, encoded_record
 from jebm.sweep.recovery import good_entries, lost_trials
+from jebm.sweep.sampler import sampler_of
 from jebm.sweep.space import Search
 from jebm.sweep.study_log import StudyLog, run_name
+from jebm.sweep.twins import SAME_AS, Twins
 
-__all__ = ["Status", "Suggestion", "SweepStudy", "sampler_of"]
+__all__ = ["Status", "Suggestion", "SweepStudy"]
 
 Status: TypeAlias = Literal["finished", "pruned", "diverged", "failed"]
 
 _LOG = logging.getLogger("jebm.sweep")
 _PROGRESS_EVERY_SECONDS = 10.0  # between records of a trial's seconds and images
+_COPIED = ("status", "images", "step", "metrics", "error")
+"""What a trial that is not run takes from its twin; it costs no seconds and has no attempts."""
+
 _STATES = {
     "finished": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
@@ -83,6 +86,8 @@ class SweepStudy:
         self._noted: dict[int, float] = {}
         self._seconds_before: dict[int, float] = {}
         self._waiting: Suggestion | None = None
+        self._twins = Twins(base)
+        self._followers: dict[int, int] = {}  # trials that are not run, by number: the twin of each
         # First the record: the sweep of another search must not be changed.
         starts = _starts_before(store, name, search, base, data_sha256)
         starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "trials": search.trials})
@@ -108,8 +113,8 @@ class SweepStudy:
 
     @property
     def left(self) -> int:
-        """Number of trials still to start or resume."""
-        return (self._waiting is not None) + len(self._interrupted) + self._new
+        """Number of trials still to start or resume, or that wait for a twin."""
+        return (self._waiting is not None) + len(self._interrupted) + len(self._followers) + self._new
 
     @property
     def best(self) -> list[FrozenTrial]:
@@ -127,14 +132,8 @@ class SweepStudy:
         A trial still waiting for the store is returned by a later call.
         """
         if self._waiting is None:
-            if self._interrupted:
-                trial = self.trials[self._interrupted.pop(0)]
-                self._waiting = Suggestion(trial.number, trial.params, interrupted=True)
-            elif self._new:
-                self._waiting = self._ask()
-            else:
-                return None
-        if not self._log.flush(wait_seconds):
+            self._waiting = self._next()
+        if self._waiting is None or not self._log.flush(wait_seconds):
             return None
         suggestion, self._waiting = self._waiting, None
         return suggestion
@@ -199,6 +198,7 @@ class SweepStudy:
         with self._log.together():
             self._set(number, attributes)
             self.study.tell(number, values, state=_STATES[status])
+        self._settle(number)
         self._log.flush(0)
         return status, error
 
@@ -210,6 +210,41 @@ class SweepStudy:
     def _new(self) -> int:
         """Number of new trials still to suggest."""
         return max(0, self._search.trials - (len(self.trials) - len(self._failed_before)))
+
+    def _next(self) -> Suggestion | None:
+        """Return the next trial to run; those that have a twin end, or wait for it."""
+        while self._interrupted or self._new:
+            if self._interrupted:
+                trial = self.trials[self._interrupted.pop(0)]
+                suggestion = Suggestion(trial.number, trial.params, interrupted=True)
+            else:
+                suggestion = self._ask()
+            twin = self._twins.of(suggestion.number, self.trials)
+            if twin is None:
+                return suggestion
+            self._followers[suggestion.number] = twin
+            self._settle(twin)
+        return None
+
+    def _settle(self, twin: int) -> None:
+        """End the trials that wait for one that has ended; if that failed, the first of them is run."""
+        ended = self.trials[twin]
+        if not ended.state.is_finished():
+            return
+        for number in [follower for follower, one in self._followers.items() if one == twin]:
+            del self._followers[number]
+            if ended.state == TrialState.FAIL:
+                self._interrupted.append(number)
+                continue
+            with self._log.together():
+                for images, value in ended.intermediate_values.items():
+                    self._storage.set_trial_intermediate_value(self._id(number), images, value)
+                same = {name: ended.user_attrs[name] for name in _COPIED if name in ended.user_attrs}
+                self._set(number, same | {SAME_AS: run_name(twin)})
+                values = ended.values if ended.state == TrialState.COMPLETE else None
+                self.study.tell(number, values, ended.state)
+            name, status = run_name(number), same.get("status")
+            _LOG.info("%s  %s, as %s, which it would repeat: not run", name, status, run_name(twin))
 
     def _find_interrupted(self) -> list[int]:
         """Return the trials that an earlier start left running; end those already marked pruned."""
@@ -289,45 +324,3 @@ def _starts_before(store: Store, name: str, search: Search, base: Config, data_s
         "%s; it is kept as %s, and nothing can tell whether the sweep was begun otherwise", found, kept
     )
     return []
-
-
-def sampler_of(search: Search, number: int, before: Sequence[Mapping[str, Any]]) -> BaseSampler:
-    """Return the sampler of one trial: its draws depend on the seed, the number and the earlier trials.
-
-    So an interrupted sweep draws what it would have drawn without the interruption, and repeats nothing.
-    `before` has the parameters of the earlier trials: a grid returns its first point not among them.
-    """
-    seed = generator(search.seed, 0, number, "trial").initial_seed() % 2**32
-    match search.sampler:
-        case "grid":
-            return _Point(next(point for point in search.grid if point not in before))
-        case "random":
-            return RandomSampler(seed=seed)
-        case "tpe":
-            return TPESampler(seed=seed)
-        case "nsga2":
-            return NSGAIISampler(seed=seed)
-        case "gp":
-            return GPSampler(seed=seed)
-
-
-class _Point(BaseSampler):
-    """A sampler that always returns the same parameters."""
-
-    def __init__(self, point: Mapping[str, Any]) -> None:
-        self._point = point
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:  # noqa: ANN401  (the protocol's)
-        return self._point[param_name]
