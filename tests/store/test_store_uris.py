@@ -61,6 +61,8 @@ def test_a_uri_has_one_form_that_names_the_same_place(monkeypatch, uri, same):
         ("S3:/bucket", "write s3://bucket"),
         ("s3a://bucket/runs", "write s3://bucket/runs"),
         ("gs://bucket/runs", "write s3://bucket/runs and set AWS_ENDPOINT_URL=https://storage.googleapis"),
+        ("az://container/runs", "no backend for Azure"),
+        ("abfss://container@account.dfs.core.windows.net/runs", "no backend for Azure"),
         ("http://host:9000/bucket/runs", "write s3://bucket/runs and set AWS_ENDPOINT_URL=http://host:9000"),
         ("arn:aws:s3:::bucket", "unknown scheme"),
         ("hdfs:/bucket", "unknown scheme"),

@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 _OBJECTS = ("memory", "s3")
+_AZURE = ("abfs", "abfss", "adl", "az", "azure", "wasb", "wasbs")
 _SCHEME = re.compile(
     r"\s*(?:"
     r"(?P<any>[A-Za-z][A-Za-z0-9+.-]*)(?=:/)"  # also with a slash missing, as in s3:/bucket
@@ -113,6 +114,9 @@ def _split(uri: str) -> tuple[str, str, str]:
     slashes, rest = found["slashes"], uri[found.end() :].strip()
     if scheme == "file" and ":" in slashes:
         return "file", "", _path_of_file_uri(slashes, rest)
+    if scheme in _AZURE:
+        remedy = "docs/checkpoints.md says under Google Cloud and Azure what to use"
+        raise StoreError(f"{scheme}://…: there is no backend for Azure; {remedy}")
     if "@" in rest.split("/")[0]:
         # Not shown: it may contain a key.
         raise StoreError(f"{scheme}://…: no credentials in a URI; put them into the environment or a profile")
