@@ -134,6 +134,6 @@ def test_ctrl_c_ends_the_command_at_once_with_0(folder: Path) -> None:
         silent = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=60)
         silent.connect()
         server.send_signal(signal.SIGINT)
-        output, errors = server.communicate(timeout=30)
+        output, errors = server.communicate(timeout=90)
         silent.close()
     assert (server.returncode, output, errors) == (0, "", "")
