@@ -54,6 +54,7 @@ def exported(place: Where) -> tuple[dict[str, object], str, bytes | None]:
 
 
 def test_figures_have_intervals_and_warnings_come_first(place: Where) -> None:
+    repocard_data = pytest.importorskip("huggingface_hub.repocard_data")
     save(place("runs/mine"))
     run = open_store(place("runs/mine"))
     write_report(findings(7, -231.5), run.child("evaluations/step-00000007-quick"), "evaluation")
@@ -67,6 +68,8 @@ def test_figures_have_intervals_and_warnings_come_first(place: Where) -> None:
     assert sheet == png(9)
     (model,) = front["model-index"]
     assert model["results"][0]["metrics"] == [{"type": "ELBO", "value": -231.5}]
+    (result,) = repocard_data.model_index_to_eval_results(front["model-index"])[1]
+    assert (result.metric_type, result.metric_value) == ("ELBO", -231.5)  # as the hub's own library reads it
     assert "license" not in front
     assert "# license:" in open_store(place("model")).get("README.md").decode()
 

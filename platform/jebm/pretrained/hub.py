@@ -33,9 +33,9 @@ def downloaded(uri: str) -> Place:
     name, revision = _named(uri)
     with _refusals(uri) as hub:
         found = hub.snapshot_download(name, revision=revision, allow_patterns=[DESCRIPTION, WEIGHTS])
-    # The files are links to a folder beside the snapshots: the store begins above both.
+    # The files may be links to others in huggingface_hub's cache: the store begins above both.
     folder = Path(found)
-    cache = folder.parents[1]
+    cache = folder.parents[2]
     return Place(LocalStore(cache), f"{folder.relative_to(cache).as_posix()}/")
 
 

@@ -76,15 +76,18 @@ class Pretrained:
         noise = gaussian_noise(seed, 0, self.device)
         return torch.cat([each.x_NCHW for each in draw(self.model, self.config.langevin, count, noise)])
 
-    @torch.no_grad()
     def encode(self, images: npt.NDArray[np.uint8] | Tensor, seed: int = 0) -> Codes:
         """Return the codes of images: pixels, uint8, (N, H, W, C), or floats, (N, C, H, W), in [-1, 1].
 
         Raises DataError for images of another shape or kind.
         """
+        return Codes(*map(torch.cat, zip(*self.encoded(images, seed), strict=True)))
+
+    def encoded(self, images: npt.NDArray[np.uint8] | Tensor, seed: int = 0) -> Iterator[Codes]:
+        """Yield the codes of `encode` batch by batch, 250 images each, for more images than memory holds."""
         self._check(images)
-        found = [self._encoded(x_BCHW, normal) for x_BCHW, normal in self._batches(images, seed, "codes")]
-        return Codes(*map(torch.cat, zip(*found, strict=True)))
+        for x_BCHW, normal in self._batches(images, seed, "codes"):
+            yield self._encoded(x_BCHW, normal)
 
     @torch.no_grad()
     def decode(self, codes_ND: Tensor) -> Tensor:
@@ -114,6 +117,7 @@ class Pretrained:
             tilt, self.model.latent_dim, normal, chains=REPORT.chains, temperatures=REPORT.temperatures
         ).log_z
 
+    @torch.no_grad()
     def _encoded(self, x_BCHW: Tensor, normal: Normal) -> Codes:
         model = self.model
         features = model.inference(x_BCHW)
