@@ -1,4 +1,4 @@
-"""One of several gloo processes: `gloo_worker.py RANK WORLD_SIZE FILE NOISE SAVE` does 20 updates.
+"""Several gloo processes: `gloo_worker.py WORLD_SIZE FILE NOISE SAVE` does 20 updates in each.
 
 Writes the losses of every step and the last state's tensors to SAVE (rank 0). In float64: Adam divides small
 gradients by their own size, so that in float32 mere rounding moves weights by up to 4e-3 within 20 updates.
@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 from helpers import tiny_config
 
+from forked import exit_code
 from jebm.data.dataset import load_images
 from jebm.data.loader import Loader
 from jebm.rng import gaussian_noise
 from jebm.store.storage import open_store
 from jebm.train.group import process_group
 from jebm.train.metrics import Clock, Meter
-from jebm.train.runtime import Runtime, prepare_process
+from jebm.train.runtime import Runtime, member_runtime, prepare_process
 from jebm.train.state import Horizon, TrainState
 from jebm.train.update import JointUpdate, features_of
 
@@ -30,6 +31,7 @@ def train(runtime: Runtime, *, noisy: str) -> dict[str, object]:
         train__ema_decay=0.9,
         train__gaussian_share=0.25,  # DDP has parameters then that the loss does not touch
         train__energy_updates=2,
+        train__accumulate=2 if runtime.world_size == 5 else 1,  # 12 or 13 images of each, in two pieces
     )
     prepare_process(config, runtime.device)
     images = load_images(open_store(config.data.train))
@@ -64,21 +66,21 @@ def train(runtime: Runtime, *, noisy: str) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    rank, world_size, meeting, noisy, save = sys.argv[1:]
+def work(rank: int, world_size: int, meeting: str, noisy: str, save: str) -> None:
     torch.set_default_dtype(torch.float64)
-    runtime = Runtime(int(rank), int(world_size), torch.device("cpu"))
+    place = {"rank": rank, "world_size": world_size}
     with ExitStack() as stack:
-        if runtime.world_size > 1:
-            place = {
-                "init_method": f"file://{meeting}",
-                "rank": runtime.rank,
-                "world_size": runtime.world_size,
-            }
-            stack.enter_context(process_group("gloo", **place))
+        if world_size > 1:
+            stack.enter_context(process_group("gloo", init_method=f"file://{meeting}", **place))
+        runtime = stack.enter_context(member_runtime(**place, device=torch.device("cpu")))
         result = train(runtime, noisy=noisy)
     if runtime.is_main:
         torch.save(result, Path(save))
+
+
+def main() -> None:
+    world_size, *others = sys.argv[1:]
+    sys.exit(exit_code(work, int(world_size), int(world_size), *others))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def train(config: Config, should_stop: Callable[[], bool] = lambda: False) -> Re
             runtime,
             provenance={},
             should_stop=should_stop,
-            measure=lambda model, step: {"elbo": ELBO.get(step, 0.0)},
+            measure=lambda model, step, runtime: {"elbo": ELBO.get(step, 0.0)},
         )
 
 

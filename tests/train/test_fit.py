@@ -93,7 +93,7 @@ def test_what_is_measured_joins_the_metrics_of_its_step_alone(tmp_path: Path) ->
         reports.append((report.step, report.metrics.get("evaluation/step")))
         return False
 
-    result = train(config, on_report=note, measure=lambda model, step: {"step": float(step)})
+    result = train(config, on_report=note, measure=lambda model, step, runtime: {"step": float(step)})
     assert reports == [(5, None), (7, 7), (10, None), (14, 14), (15, None), (16, 16), (16, 16)]
     rows = [json.loads(line) for line in (tmp_path / "smoke" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "evaluation/step" in row] == [7, 14, 16]

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from jebm.cli import log_lines
 from jebm.train.group import process_group
-from jebm.train.runtime import Runtime
+from jebm.train.runtime import member_runtime
 from jebm.train.watch import Watch
 
 rank, folder, way = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -27,17 +27,19 @@ def stand_still() -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
-with process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2):
-    runtime = Runtime(rank, 2, torch.device("cpu"), supervised=True)
-    with Watch(runtime, 4.0, lambda: False) as watch:
-        for step in range(5):
-            watch.at(step, "images")
-            if step == 1:
-                with watch.busy("an evaluation"):
-                    time.sleep(10 * rank)  # longer than the limit, on one rank: no hang
-            if rank == 1 and step == 3:
-                stand_still()
-            watch.at(step, "update")
-            dist.all_reduce(torch.ones(1))
-            print("step", step, flush=True)
+with (
+    process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2),
+    member_runtime(rank, 2, torch.device("cpu"), supervised=True) as runtime,
+    Watch(runtime, 4.0, lambda: False) as watch,
+):
+    for step in range(5):
+        watch.at(step, "images")
+        if step == 1:
+            with watch.busy("an evaluation"):
+                time.sleep(10 * rank)  # longer than the limit, on one rank: no hang
+        if rank == 1 and step == 3:
+            stand_still()
+        watch.at(step, "update")
+        dist.all_reduce(torch.ones(1))
+        print("step", step, flush=True)
 print("end", flush=True)

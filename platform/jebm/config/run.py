@@ -249,9 +249,9 @@ class Evaluation:
     Args:
         every_steps: Steps between evaluations, with one more at the end; 0 for none.
         features: Net whose features define distances between images: classifier (a small one, trained once
-            per node on the labels of data.train), effnetlite0 (needs `pip install -e '.[features]'`) or
+            on the labels of data.train), effnetlite0 (needs `pip install -e '.[features]'`) or
             inceptionv3 (needs `pip install --no-deps torch-fidelity` and inception_weights).
-        inception_weights: File with the weights of inceptionv3, on each node that evaluates;
+        inception_weights: File with the weights of inceptionv3, on each node;
             weights-inception-2015-12-05-6726825d.pth makes its Fréchet distance the FID.
         samples: Prior samples per evaluation, compared with the same number of real images.
         chain_factor: Length of the long chains in multiples of langevin.steps; they reveal short-run chains

@@ -7,7 +7,8 @@ uses the normalised prior.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+
+import torch
 
 from jebm.config import Config
 from jebm.core.model import JointModel
@@ -15,9 +16,12 @@ from jebm.data.dataset import ImageSet, load_images
 from jebm.data.honesty import check_honest
 from jebm.data.manifest import DatasetManifest
 from jebm.errors import ConfigError
-from jebm.evaluate.features import check_feature_net
+from jebm.evaluate.features import FeatureNet, check_feature_net, feature_net
+from jebm.evaluate.features.classifier import ClassifierFeatures
+from jebm.evaluate.features.of_images import RealImages, real_images
 from jebm.evaluate.latents import latent_samples
 from jebm.evaluate.measures import common_measures
+from jebm.evaluate.share import Ranks, share_of
 from jebm.evaluate.subject import QUICK, Subject
 from jebm.store.storage import open_store
 
@@ -37,7 +41,8 @@ _FEWEST_IMAGES = 40
 class QuickLook:
     """The measures of a model on the first `evaluation.samples` validation images, with the same noise.
 
-    Without a validation set they are the held-out ones: `Data.judging`.
+    Without a validation set they are the held-out ones: `Data.judging`. All workers of the run take part,
+    each with its share of the batches, on its device; their number does not change the measures.
 
     The feature net and the real images' features are built at the first call, so that a run that ends before
     it need not wait for them.
@@ -46,29 +51,55 @@ class QuickLook:
     def __init__(self, config: Config) -> None:
         """Take the config of the run; nothing is read yet."""
         self._config = config
-        self._subject: Subject | None = None
+        self._known: tuple[ImageSet, RealImages] | None = None
 
-    def __call__(self, model: JointModel, step: int) -> dict[str, float]:
-        """Return `NAMES` -> values; NaN if samples are not finite.
+    def __call__(self, model: JointModel, step: int, ranks: Ranks) -> dict[str, float]:
+        """Return `NAMES` -> values; NaN if samples are not finite. All workers call this.
 
         Raises:
             ConfigError: the data do not fit the feature net, or the net is missing.
         """
-        config = self._config
-        if self._subject is None:
-            images = load_images(open_store(config.data.judging[1]))
-            bare = Subject(
-                model, config, images, samples=config.evaluation.samples, seed=config.run.seed, sizes=QUICK
-            )
-            self._subject = replace(bare, known=bare.real)
-        subject = replace(self._subject, model=model)
+        config, samples, share = self._config, self._config.evaluation.samples, share_of(ranks)
+        if self._known is None:
+            device = next(model.parameters()).device
+            with ranks.together():
+                images = load_images(open_store(config.data.judging[1]))
+            net = _common_net(config, ranks, device)
+            self._known = images, real_images(images.images_NHWC[:samples], net, share=share)
+        images, known = self._known
+        subject = Subject(
+            *(model, config, images),
+            samples=samples,
+            seed=config.run.seed,
+            share=share,
+            sizes=QUICK,
+            known=known,
+        )
         found = subject.likelihood(subject.images_NHWC)
         factor = config.evaluation.chain_factor
         row = common_measures(subject, found, latent_samples(subject, factor=factor), factor=factor)
         return {name: row[name] for name in NAMES}
 
 
-def quick_look(config: Config) -> Callable[[JointModel, int], dict[str, float]] | None:
+def _common_net(config: Config, ranks: Ranks, device: torch.device) -> FeatureNet:
+    """Return the feature net, the same on every worker: rank 0 trains a classifier and sends it.
+
+    Each node would train another one: processors round in other ways.
+    """
+    net: FeatureNet | None = None
+    trained = config.evaluation.features == "classifier"
+    with ranks.together():
+        train = load_images(open_store(config.data.train))
+        if ranks.rank == 0 or not trained:
+            net = feature_net(config.evaluation, train, device="cpu" if trained else device)
+    if trained:
+        net = ranks.from_main(net)
+    if net is None:
+        raise RuntimeError("rank 0 sent no feature net")
+    return net.on(device) if isinstance(net, ClassifierFeatures) else net
+
+
+def quick_look(config: Config) -> Callable[[JointModel, int, Ranks], dict[str, float]] | None:
     """Return what `fit` calls as `measure`: a `QuickLook`, or None if `evaluation.every_steps` is 0."""
     return QuickLook(config) if config.evaluation.every_steps else None
 

@@ -5,12 +5,16 @@ not depend on the number of workers.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["ALONE", "BATCH", "Share", "group_share"]
+__all__ = ["ALONE", "BATCH", "Ranks", "Share", "group_share", "share_of"]
+
+T = TypeVar("T")
 
 BATCH = 250
 """Images per batch; fixed, since an image's noise depends on it."""
@@ -36,6 +40,32 @@ class Share:
         """Yield position and range of each of this worker's batches of `images` images."""
         for position in range(self.rank, -(-images // BATCH), self.world_size):
             yield position, slice(position * BATCH, min(images, (position + 1) * BATCH))
+
+
+class Ranks(Protocol):
+    """The workers of a training run, as an evaluation sees them (`jebm.train.runtime.Runtime`)."""
+
+    @property
+    def rank(self) -> int:
+        """Which worker it is, from 0."""
+
+    @property
+    def world_size(self) -> int:
+        """How many workers there are."""
+
+    def added(self, tensor: Tensor) -> Tensor:
+        """Return the sum over workers of a tensor on the CPU."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Raise a `JebmError` of any worker on all; within, workers do not wait for one another."""
+
+    def from_main(self, value: T) -> T:
+        """Return rank 0's value on every worker."""
+
+
+def share_of(ranks: Ranks) -> Share:
+    """Return this worker's share of an evaluation that all workers of a run take part in."""
+    return Share(ranks.rank, ranks.world_size, ranks.added)
 
 
 ALONE = Share()

@@ -20,7 +20,7 @@ from jebm.store.manifest import Manifest, step_and_attempt
 from jebm.train.group import last_to_hold_the_group
 from jebm.train.loop import fit
 from jebm.train.recorder import Enough, Report, never
-from jebm.train.runtime import Runtime, prepare_process
+from jebm.train.runtime import Runtime, member_runtime, prepare_process
 
 __all__ = ["SNAPSHOT", "work"]
 
@@ -43,16 +43,16 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     prepare_process(config, device)
-    runtime = Runtime(context.get_world_rank(), context.get_world_size(), device, supervised=True)
-    reporter = _Reporter(config, runtime, every=arguments["every_report"])
+    place = (context.get_world_rank(), context.get_world_size(), device)
     stop = follow_stop_request(arguments["stop_request"], config.run.name)
     try:
-        with last_to_hold_the_group():  # Ray destroys it next, so release it here
+        # Ray destroys its group next, so release it here.
+        with last_to_hold_the_group(), member_runtime(*place, supervised=True) as runtime:
             result = fit(
                 config,
                 runtime,
                 provenance=arguments["provenance"],
-                on_report=reporter,
+                on_report=_Reporter(config, runtime, every=arguments["every_report"]),
                 enough=_forwarded(arguments["report_box"]),
                 should_stop=stop.is_set,
                 measure=quick_look(config),

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,29 @@ import torch.distributed as dist
 # (`group=group.WORLD`): imported while a group exists, they would hold it until the process ends.
 import torch.distributed.nn.functional  # noqa: F401
 
-__all__ = ["last_to_hold_the_group", "process_group", "running_loops"]
+__all__ = ["ControlGroup", "last_to_hold_the_group", "process_group", "running_loops"]
 
 _LOG = logging.getLogger("jebm.train")
 _PATIENCE_SECONDS = 10.0
+_CONTROL_TIMEOUT = timedelta(hours=12)
+"""A process that has died is noticed at once, by its closed connection; this is for one that works long."""
+
+
+class ControlGroup:
+    """A gloo group of all processes for agreements, on the CPU, that waits for hours.
+
+    The group of the gradients has a timeout of minutes, so that a lost host is noticed; a process that
+    decodes images or trains a feature net may take longer. Nothing holds the group after `close`.
+    """
+
+    def __init__(self) -> None:
+        """Make the group; all processes do, with `process_group` or Ray's group in place."""
+        self.group: dist.ProcessGroup | None = dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT)
+
+    def close(self) -> None:
+        """End the group and its threads."""
+        group, self.group = self.group, None
+        dist.destroy_process_group(group)  # noqa: TID251  (this frame drops the last reference)
 
 
 @contextmanager

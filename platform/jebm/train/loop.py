@@ -55,8 +55,8 @@ def fit(
     `on_report` is called on every rank at every report, and after the last checkpoint is committed; if it
     returns True on any rank, a checkpoint is written at once. If `should_stop()` is true on any rank, all
     stop after the same step, with a last checkpoint. `enough` is called on rank 0 at every report; if it
-    returns True, all stop at that step, likewise. `measure` is called every `evaluation.every_steps` and
-    at the end.
+    returns True, all stop at that step, likewise. `measure` is called on every rank, every
+    `evaluation.every_steps` and at the end.
 
     Raises:
         ConfigError, DataError, StoreError, CheckpointError: before the first step; nothing is lost.

@@ -13,6 +13,7 @@ from jebm.store.checkpoint import Manifest
 from jebm.train.journal import Journal
 from jebm.train.metrics import Clock, Meter
 from jebm.train.pictures import Painter
+from jebm.train.runtime import Runtime
 from jebm.train.saver import Saver
 from jebm.train.start import Start
 from jebm.train.watch import Watch
@@ -44,8 +45,8 @@ def never(report: Report) -> bool:
     return False
 
 
-Measure = Callable[[JointModel, int], Mapping[str, float]]
-"""`measure(model, step)` returns a model's metrics by name; called on rank 0."""
+Measure = Callable[[JointModel, int, Runtime], Mapping[str, float]]
+"""`measure(model, step, runtime)` returns a model's metrics by name; called on every rank."""
 
 
 class Recorder:
@@ -175,13 +176,11 @@ class Recorder:
         }
 
     def _measured(self) -> dict[str, float]:
-        """Return rank 0's evaluation of the model, on every rank."""
-        values: dict[str, float] = {}
-        with self._runtime.together():
-            if self._runtime.is_main and self._measure is not None:
-                measures = self._measure(self._state.picture_model, self._state.step)
-                values = {f"evaluation/{name}": value for name, value in measures.items()}
-        return self._runtime.from_main(values)
+        """Return the evaluation of the model: all ranks take part, and rank 0's figures count."""
+        if self._measure is None:
+            return {}
+        measures = self._measure(self._state.picture_model, self._state.step, self._runtime)
+        return self._runtime.from_main({f"evaluation/{name}": value for name, value in measures.items()})
 
 
 def _due(step: int, every: int) -> bool:

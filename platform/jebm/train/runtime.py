@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jebm.config import Config
 from jebm.errors import ConfigError, JebmError
-from jebm.train.group import process_group
+from jebm.train.group import ControlGroup, process_group
 from jebm.train.memory import keep_freed_memory
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Runtime",
     "check_processes",
     "first_signal",
+    "member_runtime",
     "prepare_process",
     "process_runtime",
     "started_by_torchrun",
@@ -47,6 +48,13 @@ class Runtime:
     device: torch.device
     supervised: bool = False
     """Whether something restarts this process if it ends: Ray Train, Tune or torchrun."""
+    control: ControlGroup | None = None
+    """What several workers agree by; None if this is the only one."""
+
+    def __post_init__(self) -> None:
+        """Refuse several workers that could not agree."""
+        if (self.world_size > 1) != (self.control is not None):
+            raise ValueError("several workers need a control group, and one has none: use member_runtime")
 
     @property
     def is_main(self) -> bool:
@@ -55,10 +63,10 @@ class Runtime:
 
     def agree(self, *flags: bool) -> list[bool]:
         """Return, for each flag, whether it is true on every rank (one all-reduce for all flags)."""
-        if self.world_size == 1:
+        if self.control is None:
             return list(flags)
-        votes = torch.tensor(flags, dtype=torch.int32, device=self.device)
-        dist.all_reduce(votes, dist.ReduceOp.MIN)
+        votes = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(votes, dist.ReduceOp.MIN, group=self.control.group)
         return [bool(vote) for vote in votes.tolist()]
 
     @contextmanager
@@ -73,19 +81,26 @@ class Runtime:
         except JebmError as raised:
             error = raised
         errors = [error]
-        if self.world_size > 1:
+        if self.control is not None:
             errors = [None] * self.world_size
-            dist.all_gather_object(errors, error)
+            dist.all_gather_object(errors, error, group=self.control.group)
         for first in filter(None, errors):
             raise first
 
     def from_main(self, value: T) -> T:
         """Return rank 0's `value`, a small plain object, on every rank."""
-        if self.world_size == 1:
+        if self.control is None:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, group=self.control.group)
         return box[0]
+
+    def added(self, tensor: Tensor) -> Tensor:
+        """Return the sum over ranks of a tensor on the CPU, however long another rank takes."""
+        if self.control is not None:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor, group=self.control.group)
+        return tensor
 
     def total(self, tensor: Tensor) -> Tensor:
         """Return the sum of `tensor` over ranks."""
@@ -97,6 +112,19 @@ class Runtime:
     def mean(self, tensor: Tensor) -> Tensor:
         """Return the mean of `tensor` over ranks."""
         return self.total(tensor) / self.world_size
+
+
+@contextmanager
+def member_runtime(
+    rank: int, world_size: int, device: torch.device, *, supervised: bool = False
+) -> Iterator[Runtime]:
+    """Yield the runtime of one of torch.distributed's processes, or of the only one."""
+    control = ControlGroup() if world_size > 1 else None
+    try:
+        yield Runtime(rank, world_size, device, supervised, control)
+    finally:
+        if control is not None:
+            control.close()
 
 
 def prepare_process(config: Config, device: torch.device) -> None:
@@ -183,4 +211,5 @@ def process_runtime(config: Config) -> Iterator[Runtime]:
     with ExitStack() as stack:
         if world_size > 1:
             stack.enter_context(process_group("nccl" if config.cluster.gpu else "gloo"))
-        yield Runtime(rank, world_size, device, supervised=started_by_torchrun())
+        place = (rank, world_size, device)
+        yield stack.enter_context(member_runtime(*place, supervised=started_by_torchrun()))

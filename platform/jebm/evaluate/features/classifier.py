@@ -91,6 +91,10 @@ class ClassifierFeatures:
         self.sha256 = _digest(net.state_dict())
         self._net = net.to(device).eval().requires_grad_(requires_grad=False)
 
+    def on(self, device: torch.device | str) -> "ClassifierFeatures":
+        """Return the same features, computed on a device."""
+        return ClassifierFeatures(self._net, self.classes, device)
+
     @torch.no_grad()
     def __call__(self, x_BCHW: Tensor) -> Tensor:
         """Return features (B, 64)."""
