@@ -29,7 +29,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return train(tmp_path_factory.mktemp("one"), "one", world_size=1, noise="silence")
 
 
-@pytest.mark.parametrize("workers", [2])
+@pytest.mark.parametrize("workers", [2, 3, 5])
 def test_workers_equal_one_with_noise_off(tmp_path: Path, one: dict[str, Any], workers: int) -> None:
     """Also with unequal shares of a batch of 64: 21, 21, 22 images, and 12, 13, 13, 13, 13."""
     several = train(tmp_path, "workers", world_size=workers, noise="silence")

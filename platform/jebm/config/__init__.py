@@ -135,15 +135,12 @@ class Config:
             f"only {reachable}; use larger images, or fewer latent_dims and channels",
         )
         self._check_course()
-        # Workers share each batch equally, even after some are lost.
-        fewest = self.cluster.min_workers or self.cluster.workers
-        for workers in range(fewest, self.cluster.workers + 1):
-            share = workers * self.train.accumulate
-            require(
-                self.train.batch_size % share == 0,
-                "train.batch_size",
-                f"{self.train.batch_size} must divide by cluster.workers x train.accumulate = {share}",
-            )
+        pieces = self.cluster.workers * self.train.accumulate
+        require(
+            self.train.batch_size >= pieces,
+            "train.batch_size",
+            f"{self.train.batch_size} must be at least cluster.workers x train.accumulate = {pieces}",
+        )
 
     def _check_course(self) -> None:
         """Check what training begins with, and what may end it."""

@@ -18,8 +18,9 @@ __all__ = ["Loader", "to_float", "to_uint8"]
 class Loader:
     """A data set's images in a new order each epoch, split into global batches and then among ranks.
 
-    `batch_size` is the global batch size. Raises ConfigError if the ranks cannot share it evenly, DataError
-    if the set holds less than one batch.
+    `batch_size` is the global batch size B: rank r of W gets the images from floor(r B / W) to before
+    floor((r + 1) B / W). Raises ConfigError if a rank would get none, DataError if the set holds less than
+    one batch.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class Loader:
         seed: int,
         device: torch.device | str,
     ) -> None:
-        if batch_size < 1 or batch_size % world_size:
+        if batch_size < max(1, world_size):
             raise ConfigError(
                 f"train.batch_size: {batch_size} images cannot be shared by {world_size} workers"
             )
@@ -44,7 +45,8 @@ class Loader:
             )
         self.steps_per_epoch = count // batch_size  # the rest is left out of this epoch
         self._images_NHWC = images.images_NHWC
-        self._batch_size, self._rank, self._share = batch_size, rank, batch_size // world_size
+        self._batch_size = batch_size
+        self._first, self._end = (each * batch_size // world_size for each in (rank, rank + 1))
         self._seed, self._device = seed, torch.device(device)
         self._epoch = -1
         self._order_N: npt.NDArray[np.int64] = np.empty(0, np.int64)
@@ -62,8 +64,8 @@ class Loader:
         if epoch != self._epoch:
             self._order_N = self._order(epoch)
             self._epoch = epoch
-        start = position * self._batch_size + self._rank * self._share
-        return self._order_N[start : start + self._share]
+        start = position * self._batch_size
+        return self._order_N[start + self._first : start + self._end]
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the permutation of one epoch, the same on every rank."""

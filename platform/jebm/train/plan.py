@@ -66,7 +66,7 @@ class Plan:
         config, data = self.config, self.data
         latents = " + ".join(str(width) for width in config.model.latent_dims)
         counts = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
-        share = config.train.batch_size // config.cluster.workers
+        share, unequal = divmod(config.train.batch_size, config.cluster.workers)
         place = {"ray": "Ray workers", "process": "processes"}[config.cluster.engine]
         start = "new run" if self.resumes_at is None else f"resumes at step {self.resumes_at:,}"
         prior = "Gaussian"
@@ -87,7 +87,8 @@ class Plan:
                 *self._class_lines(),
                 f"weights  {counts}",
                 f"steps    {self.total_steps:,} ({config.train.epochs:g} epochs of {self.steps_per_epoch:,}),"
-                f" batch {config.train.batch_size} = {config.cluster.workers} x {share}",
+                f" batch {config.train.batch_size} = {config.cluster.workers} x {share}"
+                + (f" or {share + 1}" if unequal else ""),
                 *self._energy_line(),
                 *self._early_line(),
                 f"workers  {config.cluster.workers} {place}, {config.cluster.cpus_per_worker} CPU"

@@ -39,7 +39,7 @@ class Outcome:
     """The result of an update."""
 
     metrics: Mapping[str, Tensor]
-    """This rank's: () and (L,) tensors on the device."""
+    """This rank's: () and (L,) tensors on the device. Their mean over ranks is the mean over the batch."""
     stop: bool
     """Whether any rank asked to stop."""
 
@@ -54,6 +54,14 @@ class _Update:
     noise: Noise
     horizon: Horizon
     clock: Clock
+
+    def _weight(self, images: int) -> float:
+        """Return the weight of this rank's mean over `images` in the mean over ranks: 1 if shares are equal.
+
+        Ranks average gradients as if shares were equal; weighted so, the result is the mean over the batch.
+        """
+        ranks = self.runtime.world_size
+        return 1.0 if ranks == 1 else images * ranks / self.config.train.batch_size
 
     def _move(self, player: Player) -> None:
         player.update(learning_rate(player.config, self.state.step, self.horizon))
@@ -85,6 +93,7 @@ class EnergyUpdate(_Update):
     def again(self, features: Sequence[Tensor], i: int) -> dict[str, Tensor]:
         """Do the `i`-th update of step `state.step`: new chains, new samples of the posteriors."""
         step, player, model, count = self.state.step, self._player, self.state.model, len(features[0])
+        weight = self._weight(count)
         with self.clock("chain"):
             prior_BD, chain = self.sample(count, self.noise(step, f"prior chain {i}"))
         noise_BD = self.noise(step, f"posterior {i}")(count, model.latent_dim)
@@ -94,6 +103,7 @@ class EnergyUpdate(_Update):
         loss, penalty = f_prior - f_posterior, self.config.energy.penalty
         if penalty > 0:
             loss = loss + penalty * penalty_of(model, posterior_BD, prior_BD)
+        loss = _scaled(loss, weight)
         self._differentiate(loss)
         norm = player.gradient_norm()
         if not math.isfinite(float(norm)):  # of the mean over ranks, so the same on all
@@ -103,10 +113,10 @@ class EnergyUpdate(_Update):
         self.net.settle()
         metrics = {
             "loss": loss,
-            "f_posterior": f_posterior,
-            "f_prior": f_prior,
+            "f_posterior": _scaled(f_posterior, weight),
+            "f_prior": _scaled(f_prior, weight),
             "gradient_norm/energy": norm,
-            **_chain_metrics(chain),
+            **_chain_metrics(chain, weight),
         }
         return {name: value.detach() for name, value in metrics.items()}
 
@@ -158,9 +168,9 @@ class JointUpdate(_Update):
                 prior_BD, chain = energy.sample(len(x_BCHW), self.noise(step, "prior chain"))
 
         # One loss, one forward and one backward through all nets; then all ranks agree to take the step.
-        terms = self._backward(x_BCHW, prior_BD)
+        terms, weights = self._backward(x_BCHW, prior_BD)
         means = {
-            name.removesuffix("_L"): torch.stack([getattr(piece, name) for piece in terms]).mean(0).detach()
+            name.removesuffix("_L"): _mean([getattr(piece, name) for piece in terms], weights)
             for name in ("loss", "distortion", "rate_L", "f_posterior", "f_prior")
         }
         moving = self._without_energy if energy is None else state.players
@@ -179,20 +189,26 @@ class JointUpdate(_Update):
                 energy.again(features, i)
         state.average()
         state.step += 1
-        return Outcome(means | norms | state.model.likelihood.metrics() | _chain_metrics(chain), stopped)
+        chains = _chain_metrics(chain, self._weight(len(x_BCHW)))
+        return Outcome(means | norms | state.model.likelihood.metrics() | chains, stopped)
 
-    def _backward(self, x_BCHW: Tensor, prior_BD: Tensor | None) -> list[Terms]:
-        """Accumulate the gradients of the batch's pieces, reduced over ranks; return their terms."""
+    def _backward(self, x_BCHW: Tensor, prior_BD: Tensor | None) -> tuple[list[Terms], list[float]]:
+        """Accumulate the gradients of the share's pieces, reduced over ranks; return their terms and weights.
+
+        The mean of weighted terms over pieces and ranks is the mean over the batch.
+        """
         noise_BD = self.noise(self.state.step, "posterior")(len(x_BCHW), self.state.model.latent_dim)
         weight_L = self._rate_weights(x_BCHW)
         pieces = self.config.train.accumulate
-        prior_pieces = [None] * pieces if prior_BD is None else prior_BD.chunk(pieces)
+        prior_pieces = [None] * pieces if prior_BD is None else prior_BD.tensor_split(pieces)
+        x_pieces, noise_pieces = x_BCHW.tensor_split(pieces), noise_BD.tensor_split(pieces)
+        weights = [self._weight(len(x_BCHW)) * (len(x) * pieces / len(x_BCHW)) for x in x_pieces]
         terms: list[Terms] = []
-        for x, e, z in zip(x_BCHW.chunk(pieces), noise_BD.chunk(pieces), prior_pieces, strict=True):
+        for x, e, z, weight in zip(x_pieces, noise_pieces, prior_pieces, weights, strict=True):
             with self.state.gradients_stay_local(when=len(terms) < pieces - 1):
                 terms.append(self.state.objective(x, e, z, weight_L))
-                torch.autograd.backward(terms[-1].loss / pieces)
-        return terms
+                torch.autograd.backward(terms[-1].loss / (pieces / weight))
+        return terms, weights
 
     def _rate_weights(self, x_BCHW: Tensor) -> Tensor | None:
         """Return the weights of the layers' rates at this step, (L,); None if all are 1."""
@@ -212,10 +228,19 @@ class JointUpdate(_Update):
         return not all_go_on
 
 
-def _chain_metrics(chain: ChainInfo | None) -> dict[str, Tensor]:
+def _scaled(value: Tensor, weight: float) -> Tensor:
+    return value if weight == 1 else value * weight
+
+
+def _mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    return torch.stack([_scaled(*each) for each in zip(values, weights, strict=True)]).mean(0).detach()
+
+
+def _chain_metrics(chain: ChainInfo | None, weight: float) -> dict[str, Tensor]:
     if chain is None:  # no chain: the prior is Gaussian
         return {}
-    return {"chain/gradient_norm": chain.gradient_norm, "chain/displacement": chain.displacement}
+    values = {"chain/gradient_norm": chain.gradient_norm, "chain/displacement": chain.displacement}
+    return {name: _scaled(value, weight) for name, value in values.items()}
 
 
 @torch.no_grad()
