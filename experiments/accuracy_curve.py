@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from scipy import stats
 
 from jebm.report.plots import COLOURS, svg_of
@@ -81,6 +82,9 @@ def drawn(law: Law, furthest: float, target: float) -> bytes:
         axes.plot(law.updates_N, law.accuracy_N, "o", color=COLOURS[1], label="runs")
         axes.axhline(target, color=COLOURS[5], linestyle="--", label=f"{target:g}")
         axes.set(xscale="log", xlabel="updates", ylabel="accuracy of the top code")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.legend()
 
     return svg_of(draw)
