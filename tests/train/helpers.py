@@ -1,11 +1,20 @@
 """Small real images and a small config for the training tests."""
 
+import itertools
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from jebm.config import Config
 from jebm.parser import load_config
 
 ROOT = Path(__file__).parents[2]
+
+
+def stop_in(step: int) -> Callable[[], bool]:
+    """A stop request in this step, from 0, of the loop in this thread; the watch of steps asks as well."""
+    calls, here = itertools.count(), threading.get_ident()
+    return lambda: threading.get_ident() == here and next(calls) == step
 
 
 def tiny_config(storage: Path | str, **overrides: object) -> Config:

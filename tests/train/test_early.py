@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import tiny_config
+from helpers import stop_in, tiny_config
 
 import jebm
 from jebm.config import Config
@@ -110,13 +110,11 @@ def test_a_run_ends_at_the_evaluation_and_is_finished_there(tmp_path: Path) -> N
 
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
     config = stopping(tmp_path, least=0.0)
-    calls = iter(range(100))
-    assert train(config, lambda: next(calls) == 21).step == 22
+    assert train(config, stop_in(21)).step == 22
     result = train(config)
     assert (result.status, result.step) == ("finished", 40)  # 20 is better than 10 here, and 30 than 20
     strict = stopping(tmp_path / "strict", least=0.1)
-    calls = iter(range(100))
-    assert train(strict, lambda: next(calls) == 16).step == 17
+    assert train(strict, stop_in(16)).step == 17
     assert train(strict).step == 20
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, tiny_config
+from helpers import ROOT, stop_in, tiny_config
 
 from jebm.config import Config
 from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError
@@ -111,8 +111,7 @@ def test_stopped_and_resumed_in_mid_epoch_equals_uninterrupted(tmp_path: Path) -
     straight = tiny_config(tmp_path / "straight", train__epochs=1.6, train__ema_decay=0.9)
     train(straight)
     parts = tiny_config(tmp_path / "parts", train__epochs=1.6, train__ema_decay=0.9)
-    calls = iter(range(100))
-    first = train(parts, should_stop=lambda: next(calls) == 16)
+    first = train(parts, should_stop=stop_in(16))
     assert (first.status, first.step) == ("stopped", 17)
     second = train(parts)
     assert (second.status, second.step, second.total_steps) == ("finished", 40, 40)
