@@ -30,12 +30,12 @@ install() {
     "$python" -m venv --clear "$VENV"
   fi
   say "installing into ${VENV#"$ROOT"/}, $("$VENV/bin/python" --version) (minutes the first time)"
-  "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar off \
     ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} \
     --constraint "$ROOT/requirements/local.txt" --editable "$ROOT[$extras]"
   case "$extras" in
   *dev*) # Without torchvision, which it asks for, nothing here needs, and PyPI has built for another torch.
-    "$VENV/bin/python" -m pip install --disable-pip-version-check --no-deps 'torch-fidelity==0.4.0' ;;
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps 'torch-fidelity==0.4.0' ;;
   esac
   "$VENV/bin/python" -c 'import jebm, ray, torch'
   touch "$stamp"

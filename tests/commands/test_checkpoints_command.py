@@ -104,6 +104,8 @@ def test_list_shows_states_and_marks(job: Job, uri: str) -> None:
     assert "is missing" in listed[3]["reason"]
     short = job("checkpoints", "list", uri, "--limit", "1")
     assert short.out.splitlines()[-1] == "the 1 newest; all: --limit 0"
+    other = job("checkpoints", "list", uri, "--metric", "nonsense")
+    assert other.out.splitlines()[-1] == "none has the metric nonsense; metrics are distortion"
 
 
 def test_show_tells_all_that_a_checkpoint_says(job: Job, uri: str) -> None:

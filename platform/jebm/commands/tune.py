@@ -81,10 +81,6 @@ def store_report(store: Store) -> None:
 
 def search() -> int:
     """Parse, check, run the trials and print the best; return 1 if none finished, `STOPPED` if stopped."""
-    from jebm.on_ray.cluster import check_room, runs_here  # noqa: PLC0415
-    from jebm.on_ray.places import resolve_paths  # noqa: PLC0415  (a report needs no ray)
-    from jebm.on_ray.tuner import plan_sweep, tune  # noqa: PLC0415
-
     parser = argument_parser(__doc__ or "")
     parser.usage = (
         "%(prog)s --search FILE [--config FILE] [--KEY VALUE ...]\n       %(prog)s report|watch SWEEP"
@@ -95,6 +91,10 @@ def search() -> int:
         "--dry-run", action="store_true", help="check all that a start checks, print the plan, start nothing"
     )
     config, arguments = parse_arguments(parser)
+    from jebm.on_ray.cluster import check_room, runs_here  # noqa: PLC0415
+    from jebm.on_ray.places import resolve_paths  # noqa: PLC0415  (neither a report nor a typo needs it)
+    from jebm.on_ray.tuner import plan_sweep, tune  # noqa: PLC0415
+
     config = resolve_paths(config)
     # Check everything and print the plan before any trial starts.
     base = make_plan(config, read_images=runs_here(), deep=arguments.dry_run)

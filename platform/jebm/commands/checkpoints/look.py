@@ -42,6 +42,10 @@ def list_(run: RunStore, arguments: Namespace) -> Answer:
             ]
         )
     more = f"\nthe {len(items)} newest; all: --limit 0" if len(items) == arguments.limit else ""
+    names = sorted({name for item in items for name in item["metrics"]})
+    if names and arguments.metric not in names:
+        known = ", ".join(map(escaped, names))
+        more += f"\nnone has the metric {escaped(arguments.metric)}; metrics are {known}"
     return Answer(table(rows, right=5) + more, {"run": run.uri, "checkpoints": items})
 
 
