@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from jebm.store.storage import open_store
 from jebm.train.early import Patience
 from jebm.train.loop import Result, fit
 from jebm.train.plan import make_plan
+from jebm.train.recorder import Report
 from jebm.train.runtime import process_runtime
 from jebm.train.status import run_status
 
@@ -116,6 +118,32 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path)
     strict = stopping(tmp_path / "strict", least=0.1)
     assert train(strict, stop_in(16)).step == 17
     assert train(strict).step == 20
+
+
+def test_no_checkpoint_is_newer_than_the_evaluations_that_stopping_counts() -> None:
+    """In a store that is written every 15 s: a kill after any checkpoint loses no evaluation before it."""
+    config = jebm.override(
+        stopping(Path("unused"), least=0.1),
+        {"run.storage": "memory://early", "checkpoint.every_steps": 5, "run.track": []},
+    )
+    store = open_store(config.run.storage)
+    seen: list[tuple[int, int]] = []
+
+    def look(report: Report) -> bool:
+        checkpoint = max((manifest.step for manifest in report.checkpoints), default=0)
+        if store.head("smoke/metrics.jsonl") is not None:
+            rows = store.get("smoke/metrics.jsonl").splitlines()
+            seen.append((checkpoint, max((json.loads(row)["step"] for row in rows), default=0)))
+        return False
+
+    with process_runtime(config) as runtime:
+        began = time.monotonic()
+        measure = {"elbo": 0.0}
+        fit(config, runtime, provenance={}, on_report=look, measure=lambda model, step, ranks: measure)
+    assert len(seen) >= 3
+    assert all(evaluated >= checkpoint for checkpoint, evaluated in seen), seen
+    assert seen[-1] == (15, 15)
+    assert time.monotonic() - began < 15
 
 
 def test_what_cannot_be_watched_is_refused() -> None:

@@ -40,7 +40,7 @@ def chains_section(subject: Subject, *, full: bool = False) -> Section:
     start_BD = normal(_CHAINS, subject.model.latent_dim)
     from_prior = long_chains(subject.tilt, start_BD, normal, config, factor=factor)
     normal = subject.noise(0, "chains from the posterior")
-    start_BD = subject.posterior_codes(min(_CHAINS, len(subject.images_NHWC)), normal)
+    start_BD = subject.posterior_codes(_CHAINS, normal)
     from_posterior = long_chains(subject.tilt, start_BD, normal, config, factor=factor)
     starts = compare_starts(from_prior, from_posterior, config)
     long_chain = [_long_chain(subject, subject.tilt)] if full else []

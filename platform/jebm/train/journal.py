@@ -108,6 +108,10 @@ class Journal:
             for feed in self._feeds:
                 feed.checkpoints(references)
 
+    def flush(self) -> None:
+        """Wait until the storage has what was reported so far, for a few seconds at most."""
+        self._outbox.flush()
+
     def hyperparameters(self, metrics: Mapping[str, float]) -> None:
         """Write settings that affect the result, and the final metrics, for TensorBoard's HPARAMS page."""
         values = {

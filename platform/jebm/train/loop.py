@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from jebm.config import Config
-from jebm.core.model import JointModel
 from jebm.rng import gaussian_noise
 from jebm.train.metrics import Clock
 from jebm.train.recorder import Enough, Measure, OnReport, Recorder, never
@@ -99,20 +98,12 @@ def _course(start: Start, clock: Clock) -> tuple[Callable[[int], Any], Callable[
         _LOG.info("Langevin chain: %s", update.kernel)
     if config.train.regime == "joint":
         return loader.batch, update
-    if not _fit_in_memory(state.model, len(start.images.images_NHWC)):
+    features = features_of(state.model, start.images.images_NHWC, runtime, most_bytes=_FEATURE_BYTES)
+    if features is None:
         return lambda step: state.model.inference(loader.batch(step)), update
-    features = features_of(state.model, start.images.images_NHWC, runtime)
 
     def rows_of(step: int) -> list[Tensor]:
         rows = torch.from_numpy(loader.rows(step)).to(runtime.device)
         return [each[rows] for each in features]
 
     return rows_of, update
-
-
-@torch.no_grad()
-def _fit_in_memory(model: JointModel, images: int) -> bool:
-    """Return whether the features of q(u|x) of all images take at most `_FEATURE_BYTES`."""
-    x_BCHW = next(model.parameters()).new_zeros(1, *model.shapes.image)
-    per_image = sum(each.nbytes for each in model.inference(x_BCHW))
-    return bool(images * per_image <= _FEATURE_BYTES)

@@ -7,6 +7,7 @@ written stay here and are retried; this is logged once when it begins and once w
 import logging
 import os
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ _LOG = logging.getLogger("jebm.train")
 _REMOTE_EVERY_SECONDS = 15.0
 _RETRY_SECONDS = 5.0  # in a local folder, where writes are otherwise immediate
 _LAST_PATIENCE_SECONDS = 60.0  # for the last attempt; whatever remains is then lost
+_FLUSH_SECONDS = 5.0  # at most, for `flush`
 _MOST_WAITING_BYTES = 256 * 2**20
 _MOST_WAITING_EXTRAS_BYTES = 64 * 2**20  # drop further pictures to leave room for reports
 
@@ -51,7 +53,7 @@ class Outbox:
         self._files: OrderedDict[str, _File] = OrderedDict()
         self._refused = 0
         self._lock = threading.Lock()
-        self._news, self._end = threading.Event(), threading.Event()
+        self._news, self._hurry, self._end = threading.Event(), threading.Event(), threading.Event()
         self._failing = False
         self._taken_away = False  # whether a written file has vanished: others may have too
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
@@ -84,11 +86,25 @@ class Outbox:
             self._files[key].grows = False
         self._news.set()
 
+    def flush(self) -> None:
+        """Write what waits now, and wait for that: at most 5 s, since the storage may be away."""
+        deadline = time.monotonic() + _FLUSH_SECONDS
+        self._news.set()
+        self._hurry.set()
+        while self._left() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     def close(self) -> None:
         """Write what is left and stop the thread; log the files that could not be written."""
         self._end.set()
         self._news.set()
+        self._hurry.set()
         self._thread.join()
+
+    def _left(self) -> list[str]:
+        """Return the files that are not written, or not in full."""
+        with self._lock:
+            return [key for key, file in self._files.items() if file.stored != len(file.content)]
 
     def _has_room(self, more: int, *, extra: bool) -> bool:
         waiting = sum(file.waiting for file in self._files.values())
@@ -104,7 +120,9 @@ class Outbox:
 
     def _run(self) -> None:
         pause = self._every_seconds
-        while not self._end.wait(pause):
+        while not self._end.is_set():
+            self._hurry.wait(pause)
+            self._hurry.clear()
             self._news.wait()
             self._news.clear()
             if self._end.is_set():
@@ -115,9 +133,7 @@ class Outbox:
                 self._news.set()
         self._store = self._store.patient(_LAST_PATIENCE_SECONDS)
         if not self._deliver():
-            with self._lock:
-                left = [key for key, file in self._files.items() if file.stored != len(file.content)]
-            _LOG.warning("%s: not or not wholly written: %s", self._store.uri, ", ".join(left))
+            _LOG.warning("%s: not or not wholly written: %s", self._store.uri, ", ".join(self._left()))
 
     def _deliver(self) -> bool:
         """Write all waiting files if possible; return whether none is left."""

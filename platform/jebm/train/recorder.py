@@ -123,6 +123,8 @@ class Recorder:
                     self._journal.pictures(step, self._painter())
         if last or leaving or _due(step, config.checkpoint.every_steps):
             with self._watch.busy("saving"):
+                if self._journal is not None and watched:
+                    self._journal.flush()  # no checkpoint is newer than an evaluation that stopping counts
                 self._saver.save(self.metrics)
 
     def finish(self) -> None:

@@ -244,10 +244,17 @@ def _chain_metrics(chain: ChainInfo | None, weight: float) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def features_of(model: JointModel, images_NHWC: npt.NDArray[np.uint8], runtime: Runtime) -> list[Tensor]:
-    """Return the features of q(u|x) of all images, (N, …) each, on every rank; each computes a share."""
+def features_of(
+    model: JointModel, images_NHWC: npt.NDArray[np.uint8], runtime: Runtime, *, most_bytes: float = math.inf
+) -> list[Tensor] | None:
+    """Return the features of q(u|x) of all images, (N, …) each, on every rank; each computes a share.
+
+    None if they would take more than `most_bytes`.
+    """
     # Every rank takes part in the sums below, also one without a share: shapes come from an image of zeros.
     nothing = model.inference(next(model.parameters()).new_zeros(1, *model.shapes.image))
+    if len(images_NHWC) * sum(each.nbytes for each in nothing) > most_bytes:
+        return None
     found = [each.new_zeros(len(images_NHWC), *each.shape[1:]) for each in nothing]
     for position in range(runtime.rank, -(-len(images_NHWC) // _IMAGES_AT_ONCE), runtime.world_size):
         rows = slice(position * _IMAGES_AT_ONCE, (position + 1) * _IMAGES_AT_ONCE)

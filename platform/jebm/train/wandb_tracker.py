@@ -12,6 +12,8 @@ from jebm.train.trackers import About, Ending, Reference, Row
 __all__ = ["WandbTracker"]
 
 _STEP = "step"
+_FINISH_SECONDS = 10.0
+"""How long the end of a run waits for W&B: less than a feed's last patience. Its files keep the rest."""
 
 
 class WandbTracker:
@@ -38,7 +40,9 @@ class WandbTracker:
             resume="allow",
             config=dict(about.config) | {"jebm.place": about.place},
             allow_val_change=True,
-            settings=wandb.Settings(console="off", silent=True),
+            settings=wandb.Settings(
+                console="off", silent=True, finish_timeout=_FINISH_SECONDS, finish_timeout_raises=True
+            ),
         )
         # Our own axis: W&B's counts calls, and drops what comes late.
         self._run.define_metric("*", step_metric=_STEP)
@@ -67,6 +71,6 @@ class WandbTracker:
         self._run.log_artifact(artifact, aliases=[reference.name, "latest"])
 
     def close(self, ending: Ending) -> None:
-        """End the run; a resume continues it."""
-        self._run.finish(exit_code=1 if ending == "failed" else 0)
-        self._run = None
+        """End the run; a resume continues it. Raises TimeoutError if W&B does not take all of it."""
+        run, self._run = self._run, None
+        run.finish(exit_code=1 if ending == "failed" else 0)
