@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from jebm.commands import run_command
+from jebm.parser import argument_parser, parse_arguments
+from jebm.parts import Energy
 from jebm.testing import SHAPES, battery, check_energy, check_generator, check_inference, check_likelihood
 
 CHECKS: dict[str, Any] = {
@@ -38,9 +40,29 @@ def test_a_skeleton_keeps_the_contract(
     shapes = SHAPES._replace(image=(3, 12, 12), layers=((2,), (3,), (4,)), outputs=3)
     CHECKS[kind](scope[f"My{kind.capitalize()}"])
     CHECKS[kind](scope[f"My{kind.capitalize()}"], shapes)
+    if kind == "energy":  # its closed form, which the check above compares, lets chains run in place
+        assert scope["MyEnergy"].gradient is not Energy.gradient
     test = (tmp_path / f"test_{module}.py").read_text()
     assert f"from {module} import My{kind.capitalize()}" in test
     compile(test, "test", "exec")
+
+
+def test_what_it_prints_is_right_in_the_folder_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "my nets"
+    folder.mkdir()
+    assert new(monkeypatch, "energy", "my nets/mine_below.py") == 0
+    printed = [line.strip() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert printed[:2] == ["cd 'my nets'", "pytest test_mine_below.py"]
+    assert "--energy.class_path mine_below.MyEnergy" in printed[2]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    words = printed[2].split()[3:]
+    config, _ = parse_arguments(argument_parser("a job"), ["--config", "smoke", *words[-2:]])
+    assert config.energy.class_path == "mine_below.MyEnergy"
+    sys.modules.pop("mine_below")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ The skeleton works as it is. The test checks what training relies on (jebm.testi
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from jebm.cli import tell
@@ -36,7 +37,9 @@ def main() -> None:
     file.write_text(source, "utf-8")
     test.write_text(its_test.format(name=name, module=file.stem, kind=kind), "utf-8")
     tell(f"wrote {file} with {name}, and {test}; next:")
-    tell(f"  pytest {test}\n  jebm train --config smoke --{kind}.class_path {file.stem}.{name}")
+    if file.parent != Path():  # a class is found in the working directory
+        tell(f"  cd {quote(str(file.parent))}")
+    tell(f"  pytest {test.name}\n  jebm train --config smoke --{kind}.class_path {file.stem}.{name}")
     tell(f"  jebm train --{kind}.help {file.stem}.{name}")
 
 
