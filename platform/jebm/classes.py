@@ -23,11 +23,13 @@ from jebm.plain import converted, is_plain
 __all__ = [
     "arguments_of",
     "built",
+    "failure",
     "full_path",
     "loaded",
     "module_of",
     "origin_of",
     "parameters_of",
+    "short_names",
     "trusted_name",
 ]
 
@@ -87,8 +89,13 @@ def full_path(path: str, key: str) -> str:
         return paths[0]
     if paths:
         raise ConfigError(f"{key}: {path} is the short name of {' and '.join(paths)}; give the path of one")
-    names = ", ".join(sorted({entry.name for entry in entries})) or "none"
+    names = ", ".join(short_names()) or "none"
     raise ConfigError(f"{key}: no installed package brings {path} (short names: {names}); give module.Class")
+
+
+def short_names() -> list[str]:
+    """Return the short names that installed packages bring, sorted; nothing is imported."""
+    return sorted({entry.name for entry in metadata.entry_points(group=_GROUP)})
 
 
 def module_of(path: str) -> str:
@@ -151,7 +158,7 @@ def built(kind: type[T], leading: tuple[Any, ...], given: Mapping[str, Any], key
     try:
         return kind(*leading, **arguments)
     except Exception as error:
-        raise ConfigError(f"{key}: {kind.__name__} cannot be built: {_where(error)}") from error
+        raise ConfigError(f"{key}: {kind.__name__} cannot be built: {failure(error)}") from error
 
 
 def origin_of(kind: type) -> dict[str, str]:
@@ -177,15 +184,15 @@ def _imported(module: str, key: str) -> types.ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise ConfigError(f"{key}: {module} cannot be imported: {_where(error)}") from error
+            raise ConfigError(f"{key}: {module} cannot be imported: {failure(error)}") from error
         raise ConfigError(
             f"{key}: there is no module {error.name} in {here} or among the installed packages"
         ) from error
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{key}: {module} cannot be imported: {_where(error)}") from error
+        raise ConfigError(f"{key}: {module} cannot be imported: {failure(error)}") from error
 
 
-def _where(error: BaseException) -> str:
+def failure(error: BaseException) -> str:
     """Return an error of a user's code in one line, with the file and line where it was raised."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, SyntaxError):

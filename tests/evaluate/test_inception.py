@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jebm.config import Config, Data, Evaluation, Train
+from jebm.config import Config, Data, Evaluation, Features, Train
 from jebm.data.dataset import ImageSet
 from jebm.data.manifest import read_manifest
 from jebm.errors import ConfigError
@@ -128,7 +128,8 @@ def test_the_frechet_distance_is_the_packages(
 def test_the_file_makes_the_net(weights: Path, fashion: ImageSet) -> None:
     """Making the net draws no random numbers of torch's, and does not import all of the package."""
     state = torch.get_rng_state()
-    net = feature_net(Evaluation(features="inceptionv3", inception_weights=str(weights)), fashion)
+    evaluation = Evaluation(features=Features(kind="inceptionv3"), inception_weights=str(weights))
+    net = feature_net(Config(evaluation=evaluation), fashion)
     assert torch.equal(torch.get_rng_state(), state)
     assert "torch_fidelity" not in sys.modules
     assert net.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -185,7 +186,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.pth", tmp_path):
         with pytest.raises(ConfigError, match=f"^evaluation.inception_weights: {path} cannot be read"):
             inception_features(path)
-    evaluation = Evaluation(100, features="inceptionv3", inception_weights=str(tmp_path / "nowhere.pth"))
+    nowhere = str(tmp_path / "nowhere.pth")
+    evaluation = Evaluation(100, features=Features(kind="inceptionv3"), inception_weights=nowhere)
     config = Config(data=Data(str(FASHION / "train")), train=Train(batch_size=100), evaluation=evaluation)
     manifest = read_manifest(open_store(config.data.train))
     with pytest.raises(ConfigError, match=r"^evaluation\.inception_weights: .*nowhere\.pth cannot be read"):

@@ -144,6 +144,11 @@ def test_killed_it_resumes_bit_for_bit_and_is_built_only_where_trusted(
     script = [environment / "bin/python", "-c", TRUSTED]
     loaded = subprocess.run(script, cwd=folder, env=clean(), capture_output=True, text=True, check=False)
     assert loaded.stdout == "SumEnergy ConvGenerator {'width': 12}\nequal True\n", loaded.stderr
+    script = [environment / "bin/python", "-c", 'import jebm; jebm.from_pretrained("exported")']
+    refused_load = subprocess.run(
+        script, cwd=folder, env=clean(), capture_output=True, text=True, check=False
+    )
+    assert "generator.class_path: mylab.ConvGenerator would run code of mylab" in refused_load.stderr
 
 
 @pytest.mark.long

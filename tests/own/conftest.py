@@ -9,7 +9,7 @@ import pytest
 MYLAB = '''
 import torch
 from torch import Tensor, nn
-from jebm.core.parts import Energy, Generator, Inference, Likelihood, Shapes
+from jebm.parts import Energy, Features, Generator, Inference, Likelihood, Reader, Shapes
 
 
 class SumEnergy(Energy):
@@ -39,6 +39,53 @@ class Flat(Generator):
 
     def forward(self, code: Tensor) -> Tensor:
         return self.body(code)
+
+
+class Means(Features):
+    """Means of edge x edge blocks, and noise by fixed random weights."""
+
+    def __init__(self, image, edge: int = 2):
+        super().__init__(image)
+        self.pool = nn.AdaptiveAvgPool2d(edge)
+        self.last = nn.Linear(image[0] * edge**2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = self.pool(x).flatten(1)
+        return torch.cat([means, self.last(means)], 1)
+
+
+class Whole(Features):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Scans(Reader):
+    """Text files of numbers; the label stands in the name."""
+
+    def __init__(self, path, invert: bool = False):
+        super().__init__(path)
+        self.invert = invert
+
+    def images(self):
+        import numpy
+        for file in sorted(self.path.glob("*.txt")):
+            image = numpy.loadtxt(file).astype(numpy.uint8)
+            yield 255 - image if self.invert else image, int(file.name[0])
+
+
+class Mixed(Reader):
+    """As its path says: floats, two shapes, an error, or nothing."""
+
+    def images(self):
+        import numpy
+        if self.path.name != "nothing":
+            yield numpy.zeros((4, 4), "f8" if self.path.name == "floats" else "u1"), 0
+        if self.path.name == "shapes":
+            yield numpy.zeros((4, 5), "u1"), 0
+        if self.path.name == "error":
+            raise KeyError("no such scan")
+        if self.path.name == "labels":
+            yield numpy.zeros((4, 4), "u1"), "cat"
 
 
 class Unfinished(Energy):

@@ -108,7 +108,7 @@ class PriorMeasures:
         self._device = "cuda" if config.cluster.gpu else "cpu"
         train = load_images(open_store(config.data.train))
         self.held_out = load_images(open_store(config.data.held_out)) if config.data.held_out else train
-        self.net = feature_net(config.evaluation, train, device=self._device)
+        self.net = feature_net(config, train, named_modules(config), device=self._device)
         self._train = train.manifest.sha256
 
     def identity(self, trial: Trial) -> JsonObject:

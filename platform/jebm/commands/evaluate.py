@@ -22,11 +22,20 @@ import torch
 from jsonargparse import Namespace
 
 from jebm.cli import log_lines, tell
-from jebm.config import Cluster, Config, Features, Train
+from jebm.config import INCEPTION_FILE, Cluster, Config, Train
+from jebm.core.by_class import named_modules
 from jebm.errors import ConfigError
 from jebm.evaluate.share import group_share
 from jebm.evaluate.suite import Request, check, evaluate_request
-from jebm.parser import JobParser, add_trust, job_parser, parse, trusted_names
+from jebm.parser import (
+    JobParser,
+    add_trust,
+    config_from_dict,
+    job_parser,
+    parse,
+    trusted_names,
+    word_or_class,
+)
 from jebm.report.findings import Findings
 from jebm.report.write import write_report
 from jebm.store.storage import open_store
@@ -52,7 +61,9 @@ def build_parser() -> JobParser:
     parser.add_argument(
         "--out-of-distribution", type=str, nargs="+", default=[], metavar="NAME=URI", help="other images"
     )
-    parser.add_argument("--features", type=Features | None, default=None, help="where distances are taken")
+    parser.add_argument(
+        "--features", type=str | None, default=None, help="where distances are taken: a kind, or your class"
+    )
     parser.add_argument(
         "--inception-weights", type=str | None, default=None, metavar="FILE", help="of --features inceptionv3"
     )
@@ -85,17 +96,22 @@ def main() -> None:
     arguments = parse(build_parser())
     others = [text.rpartition("=") for text in arguments.out_of_distribution]
     weights = arguments.inception_weights
+    # The net that this command line names, and so trusts; weights may also come from the run's config.
+    net = word_or_class(arguments.features or "classifier", "--features")
+    named = config_from_dict(
+        {"evaluation": {"features": net, "inception_weights": weights or INCEPTION_FILE}}
+    )
     request = Request(
         checkpoint=arguments.checkpoint,
         suite=tuple(arguments.suite),
         data=arguments.data,
         train=arguments.train,
         out_of_distribution={name or Path(uri).name: uri for name, _, uri in others},
-        features=arguments.features,
+        features=named.evaluation.features if arguments.features else None,
         inception_weights=weights and str(Path(weights).absolute()),  # workers may run in another folder
         samples=arguments.samples,
         seed=arguments.seed,
-        trusted=trusted_names(arguments),
+        trusted=(*trusted_names(arguments), *named_modules(named)),
     )
     if arguments.engine == "ray":
         # Imported only here, so that other engines do not need ray.

@@ -8,6 +8,7 @@ r"""Turn original image files into a data set: Parquet parts and a manifest, in 
   pictures       jebm ingest pictures.zip --size 64 --channels 3 --output data/pictures
   Hugging Face   jebm ingest folder-of-parquet --split test --output data/set/test
   NumPy          jebm ingest images.npy --labels labels.npy --output data/set/train
+  your own       jebm ingest scans/ --format mylab.Scans --output data/scans/train
   MNIST, no 4s   jebm ingest data/original/mnist-digits --without-label 4 --output data/no_4/train
 
 Pixels are unchanged by default (--size, --channels). --validation N holds N images back, chosen by a hash of
@@ -30,6 +31,7 @@ import numpy as np
 from jsonargparse import Namespace
 from tqdm import tqdm
 
+from jebm.classes import full_path
 from jebm.cli import tell
 from jebm.data.carve import VALIDATION, carved
 from jebm.data.manifest import DatasetManifest, dataset_exists, read_manifest
@@ -37,7 +39,7 @@ from jebm.data.readers import FORMATS, open_source
 from jebm.data.shards import write_dataset
 from jebm.data.source import Batch, Source, counted
 from jebm.errors import DataError
-from jebm.parser import job_parser, parse
+from jebm.parser import job_parser, parse, word_or_class
 from jebm.store.local import LocalStore
 from jebm.store.storage import Store, open_store
 
@@ -50,7 +52,7 @@ def arguments() -> Namespace:
     add = parser.add_argument
     add("source", help="original file or folder")
     add("--output", required=True, metavar="URI", help="folder or s3://bucket/prefix of the new data set")
-    add("--format", default="auto", choices=FORMATS, help="of the source (auto looks into it)")
+    add("--format", default="auto", help=f"of the source: {', '.join(FORMATS)}, or your own reader's class")
     add("--labels", type=str | None, metavar="FILE", help="label file, or 'folders': class = parent folder")
     add("--factors", type=str | None, metavar="FILE", help="JSON table of factors, a row for each image")
     add("--split", type=str | None, help="train, test, val: the part to take, and its name")
@@ -94,9 +96,12 @@ def main() -> None:
     wanted = arguments()
     store = open_store(wanted.output)
     check_apart(wanted.source, store)
+    named = word_or_class(wanted.format, "format")
+    own = {} if isinstance(named, str) else named
+    file_format = named if isinstance(named, str) else full_path(named["class_path"], "format")
     keys = ("split", "labels", "factors", "partition", "size", "channels", "without_label", "limit")
     options = {key: wanted[key] for key in keys}
-    source = open_source(wanted.source, wanted.format, **options)
+    source = open_source(wanted.source, file_format, **options, init_args=own.get("init_args") or {})
     # The images that are held back are written first, so that no set to train on is without its other part.
     sets = [(source, store)]
     if wanted.validation is not None:

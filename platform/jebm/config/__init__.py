@@ -195,7 +195,7 @@ PLACES = tuple(key for key, entry in fields(Config) if entry.metadata.get("place
 """Keys whose values are paths, or URIs if data and results may be in a store."""
 
 
-_RENAMED = {"model.likelihood_std": "likelihood.std"}
+_RENAMED = {"model.likelihood_std": "likelihood.std", "evaluation.features": "evaluation.features.kind"}
 
 
 def current_name(key: str) -> str:

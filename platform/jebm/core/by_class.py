@@ -1,19 +1,21 @@
 """Parts of a model by class: the user's own, named in the config by `class_path` and `init_args`.
 
 What their constructors get first: Generator and Inference the `Shapes`, Energy the shapes of the layers that
-it sees, Likelihood the number of image channels; after that, their arguments in the config, by name.
+it sees, Likelihood the number of image channels, Features an image's shape; after that, their arguments
+in the config, by name.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any
 
 from torch import nn
 
 from jebm.classes import built, full_path, loaded, module_of, origin_of
 from jebm.config import Config, Part
-from jebm.core.parts import Energy, Generator, Inference, Likelihood
+from jebm.core.parts import Energy, Features, Generator, Inference, Likelihood
 
-__all__ = ["BASES", "changed_origins", "named_modules", "origins", "own_part"]
+__all__ = ["BASES", "FEATURES", "changed_origins", "named_modules", "origins", "own_part"]
 
 BASES: Mapping[str, type[nn.Module]] = {
     "generator": Generator,
@@ -21,11 +23,13 @@ BASES: Mapping[str, type[nn.Module]] = {
     "energy": Energy,
     "likelihood": Likelihood,
 }
-"""The class that a part derives from, by the name of its section."""
+"""The class that a part of the model derives from, by the name of its section."""
+FEATURES = "evaluation.features"
+_ALL: Mapping[str, type[nn.Module]] = {**BASES, FEATURES: Features}
 
 
 def own_part(config: Config, name: str, leading: tuple[Any, ...], trusted: Collection[str]) -> Any:  # noqa: ANN401
-    """Return the part of this section by its class, an object of `BASES[name]`; None for jebm's own.
+    """Return the part of this section by its class, an object of its base class; None for jebm's own.
 
     `leading` is what its constructor gets first. Raises ConfigError, one line that names the key, if its
     module is not `trusted` or it cannot be built.
@@ -33,30 +37,30 @@ def own_part(config: Config, name: str, leading: tuple[Any, ...], trusted: Colle
     section = _section(config, name)
     if section.class_path is None:
         return None
-    kind = loaded(section.class_path, BASES[name], trusted, f"{name}.class_path")
+    kind = loaded(section.class_path, _ALL[name], trusted, f"{name}.class_path")
     return built(kind, leading, section.init_args, f"{name}.init_args")
 
 
 def named_modules(config: Config) -> tuple[str, ...]:
     """Return the top-level modules of the config's classes: what the author of the config trusts."""
-    paths = {name: _section(config, name).class_path for name in BASES}
+    paths = {name: _section(config, name).class_path for name in _ALL}
     return tuple(
         sorted({module_of(full_path(path, f"{name}.class_path")) for name, path in paths.items() if path})
     )
 
 
-def origins(config: Config, trusted: Collection[str]) -> dict[str, str]:
-    """Return where the config's classes come from, for a provenance: {"energy.source_sha256": …}."""
+def origins(config: Config, trusted: Collection[str], names: Iterable[str] = _ALL) -> dict[str, str]:
+    """Return where the classes of these sections come from, for a provenance: {"energy.source_sha256": …}."""
     return {
         f"{name}.{fact}": value
-        for name, kind in _classes(config, trusted)
+        for name, kind in _classes(config, trusted, names)
         for fact, value in origin_of(kind).items()
     }
 
 
 def changed_origins(config: Config, trusted: Collection[str], provenance: Mapping[str, str]) -> list[str]:
-    """Return the classes of the config whose source is not that of the provenance: "energy (mylab.Mine)"."""
-    now = origins(config, trusted)
+    """Return the model's classes whose source is not that of the provenance: "energy (mylab.Mine)"."""
+    now = origins(config, trusted, BASES)
     return [
         f"{name} ({now[f'{name}.class']})"
         for name in BASES
@@ -65,12 +69,14 @@ def changed_origins(config: Config, trusted: Collection[str], provenance: Mappin
 
 
 def _section(config: Config, name: str) -> Part:
-    section: Part = getattr(config, name)
+    section: Part = attrgetter(name)(config)
     return section
 
 
-def _classes(config: Config, trusted: Collection[str]) -> Iterator[tuple[str, type[nn.Module]]]:
+def _classes(
+    config: Config, trusted: Collection[str], names: Iterable[str]
+) -> Iterator[tuple[str, type[nn.Module]]]:
     """Yield the name and the class of each part by class; raises as `jebm.classes.loaded`."""
-    for name, base in BASES.items():
+    for name in names:
         if path := _section(config, name).class_path:
-            yield name, loaded(path, base, trusted, f"{name}.class_path")
+            yield name, loaded(path, _ALL[name], trusted, f"{name}.class_path")

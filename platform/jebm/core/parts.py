@@ -1,4 +1,4 @@
-"""The parts of a model, and what each must promise: generator, inference net, energy net, likelihood.
+"""What parts by class must promise: generator, inference net, energy net, likelihood; and feature nets.
 
 A part is a torch module that derives from one of the classes here; ours do, and so do a user's own. A model
 has L latent layers, each with a shape: (D,) for a vector, (C, H, W) for a plane. Together they are one flat
@@ -23,6 +23,7 @@ from jebm.core.distributions import DiagGaussian
 
 __all__ = [
     "Energy",
+    "Features",
     "FrozenEnergy",
     "Generator",
     "Inference",
@@ -219,3 +220,19 @@ class Likelihood(nn.Module, ABC):
         """Return the part of -log p(x|u) that depends on no parameter, for C H W `pixels`, in nats."""
         del pixels
         return 0.0
+
+
+class Features(nn.Module, ABC):
+    """A fixed map from images to vectors in which distances between images mean something.
+
+    It is used in evaluation mode, without gradients, in the float type of its weights.
+    """
+
+    def __init__(self, image: tuple[int, int, int]) -> None:
+        """Take the channels, height and width of the images."""
+        super().__init__()
+        self.image = image
+
+    @abstractmethod
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return features, (B, F), of images in [-1, 1], each image by itself."""

@@ -11,6 +11,7 @@ import contextlib
 import gzip
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
     "LABELS_LIMIT",
     "Batch",
     "File",
+    "Reader",
     "Request",
     "Shape",
     "Source",
@@ -124,6 +126,22 @@ class Request:
     partition: Path | None
     size: int | None
     channels: int | None
+
+
+class Reader(ABC):
+    """Reads original files of the user's own format."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the file or folder."""
+        self.path = path
+
+    @abstractmethod
+    def images(self) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
+        """Yield each image with its label, or -1 for none, in an order that is always the same.
+
+        An image is uint8, (H, W) if grey or (H, W, 3), all of one shape. Each call begins anew; hold a few
+        images at a time, since a data set need not fit in memory.
+        """
 
 
 def checked_labels(labels: npt.ArrayLike, place: object) -> npt.NDArray[np.int32]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from jebm.config import Config
+from jebm.core.by_class import named_modules
 from jebm.core.model import JointModel
 from jebm.data.dataset import ImageSet, load_images
 from jebm.data.honesty import check_honest
@@ -87,11 +88,12 @@ def _common_net(config: Config, ranks: Ranks, device: torch.device) -> FeatureNe
     Each node would train another one: processors round in other ways.
     """
     net: FeatureNet | None = None
-    trained = config.evaluation.features == "classifier"
+    trained = config.evaluation.features.name == "classifier"
     with ranks.together():
         train = load_images(open_store(config.data.train))
         if ranks.rank == 0 or not trained:
-            net = feature_net(config.evaluation, train, device="cpu" if trained else device)
+            where = "cpu" if trained else device
+            net = feature_net(config, train, named_modules(config), device=where)
     if trained:
         net = ranks.from_main(net)
     if net is None:
@@ -139,4 +141,4 @@ def check_distances(
             f"{key}: distances need at least {_FEWEST_IMAGES} held-out images, and there are "
             f"{unseen.images}; give a larger set, or set evaluation.every_steps to 0"
         )
-    check_feature_net(config.evaluation, train, images)
+    check_feature_net(config, train, images)

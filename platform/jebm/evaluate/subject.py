@@ -10,7 +10,7 @@ and K columns of a picture.
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -87,6 +87,8 @@ class Subject:
     sizes: Sizes = REPORT
     known: RealImages | None = None
     """The images of `real` with their features, if already computed."""
+    trusted: Collection[str] = ()
+    """Modules that a feature net's class may come from."""
 
     images_NHWC: npt.NDArray[np.uint8] = field(init=False)
     """The first `samples` of the images."""
@@ -130,9 +132,9 @@ class Subject:
         """The net in whose features distances between images are computed."""
         if self.known is not None:
             return self.known.net
-        if self.config.evaluation.features == "classifier":
+        if self.config.evaluation.features.name == "classifier":
             return self.classifier
-        return feature_net(self.config.evaluation, self.train, device=self.device)
+        return feature_net(self.config, self.train, self.trusted, device=self.device)
 
     @cached_property
     def classifier(self) -> ClassifierFeatures:

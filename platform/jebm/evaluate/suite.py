@@ -75,7 +75,7 @@ class Request:
     """Number of prior samples, and the most images of each data set that are used."""
     seed: int = 0
     trusted: tuple[str, ...] = ()
-    """Top-level modules whose classes the run's config may name."""
+    """Top-level modules whose classes the run's config, and `features`, may name."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,10 @@ def check(request: Request) -> Checked:
         raise ConfigError(f"samples: {request.samples} are too few; at least {_FEWEST_SAMPLES}")
     run, manifest = open_checkpoint(request.checkpoint)
     config = _asked(stored_config(manifest, f"{run.uri}/checkpoints/{manifest.name}"), request)
-    if request.inception_weights is not None and config.evaluation.features != "inceptionv3":
+    if request.inception_weights is not None and config.evaluation.features.name != "inceptionv3":
         raise ConfigError(
-            f"inception_weights: not for features {config.evaluation.features}; give --features inceptionv3"
+            f"inception_weights: not for features {config.evaluation.features.name}; "
+            "give --features inceptionv3"
         )
     # All data sets must have the model's shape.
     held_out = read_manifest(open_store(config.data.held_out or ""))
@@ -173,7 +174,7 @@ def _same_factors(config: Config, held_out: DatasetManifest) -> bool:
 def _check_labels(config: Config, measures: Mapping[str, bool], held_out: DatasetManifest) -> None:
     """Check that the labels that classifiers are trained and tested on exist."""
     hierarchy = measures.get("hierarchy", False)
-    if hierarchy or ("samples" in measures and config.evaluation.features == "classifier"):
+    if hierarchy or ("samples" in measures and config.evaluation.features.name == "classifier"):
         train = read_manifest(open_store(config.data.train))
         _check_shape(config, "data.train of the run", train)
         if train.labels_sha256 is None and hierarchy:
@@ -224,6 +225,7 @@ def evaluate_request(
         samples=request.samples,
         seed=request.seed,
         share=share,
+        trusted=request.trusted,
     )
     if "samples" in checked.measures:
         _ = subject.net  # fail before anything is measured if it is missing

@@ -10,6 +10,7 @@ from jebm.parser.arguments import (
     parse,
     parse_arguments,
     trusted_names,
+    word_or_class,
 )
 from jebm.parser.own_classes import with_own_classes
 from jebm.parser.values import config_from_dict, override
@@ -27,4 +28,5 @@ __all__ = [
     "parse_arguments",
     "trusted_names",
     "with_own_classes",
+    "word_or_class",
 ]

@@ -16,12 +16,13 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from jebm.classes import trusted_name
+from jebm.classes import short_names, trusted_name
 from jebm.config import Config, config_to_dict
 from jebm.errors import ConfigError
 from jebm.parser.own_classes import class_help, part_names, with_own_classes
 from jebm.parser.values import checked, config_from_dict, is_class_argument, merged, override
 from jebm.parser.words import Option, checked_words, read_config
+from jebm.parser.yaml_file import read_value
 
 __all__ = [
     "JobParser",
@@ -33,6 +34,7 @@ __all__ = [
     "parse",
     "parse_arguments",
     "trusted_names",
+    "word_or_class",
 ]
 
 
@@ -138,6 +140,22 @@ def add_trust(parser: JobParser) -> None:
 def trusted_names(arguments: Namespace) -> tuple[str, ...]:
     """Return the modules of --trust; raises `ConfigError` for anything but a top-level module's name."""
     return tuple(map(trusted_name, arguments.trust))
+
+
+def word_or_class(text: str, key: str) -> str | dict[str, Any]:
+    """Return what an option names: a word of its own, or a class as `class_path` and perhaps `init_args`.
+
+    A class is a dotted path, a short name that a package brings, or a mapping with its arguments. Raises
+    `ConfigError` for another mapping.
+    """
+    value = read_value(text)
+    if isinstance(value, dict):
+        if not isinstance(value.get("class_path"), str) or value.keys() - {"class_path", "init_args"}:
+            raise ConfigError(
+                f"{key}: needs a mapping such as '{{class_path: mylab.Mine, init_args: {{n: 3}}}}'"
+            )
+        return value
+    return {"class_path": text} if "." in text or text in short_names() else text
 
 
 def parse(parser: JobParser, arguments: Sequence[str] | None = None) -> Namespace:

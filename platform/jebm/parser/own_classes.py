@@ -1,24 +1,24 @@
 """A user's own classes in their config: the arguments are checked against `__init__`, and explained."""
 
-import dataclasses
 import inspect
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 from jebm.classes import arguments_of, full_path, loaded, module_of, parameters_of
 from jebm.config import Config, Part
-from jebm.errors import ConfigError
+from jebm.parser.values import override, sections
 from jebm.plain import shown
 
 __all__ = ["class_help", "part_names", "with_own_classes"]
 
 _LEADING = 1
-"""Arguments of a part's `__init__` that jebm gives: `shapes`, `layers` or `channels`."""
+"""Arguments of a part's `__init__` that jebm gives: `shapes`, `layers`, `channels` or `image`."""
 
 
 def part_names() -> list[str]:
-    """Return the sections that take a class."""
-    return [entry.name for entry in dataclasses.fields(Config) if issubclass(_kind(entry), Part)]
+    """Return the dotted keys of the sections that take a class."""
+    return [key for key, kind in sections().items() if issubclass(kind, Part)]
 
 
 def with_own_classes(config: Config) -> Config:
@@ -27,14 +27,14 @@ def with_own_classes(config: Config) -> Config:
     Only for a user's own config: it imports the classes. Raises ConfigError, one line that names the key, if
     a class cannot be loaded, or an argument is unknown, missing or of another type.
     """
-    parts: dict[str, Part] = {name: getattr(config, name) for name in part_names()}
     changed: dict[str, Any] = {}
-    for name, part in parts.items():
+    for name in part_names():
+        part: Part = attrgetter(name)(config)
         if part.class_path is not None:
-            kind = _class(part.class_path, name)
-            arguments = arguments_of(kind, part.init_args, f"{name}.init_args", leading=_LEADING)
-            changed[name] = dataclasses.replace(part, init_args=arguments)
-    return dataclasses.replace(config, **changed) if changed else config
+            kind, key = _class(part.class_path, name), f"{name}.init_args"
+            arguments = arguments_of(kind, part.init_args, key, leading=_LEADING)
+            changed |= {f"{key}.{argument}": value for argument, value in arguments.items()}
+    return override(config, changed) if changed else config
 
 
 def class_help(name: str, path: str) -> str:
@@ -59,9 +59,3 @@ def _class(path: str, name: str) -> type:
     key = f"{name}.class_path"
     kind: type = loaded(path, object, (module_of(full_path(path, key)),), key)
     return kind
-
-
-def _kind(entry: dataclasses.Field[object]) -> type:
-    if not isinstance(entry.type, type):
-        raise ConfigError(f"{entry.name}: is no section")
-    return entry.type

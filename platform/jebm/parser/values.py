@@ -6,7 +6,7 @@ import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from jebm.config import PLACES, Config, config_to_dict, current_name, fields, leaves
+from jebm.config import PLACES, Config, Features, config_to_dict, current_name, fields, leaves
 from jebm.errors import ConfigError
 from jebm.paths import expanded
 from jebm.plain import converted, is_plain, shown
@@ -68,7 +68,11 @@ def checked(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _checked(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        key = current_name(f"{prefix}{name}")
+        key = f"{prefix}{name}"
+        if not isinstance(value, Mapping):
+            if key == Features.SECTION:  # a kind in place of the section, and of a class there
+                yield f"{key}.class_path", None
+            key = current_name(key)
         if key in class_arguments() and isinstance(value, Mapping | None):
             yield from _checked(value or {}, f"{key}.")
         elif key in class_arguments():

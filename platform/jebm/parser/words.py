@@ -92,8 +92,8 @@ class _Words:
                 self.values = merged(
                     self.values, read_config(value if given else self._value(name)), self._own
                 )
-            elif self._keys and _is_key(key := current_name(name[2:])) and name.startswith("--"):
-                self._key(key, value if given else None)
+            elif self._keys and _is_key(current_name(name[2:])) and name.startswith("--"):
+                self._key(name[2:], value if given else None)
             elif word.startswith("--print_config") and self._keys:
                 self._found |= {option.name for option in self._options}  # prints values, runs nothing
                 yield word
@@ -124,7 +124,7 @@ class _Words:
 
     def _key(self, key: str, value: str | None) -> None:
         """Set a config key; a section takes a mapping."""
-        kind = key_types().get(key)
+        kind = key_types().get(current_name(key))
         if value is None and kind is bool and (not self._left or self._left[0].startswith("--")):
             value = "true"
         text = self._value(f"--{key}") if value is None else value
@@ -138,12 +138,12 @@ class _Words:
         classes: dict[str, dict[str, Any]] = defaultdict(dict)
         for key, value in self.values.items():
             if is_class_argument(key):
-                section, _, name = key.split(".")
+                section, _, name = key.rpartition(".")
                 classes[section][name] = value
             else:
                 yield f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
         for section, arguments in classes.items():
-            yield f"--{section}.init_args={json.dumps(arguments)}"
+            yield f"--{section}={json.dumps(arguments)}"
 
     def _argument(self, word: str) -> str:
         """Return a positional word."""

@@ -4,6 +4,7 @@ It reads the data, the run's storage, and the run that it starts from.
 """
 
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -109,9 +110,8 @@ class Plan:
 
     def _class_lines(self) -> list[str]:
         """Return the user's own classes beside the energy's, if any."""
-        parts = {
-            name: getattr(self.config, name).class_path for name in ("generator", "inference", "likelihood")
-        }
+        names = ("generator", "inference", "likelihood", "evaluation.features")
+        parts = {name: attrgetter(name)(self.config).class_path for name in names}
         named = ", ".join(f"{name} {path}" for name, path in parts.items() if path)
         return [f"classes  {named}"] if named else []
 

@@ -1,11 +1,12 @@
 """Readers of users' original files: idx, SVHN, CIFAR-10, CelebA, pictures, Parquet, NumPy."""
 
+import difflib
 import math
 import re
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import pyarrow.parquet as pq
 
@@ -17,6 +18,7 @@ from jebm.data.readers.idx import idx_images, open_idx
 from jebm.data.readers.label_files import idx_file
 from jebm.data.readers.mnist_digits import open_mnist_digits
 from jebm.data.readers.numpy_files import open_npy
+from jebm.data.readers.own import open_own
 from jebm.data.readers.parquet import image_columns, open_parquet, parquet_files
 from jebm.data.readers.pictures import open_images
 from jebm.data.readers.svhn import open_svhn
@@ -48,13 +50,15 @@ class Options(TypedDict, total=False):
     """Leave out the images of this class, so that it can serve as an anomaly."""
     limit: int | None
     """Take only the first images, this many (after `without_label`)."""
+    init_args: Mapping[str, Any]
+    """Arguments of a reader of the user's own."""
 
 
 def open_source(path: str | Path, file_format: str = "auto", **options: Unpack[Options]) -> Source:
     """Open original files and return a `Source` with its shape and, if knowable, its image count.
 
-    `path` is a file or folder, `file_format` one of `FORMATS`; "auto" looks at names and first bytes. `~`
-    means the home folder in all paths.
+    `path` is a file or folder, `file_format` one of `FORMATS` ("auto" looks at names and first bytes), or the
+    path of a class of the user's own, a `jebm.parts.Reader`. `~` means the home folder in all paths.
 
     Raises ConfigError if an argument does not fit the format; DataError if a file is missing, damaged,
     hostile, or in another format.
@@ -84,7 +88,10 @@ def open_source(path: str | Path, file_format: str = "auto", **options: Unpack[O
         factors = options.get("factors")
         if factors is not None and file_format not in {"idx", "npy"}:
             raise ConfigError(f"factors: format {file_format} takes no table of factors; leave it out")
-        source = _OPENERS[file_format](path, request)
+        if file_format in _OPENERS:
+            source = _OPENERS[file_format](path, request)
+        else:
+            source = open_own(path, request, file_format, options.get("init_args", {}))
         source = source if factors is None else with_factors(source, _expanded(factors, "factors"))
         if not 1 <= source.height * source.width <= IMAGE_PIXELS_LIMIT or source.channels not in {1, 3}:
             shape = f"{source.height}x{source.width}x{source.channels}"
@@ -106,8 +113,10 @@ def _expanded(path: str | Path, what: str) -> Path:
 
 def _check_options(file_format: str, request: Request, limit: int | None) -> None:
     size, split = request.size, request.split
-    if file_format not in FORMATS:
-        raise ConfigError(f"format: {file_format!r} is unknown; choose one of {', '.join(FORMATS)}")
+    if file_format not in FORMATS and "." not in file_format:
+        close = difflib.get_close_matches(file_format, FORMATS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(FORMATS)}, or a class"
+        raise ConfigError(f"format: {file_format!r} is unknown; {hint}")
     if request.channels not in {None, 1, 3}:
         raise ConfigError(f"channels: {request.channels} is not 1 (grey) or 3 (RGB)")
     if (size is not None and size < 1) or (limit is not None and limit < 1):

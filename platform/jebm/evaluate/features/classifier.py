@@ -28,7 +28,7 @@ from jebm.store.records import DamagedRecordError, read_object, set_aside
 from jebm.store.storage import ObjectExistsError, ObjectMissingError, Store, open_store
 from jebm.store.stream import restore_tensors, upload_tensors
 
-__all__ = ["ClassifierFeatures", "check_classes", "classifier_features"]
+__all__ = ["ClassifierFeatures", "check_classes", "classifier_features", "digest_of"]
 
 _LOG = logging.getLogger("jebm.evaluate")
 _Indices: TypeAlias = npt.NDArray[np.int64]
@@ -88,7 +88,7 @@ class ClassifierFeatures:
     def __init__(self, net: _Classifier, classes: tuple[int, ...], device: torch.device | str) -> None:
         """Take a trained net, the label of each of its logits, and the device."""
         self.classes = classes
-        self.sha256 = _digest(net.state_dict())
+        self.sha256 = digest_of(net.state_dict())
         self._net = net.to(device).eval().requires_grad_(requires_grad=False)
 
     def on(self, device: torch.device | str) -> "ClassifierFeatures":
@@ -265,7 +265,8 @@ def _restored(store: Store, identity: Mapping[str, object], net: _Classifier) ->
     return True
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256, in hex, of named tensors: names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
