@@ -150,7 +150,8 @@ def _of_evaluation(place: Store, document: JsonObject) -> _Measured:
         )
         if name == "likelihood":
             figures = [each for each in listed_objects(stored, "figures") if each.get("value") is not None]
-            headline = [(typed(each, "name", str), evaluated(each).value) for each in figures]
+            named = [(typed(each, "name", str), evaluated(each)) for each in figures]
+            headline = [(each, figure.value) for each, figure in named if figure.better]
         files = [typed(each, "file", str) for each in listed_objects(stored, "pictures")]
         if name == "samples" and files and _PNG.fullmatch(files[0]):
             sheet = png_at(place, files[0])
