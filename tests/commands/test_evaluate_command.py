@@ -146,7 +146,7 @@ def places(storage: Path) -> dict[str, str]:
         (["--checkpoint", "{storage}/nobody"], r"{storage}/nobody: no such run"),
         (["--checkpoint", "{storage}/tiny/checkpoints/step-00000099-a0001"], r"no whole checkpoint"),
         (["--checkpoint", "{storage}/old"], r"config is not one of this version \(.*energy\.heat.*\)"),
-        (["--checkpoint", "{storage}/holed"], r"tensor model\.inference\.moments\.2\.bias is missing"),
+        (["--checkpoint", "{storage}/holed"], r"tensor inference\.moments\.2\.bias is missing"),
         (["--data", "{storage}/none"], r"{storage}/none: no data set here; make one with jebm ingest"),
         (["--data", "{empty}"], r"dataset\.json: .*images is no number"),
         (["--data", "{other}"], r"data: images are 28x28x3, but the checkpoint's model has 28x28x1"),
