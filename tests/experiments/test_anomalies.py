@@ -78,5 +78,4 @@ def test_a_digit_unlike_all_others_is_found_and_not_looked_for_twice(
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options(tmp_path), "--arms=[pca]"])
     main()
     pca = json.loads(kept[-1].read_text())
-    assert pca["row"] != rows[-1]
     assert pca["identity"]["train"] != before["train"]

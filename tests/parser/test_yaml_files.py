@@ -146,7 +146,7 @@ def test_overrides_and_file_are_one_config_and_home_is_the_home_folder(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "other.yaml").write_text("cluster: {workers: 3}")
-    with pytest.raises(ConfigError, match=r"train\.batch_size"):  # 100 images by 3 workers
-        load_config("~/other.yaml", {"train.batch_size": 100})
+    with pytest.raises(ConfigError, match=r"train\.batch_size"):  # 2 images for 3 workers
+        load_config("~/other.yaml", {"train.batch_size": 2})
     config = load_config("~/other.yaml", {"train.batch_size": 129, "data": {"held_out": None}})
     assert (config.cluster.workers, config.train.batch_size, config.data.held_out) == (3, 129, None)

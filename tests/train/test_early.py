@@ -173,7 +173,10 @@ def test_a_callback_stops_a_run_from_python_and_the_same_call_resumes_it(tmp_pat
 
 
 def test_the_public_face_is_this_and_costs_no_import() -> None:
-    assert jebm.__all__ == ["Config", "JebmError", "Report", "Result", "fit", "load_config", "override"]
+    assert jebm.__all__ == [
+        *("Config", "JebmError", "Pretrained", "Report", "Result"),
+        *("fit", "from_pretrained", "load_config", "override"),
+    ]
     assert all(getattr(jebm, name) is not None for name in jebm.__all__)
     assert str(inspect.signature(jebm.fit).parameters.keys()) == "odict_keys(['config', 'on_report'])"
     with pytest.raises(AttributeError, match="no attribute 'fitt'"):

@@ -59,9 +59,10 @@ def test_a_process_that_nothing_restarts_only_says_so(caplog: pytest.LogCaptureF
     with Watch(Runtime(0, 1, torch.device("cpu")), 0.8, lambda: False) as watch:
         watch.publish = lambda ranks, hung: published.append(hung)
         for step in range(3):
+            watch.at(step, "images")
             watch.at(step, "update")
         wait_for(True)
-        assert "no progress at step 2 (update) for 1 s" in caplog.text
+        assert "no progress at step 2 (update) for " in caplog.text
         assert "in wait_for: time.sleep(0.05)" in caplog.text
         watch.at(3, "update")
         wait_for(False)

@@ -331,4 +331,4 @@ class Cluster:
         )
         require(1 <= self.cpus_per_worker <= 1_024, "cluster.cpus_per_worker", "must lie between 1 and 1,024")
         require(self.max_failures >= 0, "cluster.max_failures", "must not be negative")
-        require(self.hang_seconds >= 0, "cluster.hang_seconds", "must not be negative")
+        require(0 <= self.hang_seconds <= 86_400, "cluster.hang_seconds", "must lie between 0 and 86,400")

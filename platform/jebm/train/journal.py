@@ -25,6 +25,7 @@ from jebm.train.outbox import Outbox
 from jebm.train.pictures import sheet
 from jebm.train.tracked import feeds_of, references_to
 from jebm.train.trackers import Ending
+from jebm.untrusted import escaped
 
 __all__ = ["Journal", "time_left"]
 
@@ -68,7 +69,7 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        reason = {} if error is None else {"reason": (str(error) or type(error).__name__)[:_REASON]}
+        reason = {} if error is None else {"reason": escaped(str(error) or type(error).__name__)[:_REASON]}
         self._attempt |= {"ended": now, "ending": self.ending, **reason}
         self._outbox.put(RUN, self._encoded_record())
         self._outbox.close()

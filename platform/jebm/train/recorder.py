@@ -95,7 +95,8 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.__exit__(kind, error, trace)
+        with self._watch.busy("the end"):
+            self._stack.__exit__(kind, error, trace)
 
     @property
     def failed(self) -> bool:
@@ -142,7 +143,7 @@ class Recorder:
 
     def tell(self) -> bool:
         """Call `on_report` with the last metrics and the present checkpoints; return its result."""
-        with self._watch.busy("a report"):
+        with self._watch.busy("a report", long=False):
             return self._on_report(self._last_report())
 
     def _last_report(self) -> Report:
@@ -162,7 +163,8 @@ class Recorder:
         leaving, enough = self.tell(), False
         if self._runtime.is_main:
             self._patience.see(self._state.step, self.metrics)
-            enough = self._patience.over or bool(self._enough(self._last_report()))
+            with self._watch.busy("a callback", long=False):
+                enough = self._patience.over or bool(self._enough(self._last_report()))
         all_stay, more = self._runtime.agree(not leaving, not enough)
         self.ended_early = not more
         return not all_stay

@@ -40,6 +40,7 @@ _STOPPING_SECONDS = 30.0  # the limit once a stop was requested
 _PUBLISH_BEATS = 3
 _STORE_SECONDS = 10.0  # for an answer of the group's store
 _NAMED = 8  # ranks in one line
+_ENDED = "ended"
 
 
 class Watch:
@@ -58,9 +59,10 @@ class Watch:
         self.publish: Callable[[Sequence[Note], bool], None] = lambda ranks, hung: None
         """Takes what all ranks do, and whether they hang; called on rank 0 every 15 s, in another thread."""
         self._thread = threading.get_ident()
-        self._since, self._slowest, self._said = time.monotonic(), 0.0, 0.0
-        self._counts_from = 0
+        self._began = self._since = self._excused = time.monotonic()
+        self._slowest, self._counts_from, self._said = 0.0, 0, 0.0
         self._heard: dict[int, tuple[int, float]] = {}
+        self._beat = min(_BEAT_SECONDS, seconds / 8 or _BEAT_SECONDS)
         self._over = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="watch", daemon=True)
 
@@ -73,24 +75,28 @@ class Watch:
     ) -> None:
         self._over.set()
         self._watching.join(timeout=_STORE_SECONDS)
-        if self._runtime.supervised:
-            faulthandler.cancel_dump_traceback_later()
+        self._note.doing = _ENDED
+        self._post()
 
     def at(self, step: int, doing: str) -> None:
         """Record that this rank begins something within step `step`."""
         now = time.monotonic()
-        if self._note.step >= self._counts_from:
-            self._slowest = max(self._slowest, now - self._since)
+        if step != self._note.step:
+            if self._note.step >= self._counts_from:
+                self._slowest = max(self._slowest, now - self._began)
+            self._began = now
         self._note.step, self._note.doing, self._note.busy, self._since = step, doing, False, now
 
     @contextmanager
-    def busy(self, what: str) -> Iterator[None]:
+    def busy(self, what: str, *, long: bool = True) -> Iterator[None]:
         """Let the body take as long as it needs: an evaluation, a save.
 
         Every rank says so, also one for which there is nothing to do: in the next step it waits for those
-        that have, and such a step is no measure of how long steps take.
+        that have. So, if it may take `long`, neither step is a measure of how long steps take.
         """
-        before, self._counts_from = self._note.doing, self._note.step + 2
+        before = self._note.doing
+        if long:
+            self._counts_from = self._note.step + 2
         self.at(self._note.step, what)
         self._note.busy = True
         try:
@@ -99,34 +105,46 @@ class Watch:
             self.at(self._note.step, before)
 
     def _watch(self) -> None:
-        beat = min(_BEAT_SECONDS, self._seconds / 8 or _BEAT_SECONDS)
-        while not self._over.wait(beat):
-            self._note.beat += 1
-            self._post()
-            if self._runtime.is_main and self._note.beat % _PUBLISH_BEATS == 1:
-                self.publish(self._listen() or [self._note], self._said > 0)
-            if self._seconds == 0:
-                continue
-            if self._runtime.supervised:
-                with suppress(OSError):  # no stderr
-                    faulthandler.dump_traceback_later(1.5 * self._seconds, exit=True, file=2)
-            still = time.monotonic() - self._since
-            notes = self._listen() if still > self._limit() / 2 else []
-            if still < self._said:
-                self._said = 0.0  # it moves again
-            if still > max(self._limit(), 2 * self._said) and not self._excused(notes):
-                self._tell(still, notes)
-                if self._runtime.is_main:
-                    self.publish(notes or [self._note], True)
-                # The others have something to tell, too; and the step may still end.
-                over = self._over.wait(3 * beat)
-                if self._runtime.supervised and not over and time.monotonic() - self._since > still:
-                    os._exit(HUNG)
+        try:
+            while not self._over.wait(self._beat):
+                self._note.beat += 1
+                self._post()
+                if self._runtime.is_main and self._note.beat % _PUBLISH_BEATS == 1:
+                    self.publish(self._listen() or [self._note], self._said > 0)
+                if self._seconds > 0:
+                    self._look()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _look(self) -> None:
+        """Find out whether this rank stands still for too long; if so, tell, and end a supervised process."""
+        if self._runtime.supervised:
+            with suppress(OSError):  # no stderr
+                faulthandler.dump_traceback_later(1.5 * self._seconds, exit=True, file=2)
+        since, now, limit = self._since, time.monotonic(), self._limit()
+        still = now - max(since, self._excused)
+        if still < self._said:
+            self._said = 0.0  # it moves again
+        if still < limit / 2:
+            return
+        notes = self._listen()
+        if self._may_wait(notes):
+            self._excused = now
+        elif still > max(limit, 2 * self._said):
+            self._tell(still, notes)
+            if self._runtime.is_main:
+                self.publish(notes or [self._note], True)
+            # The others have something to tell, too; and the step may still end.
+            stays = not self._over.wait(3 * self._beat) and since == self._since
+            if self._runtime.supervised and stays and not self._may_wait(self._listen()):
+                os._exit(HUNG)
 
     def _limit(self) -> float:
         """Return for how many seconds this rank may stand still now."""
-        limit = max(self._seconds, _FACTOR * self._slowest) if self._slowest else _FIRST * self._seconds
-        return min(limit, _STOPPING_SECONDS) if self._should_stop() else limit
+        if not self._slowest:
+            return _FIRST * self._seconds
+        limit = max(self._seconds, _FACTOR * self._slowest)
+        return min(limit, max(_STOPPING_SECONDS, 2 * self._slowest)) if self._should_stop() else limit
 
     def _post(self) -> None:
         if self._board is not None:
@@ -142,16 +160,23 @@ class Watch:
             notes = [Note(**json.loads(self._board.get(rank))) for rank in ranks if self._board.check([rank])]
         except RuntimeError:
             return []
+        notes = [note for note in notes if note.doing != _ENDED]
         for note in notes:
             if self._heard.get(note.rank, (-1, 0.0))[0] != note.beat:
                 self._heard[note.rank] = (note.beat, time.monotonic())
         return notes
 
-    def _silent(self, note: Note) -> bool:
-        return time.monotonic() - self._heard[note.rank][1] > self._seconds / 4
+    def _silence(self, note: Note) -> float:
+        """Return for how many seconds a rank has posted nothing."""
+        return time.monotonic() - self._heard[note.rank][1]
 
-    def _excused(self, notes: list[Note]) -> bool:
-        """Return whether this rank, or one that it waits for, is busy."""
+    def _silent(self, note: Note) -> bool:
+        return self._silence(note) > max(self._seconds / 4, 4 * self._beat)
+
+    def _may_wait(self, notes: list[Note]) -> bool:
+        """Return whether this rank, or one that it waits for, is busy, and none has vanished."""
+        if any(self._silence(note) > self._seconds for note in notes):
+            return False
         return self._note.busy or any(note.busy and not self._silent(note) for note in notes)
 
     def _tell(self, still: float, notes: list[Note]) -> None:
