@@ -19,8 +19,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from jebm.commands import main
@@ -31,6 +33,17 @@ OTHERS = ("CONTRIBUTING.md", "cluster/README.md")
 RUN = ("bash", "console", "python")
 """Languages that are run; of a console only the lines that begin with `$`."""
 SHOWN = ("json", "text", "yaml")
+TINY = {
+    "model.latent_dims": [2, 2, 10],
+    "generator.channels": [2, 2],
+    "generator.width": 8,
+    "inference.channels": [2, 2],
+    "inference.width": 8,
+    "energy.width": 8,
+    "langevin.steps": 2,
+    "evaluation.samples": 100,
+}
+"""Config keys of a model that trains in seconds, for blocks that would take minutes."""
 
 _FENCE = re.compile(r"^```(.*)$")
 _REASON = re.compile(r"^<!-- not run: (.+) -->$")
@@ -201,7 +214,7 @@ def run_blocks(blocks: list[Block], folder: Path, environment: dict[str, str], s
         if block.language == "python":
             python += block.script
             (folder / f".block-{number}.py").write_text(python, encoding="utf-8")
-            script.append(f"python .block-{number}.py")
+            script.append(f"{shlex.quote(sys.executable)} .block-{number}.py")
         else:
             script.append(block.script)
         script.append(f'echo "== {block.place} took $SECONDS s"')
@@ -229,3 +242,12 @@ def run_blocks(blocks: list[Block], folder: Path, environment: dict[str, str], s
     last = output.rpartition("== ")[2].partition("\n")[0]
     assert code == 0, f"{last} failed with exit code {code}:\n{output[-3000:]}"
     return output
+
+
+def shorten(path: Path, keys: dict[str, Any]) -> None:
+    """Change dotted keys of a config or search file."""
+    values = yaml.safe_load(path.read_text("utf-8"))
+    for key, value in keys.items():
+        section, _, name = key.rpartition(".")
+        (values.setdefault(section, {}) if section else values)[name] = value
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")

@@ -269,3 +269,9 @@ def test_an_init_beside_the_package_is_seen(tmp_path):
     package = plant(tmp_path, "train/a.py", "X = 1")
     (package.parent / "__init__.py").touch()
     assert ["platform/__init__.py" in found for found in violations(package)] == [True]
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by name: of two, it would collect one."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted({name for name in names if names.count(name) > 1}) == []

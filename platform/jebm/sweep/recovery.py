@@ -74,8 +74,10 @@ def lost_trials(store: Store, search: Search, known: int) -> list[dict[str, Any]
     runs = store.child("trials")
     found = sorted(int(name[1:]) for name in runs.folders() if _RUN.fullmatch(name))
     lost = [number for number in found if number >= known]
-    # A name with a huge number is no trial, and must not imply all those before it.
-    last = max((n for i, n in enumerate(lost) if n <= known + 2 * i + 8), default=known - 1)
+    # A name with a huge number is no trial, and must not imply all those before it. Trials that took the
+    # result of another have no run, so gaps may be long.
+    few = (n for i, n in enumerate(lost) if n < search.trials or n <= known + 2 * i + 8)
+    last = max(few, default=known - 1)
     names = {number: run_name(number) for number in lost}
     parameters = [
         _parameters(runs, names[number], search) if number in names else None

@@ -1,5 +1,7 @@
 """A sweep's page, served on loopback while trials run; the browser asks for it again and again."""
 
+import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from jebm.sweep.study_log import LOG
 
 __all__ = ["Watch", "progress", "seconds_left"]
 
+_LOG = logging.getLogger("jebm.sweep")
 _REFRESH_SECONDS = 20
 _CLIENT_SECONDS = 10.0  # for a browser to send its request
 
@@ -105,7 +108,10 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True  # Ctrl-C waits for no page
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Ignore a browser that has gone."""
+        """Ignore a browser that has gone; anything else is a fault, and is logged."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            _LOG.error("the page could not be sent", exc_info=error)
 
 
 def progress(sweep: Sweep, *, running: bool) -> str:
