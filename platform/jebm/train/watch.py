@@ -120,7 +120,9 @@ class Watch:
         """Find out whether this rank stands still for too long; if so, tell, and end a supervised process."""
         if self._runtime.supervised:
             with suppress(OSError):  # no stderr
-                faulthandler.dump_traceback_later(1.5 * self._seconds, exit=True, file=2)
+                # Late enough for the others to find out first who holds them up.
+                patience = 3.0 if self._board is not None else 1.5
+                faulthandler.dump_traceback_later(patience * self._seconds, exit=True, file=2)
         since, now, limit = self._since, time.monotonic(), self._limit()
         still = now - max(since, self._excused)
         if still < self._said:
