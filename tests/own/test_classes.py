@@ -19,6 +19,7 @@ from jebm.parser import (
     load_config,
     override,
     parse_arguments,
+    word_or_class,
 )
 from jebm.sweep.space import search_from_dict
 
@@ -205,6 +206,8 @@ def test_a_package_brings_short_names(mylab: Path, monkeypatch: pytest.MonkeyPat
     assert facts["energy.package"] == "mylab 1.2"
     assert len(facts["energy.source_sha256"]) == 64
     assert "short names: sum)" in refusal("--energy.class_path", "sume")
+    assert word_or_class("sum", "format", ("auto",)) == {"class_path": "sum"}
+    assert word_or_class("sum", "format", ("auto", "sum")) == "sum"  # ours win
 
 
 def test_jebms_own_parts_do_not_change_beside_a_class(mylab: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_kind_or_a_class_stands_in_one_key(mylab: Path) -> None:
         with pytest.raises(ConfigError, match=message):
             parse("--evaluation.features", *words)
     with pytest.raises(ConfigError, match=r"--features: needs a mapping such as"):
-        word_or_class("{class: mylab.Means}", "--features")
+        word_or_class("{class: mylab.Means}", "--features", ())
 
 
 def test_a_class_is_a_feature_net_whose_name_and_digest_tell_it_apart(mylab: Path, images: ImageSet) -> None:

@@ -4,13 +4,14 @@ import io
 import json
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import yaml
 from made_models import CONFIG, save
 from PIL import Image
 
-from jebm.config import Config, config_to_dict, leaves, role_of
+from jebm.config import Config, Evaluation, Features, config_to_dict, leaves, role_of
 from jebm.parser import argument_parser, parse_arguments
 from jebm.pretrained.card import command_of
 from jebm.pretrained.write import export
@@ -27,7 +28,8 @@ def png(color: int) -> bytes:
     return file.getvalue()
 
 
-def findings(step: int, elbo: float) -> Findings:
+def findings(step: int, elbo: float, attempt: int = 1) -> Findings:
+    checkpoint = f"s3://bucket/runs/mine/checkpoints/step-{step:08d}-a{attempt:04d}"
     figures = (
         Figure("ELBO", elbo, 2.0, "nats", "higher", "Lower bound of log p(x)."),
         Figure("undefined", None, None, "", None, "Nothing."),
@@ -35,7 +37,7 @@ def findings(step: int, elbo: float) -> Findings:
     return Findings(
         "mine",
         (),
-        {"step": str(step), "data": "fashion <b>| (test), the first 100 images"},
+        {"step": str(step), "checkpoint": checkpoint, "data": "fashion <b>| (test), the first 100 images"},
         {},
         (
             Section("likelihood", "Likelihood", "How likely.", figures=figures, warnings=("log Z is | odd",)),
@@ -59,6 +61,7 @@ def test_figures_have_intervals_and_warnings_come_first(place: Where) -> None:
     run = open_store(place("runs/mine"))
     write_report(findings(7, -231.5), run.child("evaluations/step-00000007-quick"), "evaluation")
     write_report(findings(8, -100.0), run.child("evaluations/step-00000008-quick"), "evaluation")  # newer
+    write_report(findings(7, -99.0, attempt=2), run.child("evaluations/again"), "evaluation")
     run.put("evaluations/broken/evaluation.json", b"{")
     front, text, sheet = exported(place)
     assert "| ELBO | -231.5 | -235.4 to -227.6 | nats | higher | Lower bound of log p(x). |" in text
@@ -72,6 +75,14 @@ def test_figures_have_intervals_and_warnings_come_first(place: Where) -> None:
     assert (result.metric_type, result.metric_value) == ("ELBO", -231.5)  # as the hub's own library reads it
     assert "license" not in front
     assert "# license:" in open_store(place("model")).get("README.md").decode()
+
+
+def test_a_feature_net_of_ones_own_asks_nobody_for_trust(place: Where) -> None:
+    features = Features(class_path="absent")  # the short name of a package that is not here
+    save(place("runs/mine"), replace(CONFIG, evaluation=Evaluation(features=features)))
+    _, text, _ = exported(place)
+    assert "trust" not in text
+    assert "It needs the module" not in text
 
 
 def test_without_an_evaluation_it_says_so(place: Where) -> None:

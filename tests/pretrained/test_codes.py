@@ -17,6 +17,7 @@ from jebm.commands import run_command
 from jebm.data.factors import Factor
 from jebm.data.shards import write_dataset
 from jebm.data.source import Batch, source_from_arrays
+from jebm.errors import ConfigError
 from jebm.store.storage import open_store
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (255, 16, 16, 1), np.uint8)
@@ -65,6 +66,17 @@ def test_both_forms_hold_the_models_codes_with_labels_and_factors(encode: Encode
         together = np.concatenate([arrays[f"{name}_z{layer}"] for layer in (1, 2, 3)], 1)
         assert np.array_equal(together, values.numpy())
     assert np.array_equal(arrays["rate_z2"], codes.rate_NL[:, 1].numpy())
+
+
+def test_a_file_in_the_root_folder_is_not_one_in_this_folder(
+    encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(uri: str) -> None:
+        raise ConfigError(f"opened {uri}")
+
+    monkeypatch.setattr("jebm.commands.encode.open_store", opened)
+    for output, folder in {"/a.npz": "/", "a.npz": ".", "/b/a.npz": "/b", "s3://b/a.npz": "s3://b"}.items():
+        assert encode("--output", output)[1].endswith(f"opened {folder}\n")
 
 
 def test_wrong_outputs_and_images_are_one_line(encode: Encode) -> None:

@@ -40,8 +40,8 @@ def main() -> None:
     # Refuse the output before anything is loaded.
     if not arguments.output.endswith(FORMS):
         raise ConfigError(f"--output {arguments.output}: the name must end in .parquet or .npz")
-    folder, _, key = arguments.output.rpartition("/")
-    output = open_store(folder or ".")
+    folder, slash, key = arguments.output.rpartition("/")
+    output = open_store(folder or slash or ".")
     output.probe()
     if output.head(key) is not None:
         raise ConfigError(f"--output {arguments.output}: is there already; name another file")

@@ -16,13 +16,13 @@ not changed.
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jsonargparse import Namespace
 
 from jebm.cli import log_lines, tell
-from jebm.config import INCEPTION_FILE, Cluster, Config, Train
+from jebm.config import INCEPTION_FILE, Cluster, Config, Features, Train
 from jebm.core.by_class import named_modules
 from jebm.errors import ConfigError
 from jebm.evaluate.share import group_share
@@ -43,6 +43,8 @@ from jebm.train.provenance import provenance
 from jebm.train.runtime import process_runtime, started_by_torchrun
 
 __all__ = ["main"]
+
+_KINDS = get_args(Features.__annotations__["kind"])
 
 
 def build_parser() -> JobParser:
@@ -97,7 +99,7 @@ def main() -> None:
     others = [text.rpartition("=") for text in arguments.out_of_distribution]
     weights = arguments.inception_weights
     # The net that this command line names, and so trusts; weights may also come from the run's config.
-    net = word_or_class(arguments.features or "classifier", "--features")
+    net = word_or_class(arguments.features or "classifier", "--features", _KINDS)
     named = config_from_dict(
         {"evaluation": {"features": net, "inception_weights": weights or INCEPTION_FILE}}
     )

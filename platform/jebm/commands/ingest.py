@@ -96,7 +96,7 @@ def main() -> None:
     wanted = arguments()
     store = open_store(wanted.output)
     check_apart(wanted.source, store)
-    named = word_or_class(wanted.format, "format")
+    named = word_or_class(wanted.format, "format", FORMATS)
     own = {} if isinstance(named, str) else named
     file_format = named if isinstance(named, str) else full_path(named["class_path"], "format")
     keys = ("split", "labels", "factors", "partition", "size", "channels", "without_label", "limit")

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import nn
 
 from jebm.classes import built, full_path, loaded, module_of, origin_of
@@ -37,13 +38,15 @@ def own_part(config: Config, name: str, leading: tuple[Any, ...], trusted: Colle
     section = _section(config, name)
     if section.class_path is None:
         return None
-    kind = loaded(section.class_path, _ALL[name], trusted, f"{name}.class_path")
-    return built(kind, leading, section.init_args, f"{name}.init_args")
+    # On the CPU also where jebm's own parts have only shapes: code of others need not know the meta device.
+    with torch.device("cpu"):
+        kind = loaded(section.class_path, _ALL[name], trusted, f"{name}.class_path")
+        return built(kind, leading, section.init_args, f"{name}.init_args")
 
 
-def named_modules(config: Config) -> tuple[str, ...]:
-    """Return the top-level modules of the config's classes: what the author of the config trusts."""
-    paths = {name: _section(config, name).class_path for name in _ALL}
+def named_modules(config: Config, names: Iterable[str] = _ALL) -> tuple[str, ...]:
+    """Return the top-level modules of these sections' classes: what the author of the config trusts."""
+    paths = {name: _section(config, name).class_path for name in names}
     return tuple(
         sorted({module_of(full_path(path, f"{name}.class_path")) for name, path in paths.items() if path})
     )

@@ -41,6 +41,8 @@ class SpectralLinear(nn.Linear):
     @torch.no_grad()
     def iterate(self, times: int = 1) -> None:
         """Do `times` power iterations on the current weight, in place."""
+        if self.weight.is_meta:  # only its shape is wanted
+            return
         for _ in range(times):
             self.v.copy_(F.normalize(self.weight.mT @ self.u, dim=0))
             self.u.copy_(F.normalize(self.weight @ self.v, dim=0))

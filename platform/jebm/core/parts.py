@@ -225,7 +225,7 @@ class Likelihood(nn.Module, ABC):
 class Features(nn.Module, ABC):
     """A fixed map from images to vectors in which distances between images mean something.
 
-    It is used in evaluation mode, without gradients, in the float type of its weights.
+    It is used in evaluation mode, without gradients, on images in float32.
     """
 
     def __init__(self, image: tuple[int, int, int]) -> None:

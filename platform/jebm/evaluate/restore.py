@@ -3,19 +3,21 @@
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
+from torch import Tensor
 
 from jebm.config import Config
 from jebm.core.by_class import changed_origins
 from jebm.core.model import JointModel, build_model
 from jebm.errors import CheckpointError, ConfigError
 from jebm.parser import config_from_dict
+from jebm.store.layout import TensorEntry
 from jebm.store.manifest import Manifest
 from jebm.store.retrieve import open_checkpoint, read_tensors, tensor_table
 
-__all__ = ["Restored", "check_fit", "config_of", "restored", "stored_config"]
+__all__ = ["Restored", "check_fit", "config_of", "planned", "restored", "stored_config"]
 
 _LOG = logging.getLogger("jebm.evaluate")
 
@@ -25,6 +27,9 @@ _KEYS = {
     "energy": "prior.kind, energy.width, energy.depth, energy.spectral_norm or model.latent_dims",
 }
 """For each net, the keys that determine the shapes of its tensors."""
+
+Kind: TypeAlias = tuple[tuple[int, ...], torch.dtype]
+"""What a tensor is before it has memory: its shape and type."""
 
 
 @dataclass(frozen=True)
@@ -80,36 +85,54 @@ def restored(uri: str, *, device: torch.device | str = "cpu", trusted: Collectio
     run, manifest = open_checkpoint(uri)
     place = f"{run.uri}/checkpoints/{manifest.name}"
     config = stored_config(manifest, place)
-    model = build_model(config, trusted)
+    plan = planned(config, trusted, place)
     if changed := changed_origins(config, trusted, manifest.provenance):
         _LOG.warning("%s: made with another source of %s", place, ", ".join(changed))
-    # Compare the stored tensors with those of the config before reading any.
-    stored = {name: entry.shape for name, entry in tensor_table(run.folder(manifest.name), manifest).items()}
+    # Compare the stored tensors with those of the config before reading or building any.
+    stored = tensor_table(run.folder(manifest.name), manifest)
     weights: Literal["ema", "model"] = "ema" if any(name.startswith("ema.") for name in stored) else "model"
-    expected = [f"{weights}.{name}" for name in model.state_dict()]
     own = {
-        name.removeprefix(f"{weights}."): shape
-        for name, shape in stored.items()
+        name.removeprefix(f"{weights}."): entry
+        for name, entry in stored.items()
         if name.startswith(f"{weights}.")
     }
-    check_fit(model, config, own, place)
-    tensors = read_tensors(run, manifest, expected)
+    check_fit(plan, config, own, place)
+    model = build_model(config, trusted)
+    tensors = read_tensors(run, manifest, [f"{weights}.{name}" for name in plan])
     model.load_state_dict({name.partition(".")[2]: tensor for name, tensor in tensors.items()})
     model = model.to(device).eval().requires_grad_(requires_grad=False)
     return Restored(model, config, manifest, run.uri, weights)
 
 
-def check_fit(model: JointModel, config: Config, stored: Mapping[str, tuple[int, ...]], place: str) -> None:
-    """Raise CheckpointError unless tensors of these names and shapes are those of the config's model."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name, shape in expected.items():
+def planned(config: Config, trusted: Collection[str], place: str) -> dict[str, Kind]:
+    """Return what the tensors of the config's model are, by name: jebm's own parts take no memory.
+
+    Raises ConfigError as `build_model`; CheckpointError if no memory could hold the nets.
+    """
+    try:
+        with torch.device("meta"):
+            model = build_model(config, trusted)
+    except (RuntimeError, OverflowError, TypeError) as error:  # how torch refuses sizes
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{place}: the nets of its config cannot be built ({reason})") from error
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
+
+
+def check_fit(
+    plan: Mapping[str, Kind], config: Config, stored: Mapping[str, Tensor | TensorEntry], place: str
+) -> None:
+    """Raise CheckpointError unless tensors of these names, shapes and types are those `planned`."""
+    for name, (shape, dtype) in plan.items():
         if name not in stored:
             raise _misfit(config, place, name, f"is missing, and its config has it with shape {list(shape)}")
-        if stored[name] != shape:
+        found = stored[name]
+        if tuple(found.shape) != shape:
             raise _misfit(
-                config, place, name, f"has shape {list(stored[name])}, and by its config {list(shape)}"
+                config, place, name, f"has shape {list(found.shape)}, and by its config {list(shape)}"
             )
-    if extra := sorted(stored.keys() - expected.keys()):
+        if found.dtype != dtype:
+            raise CheckpointError(f"{place}: tensor {name} is {found.dtype}, and in the model {dtype}")
+    if extra := sorted(stored.keys() - plan.keys()):
         raise _misfit(config, place, extra[0], "is not in the nets of its config")
 
 

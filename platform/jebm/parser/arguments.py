@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +142,11 @@ def trusted_names(arguments: Namespace) -> tuple[str, ...]:
     return tuple(map(trusted_name, arguments.trust))
 
 
-def word_or_class(text: str, key: str) -> str | dict[str, Any]:
-    """Return what an option names: a word of its own, or a class as `class_path` and perhaps `init_args`.
+def word_or_class(text: str, key: str, words: Collection[str]) -> str | dict[str, Any]:
+    """Return what an option names: one of its own words, or a class as `class_path` and perhaps `init_args`.
 
-    A class is a dotted path, a short name that a package brings, or a mapping with its arguments. Raises
-    `ConfigError` for another mapping.
+    A class is a dotted path, a short name that a package brings, or a mapping with its arguments; one of the
+    `words` is never a short name. Raises `ConfigError` for another mapping.
     """
     value = read_value(text)
     if isinstance(value, dict):
@@ -155,7 +155,8 @@ def word_or_class(text: str, key: str) -> str | dict[str, Any]:
                 f"{key}: needs a mapping such as '{{class_path: mylab.Mine, init_args: {{n: 3}}}}'"
             )
         return value
-    return {"class_path": text} if "." in text or text in short_names() else text
+    is_class = text not in words and ("." in text or text in short_names())
+    return {"class_path": text} if is_class else text
 
 
 def parse(parser: JobParser, arguments: Sequence[str] | None = None) -> Namespace:

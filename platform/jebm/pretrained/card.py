@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from jebm.campaign.traces import evaluated, evaluations, pictures, png_at
 from jebm.config import PLACES, Config, config_to_dict, leaves, role_of
-from jebm.core.by_class import named_modules
+from jebm.core.by_class import BASES, named_modules
 from jebm.errors import StoreError
 from jebm.evaluate.restore import Restored
 from jebm.pretrained.folder import CARD, PICTURES, shareable
@@ -59,7 +59,7 @@ def card(
     """Return README.md, and the sheet of samples if there is one, by key; `run` is the run's store."""
     config, model = found.config, found.config.model
     measured = _measured(run, found.manifest)
-    modules = named_modules(config)
+    modules = named_modules(config, BASES)
     use = _USE.format(
         trust=f", trust={json.dumps(modules)}" if modules else "",
         channels=model.image_channels,
@@ -110,7 +110,8 @@ def _measured(run: Store, manifest: Manifest) -> _Measured:
     for key in evaluations(run):
         try:
             document = read_object(run, key)
-            if typed(document, "provenance", dict).get("step") == str(manifest.step):
+            checkpoint = str(typed(document, "provenance", dict).get("checkpoint"))
+            if checkpoint.rpartition("/")[2] == manifest.name:
                 return _of_evaluation(run.child(key.rpartition("/")[0]), document)
         except (StoreError, ValueError) as error:
             _LOG.warning("%s/%s: passed over (%s)", run.uri, key, error)

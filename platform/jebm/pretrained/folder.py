@@ -10,6 +10,7 @@ All of it may come from strangers: it is read strictly, compared with its hashes
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,16 +79,35 @@ class Description:
 def shareable(config: Config) -> JsonObject:
     """Return a config as nested plain values without the run's storage, other places cut to their last name.
 
+    So are the strings with a slash among the arguments of classes.
+
     A published model tells nobody the names of buckets and folders.
     """
     values: JsonObject = config_to_dict(config)
     for section, name in (key.split(".") for key in PLACES):
         if (place := values[section][name]) is not None:
-            path = place.rpartition("://")[2]
-            parent, _, last = path.rstrip("/").rpartition("/")
-            values[section][name] = last if parent or path == place else name
+            values[section][name] = _last_name(place, name)
     values["run"]["storage"] = Run().storage
-    return values
+    shared: JsonObject = _without_folders(values, "")
+    return shared
+
+
+def _without_folders(value: Any, key: str) -> Any:  # noqa: ANN401  (plain values)
+    """Return a section of a config, or a value of this dotted key, with places in init_args cut down."""
+    if isinstance(value, dict):
+        return {name: _without_folders(each, f"{key}.{name}") for name, each in value.items()}
+    if ".init_args." not in key:
+        return value
+    if isinstance(value, list | tuple):
+        return [_without_folders(each, key) for each in value]
+    return _last_name(value, key.rpartition(".")[2]) if isinstance(value, str) and "/" in value else value
+
+
+def _last_name(place: str, name: str) -> str:
+    """Return the last name of a path or URI; `name` for a bucket alone."""
+    path = place.rpartition("://")[2]
+    parent, _, last = path.rstrip("/").rpartition("/")
+    return last if parent or path == place else name
 
 
 def write_folder(

@@ -26,7 +26,7 @@ from jebm.evaluate.export import draw
 from jebm.evaluate.hierarchy import tilt_of
 from jebm.evaluate.likelihood import Likelihood, LikelihoodSums
 from jebm.evaluate.partition import log_partition_annealed
-from jebm.evaluate.restore import Restored, check_fit, config_of, restored
+from jebm.evaluate.restore import Restored, check_fit, config_of, planned, restored
 from jebm.evaluate.share import ALONE, BATCH
 from jebm.evaluate.subject import REPORT
 from jebm.pretrained.folder import DESCRIPTION, WEIGHTS, Place, read_description, read_weights
@@ -121,7 +121,8 @@ class Pretrained:
     def _encoded(self, x_BCHW: Tensor, normal: Normal) -> Codes:
         model = self.model
         features = model.inference(x_BCHW)
-        noise_BD = normal(len(x_BCHW), model.latent_dim)
+        # A whole batch's noise, so that an image's does not depend on how many come after it.
+        noise_BD = normal(BATCH, model.latent_dim)[: len(x_BCHW)]
         posterior = model.along(features, noise_BD)
         rates = torch.split(posterior.rate(), model.latent_dims, dim=1)
         return Codes(
@@ -180,11 +181,12 @@ def from_pretrained(
     # Code is only run, and weights are only read, once the description is known to be complete.
     description = read_description(here)
     config = config_of(description.config, description.provenance, place)
-    model = build_model(config, trusted)
+    plan = planned(config, trusted, place)
     if changed := changed_origins(config, trusted, description.provenance):
         _LOG.warning("%s: made with another source of %s", place, ", ".join(changed))
     tensors = read_weights(here, description)
-    check_fit(model, config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, place)
+    check_fit(plan, config, tensors, place)
+    model = build_model(config, trusted)
     model.load_state_dict(tensors)
     model = model.to(device).eval().requires_grad_(requires_grad=False)
     return Pretrained(model, config, place, description.origin)
