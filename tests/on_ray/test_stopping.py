@@ -234,10 +234,12 @@ def test_a_head_that_does_not_answer_is_left_at_once(tmp_path: Path) -> None:
             output, _ = driver.communicate(timeout=PATIENCE)
             assert driver.returncode == 3
             assert "stopped: step 0 of 48" in output
-    with local_driver(tmp_path, RAY_ADDRESS=address) as driver:  # nobody listens there any more
-        output, _ = driver.communicate(timeout=PATIENCE)
-        assert driver.returncode == 2
-        assert re.search(rf"error: RAY_ADDRESS: nobody answers at {address} .*\n\Z", output)
+    wrong = {address: f"nobody answers at {address} ", "nonsense": "Invalid address format: nonsense; "}
+    for given, line in wrong.items():
+        with local_driver(tmp_path, RAY_ADDRESS=given) as driver:
+            output, _ = driver.communicate(timeout=PATIENCE)
+            assert driver.returncode == 2
+            assert re.search(rf"error: RAY_ADDRESS: {line}.*\n\Z", output)
 
 
 @pytest.mark.long

@@ -69,7 +69,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the working directory of the job
     _leave_process_alone()
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = _address()
     if address == "local":
         _start_local()
     else:
@@ -77,6 +77,10 @@ def connect() -> None:
         _check_addresses()
     mark_job()
     free_abandoned_groups()
+
+
+def _address() -> str:
+    return os.environ.get("RAY_ADDRESS") or "local"
 
 
 def _leave_process_alone() -> None:
@@ -137,7 +141,10 @@ def _join(address: str) -> None:
     given = (job or {}).get("env_vars", {})
     runtime_env = {"env_vars": {name: value for name, value in variables.items() if name not in given}}
     # Not "auto": that takes any Ray on this machine, and waits minutes for one that is gone.
-    ray.init(address=address, runtime_env=runtime_env)
+    try:
+        ray.init(address=address, runtime_env=runtime_env)
+    except ValueError as error:
+        raise ConfigError(f"RAY_ADDRESS: {error}; give HOST:6379, or unset it") from None
 
 
 def _check_addresses() -> None:
@@ -172,7 +179,7 @@ def _forget_dead_cluster() -> None:
 
 def runs_here() -> bool:
     """Return whether the workers will run on this machine only: RAY_ADDRESS names no cluster."""
-    return os.environ.get("RAY_ADDRESS", "local") == "local"
+    return _address() == "local"
 
 
 def join(config: Config) -> None:
