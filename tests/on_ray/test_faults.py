@@ -55,17 +55,16 @@ def tensors(storage: str) -> tuple[Manifest, dict[str, torch.Tensor]]:
 def assert_only_the_newest_stay(storage: str, keep_last: int) -> None:
     """Retention keeps what it says, and Ray lists the newest of these, each with its own metrics."""
     listed = Checkpoints(open_store(storage), "smoke").list()
-    manifests = {found.name: found.manifest for found in listed}
+    # A save that is killed leaves a folder without a manifest, for a day.
+    manifests = {found.name: found.manifest for found in listed if found.manifest is not None}
     names = list(manifests)
     newest_manifest = manifests[names[0]]
-    assert newest_manifest is not None
     assert names[keep_last:] in ([], [newest_manifest.parent])
     told = json.loads(open_store(storage).get("smoke/checkpoints/checkpoint_manager_snapshot.json"))
     results = {result["checkpoint_dir_name"]: result["metrics"] for result in told["checkpoint_results"]}
     assert list(results) == names[:keep_last][::-1]
     for name, metrics in results.items():
         manifest = manifests[name]
-        assert manifest is not None
         assert metrics == {**manifest.metrics, "step": manifest.step}
 
 
