@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from multiprocessing.queues import Queue
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -313,51 +310,6 @@ def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="JEBM_CACHE"):
         load_images(store, tmp_path / "file" / "cache")
-
-
-def test_pixels_for_which_there_is_no_room_are_not_begun(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path / "set"))
-    write_dataset(random_source(), store)
-    content = json.loads(store.get(MANIFEST)) | {
-        "images": 2**32,
-        "height": 2**15,
-        "width": 2**15,
-        "channels": 1,
-    }
-    content["parts"][0]["images"] = 2**32
-    store.put(MANIFEST, json.dumps(content).encode())
-    with pytest.raises(DataError, match=r"No space left on device.*JEBM_CACHE to a folder with \d+ MB"):
-        load_images(store, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-# --- one node, several processes
-
-
-def load_at_once(place: str, cache: Path, barrier: Barrier, results: "Queue[str]") -> None:
-    store = open_store(place)
-    barrier.wait()
-    images_NHWC = load_images(store, cache).images_NHWC
-    results.put(hashlib.sha256(images_NHWC.tobytes()).hexdigest())
-
-
-def test_two_processes_may_build_the_cache_at_once(tmp_path: Path) -> None:
-    place, cache = str(tmp_path / "set"), tmp_path / "cache"
-    manifest = write_dataset(random_source(), open_store(place), images_per_part=50)
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(2), context.Queue()
-    processes = [
-        context.Process(target=load_at_once, args=(place, cache, barrier, results)) for _ in range(2)
-    ]
-    for process in processes:
-        process.start()
-    assert [results.get(timeout=60) for _ in processes] == [manifest.sha256] * 2
-    for process in processes:
-        process.join()
-    assert {path.name for path in cache.iterdir()} == {
-        f"{manifest.sha256}.images.u8",
-        f"{manifest.labels_sha256}.labels.i32",
-    }
 
 
 # --- the subset that ships with the repository

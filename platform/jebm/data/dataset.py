@@ -4,37 +4,29 @@ Shapes: N images, H rows, W columns, C channels, F factors.
 """
 
 import contextlib
-import errno
 import hashlib
 import math
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import IO
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from jebm.data.manifest import DatasetManifest, Part, most_bytes, read_manifest
-from jebm.data.pages import pages_of
+from jebm.data.manifest import DatasetManifest, Part, read_manifest
+from jebm.data.part_reader import decoded
+from jebm.data.turns import sole_decoder
 from jebm.errors import DataError
 from jebm.paths import cache_folder, expanded
-from jebm.store.protocol import Store
+from jebm.store.protocol import Store, in_parallel
 
 __all__ = ["ImageSet", "default_cache_directory", "load_images", "shared_images"]
 
-_COLUMNS = ("image", "label")
-_MOST_COLUMNS = 1_000
-_BATCH_IMAGES = 1_000
-_BATCH_BYTES = 64 << 20
-_ENCODINGS = {0, 2, 3, 8}
-"""Plain, and dictionary indices: no value needs more memory than itself. In other encodings a value may be a
-prefix of the next, so that a small page grows large."""
+_SLICE_BYTES = 4 << 20  # read back at once, to be hashed
 
 
 @dataclass(frozen=True)
@@ -76,24 +68,24 @@ def default_cache_directory() -> Path:
 def load_images(store: Store, cache_directory: Path | None = None) -> ImageSet:
     """Return a data set's images, memory-mapped from one decoded copy on this node.
 
-    The first process decodes the parts into `<cache>/<sha256>.images.u8` (labels and factors beside it),
-    checking every hash; later ones map the same files and share their pages. If several start at once, each
-    decodes and one file wins. A damaged part leaves no file, and no part is inflated beyond the size in the
-    manifest.
+    The first process decodes the parts, several at once, into `<cache>/<sha256>.images.u8` (labels and
+    factors beside it), checking every hash; others wait for it, then map the same files and share their
+    pages. If it dies, one of those that wait decodes. A damaged part leaves no file, and no part is inflated
+    beyond the size in the manifest.
 
-    Raises DataError if the data set is missing or damaged, or the cache cannot be written.
+    Raises DataError if the data set is missing or damaged, or the cache has no room or cannot be written.
     """
     manifest = read_manifest(store)
     directory = default_cache_directory() if cache_directory is None else cache_directory
     files = _files(manifest, directory)
-    need = sum(file.bytes for file in files)
     try:
-        # Only files of the right size count; a partial one never gets its name.
-        if not all(_is_whole(file.path, file.bytes) for file in files):
+        if _missing(files):
             directory.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(directory).free < need:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            _decode(store, manifest, files)
+            title = f"{manifest.name} ({manifest.split})"
+            # Nobody waits here in a collective, whose timeout may be shorter than the decoding.
+            with sole_decoder(directory, manifest.sha256, title) as stem:
+                if missing := _missing(files):
+                    _decode(store, manifest, missing, stem)
         found = {
             file.what: np.memmap(file.path, file.dtype, "r", shape=file.shape)
             for file in files
@@ -101,6 +93,7 @@ def load_images(store: Store, cache_directory: Path | None = None) -> ImageSet:
         }
         return ImageSet(found["images"], found.get("labels"), manifest, found.get("factors"))
     except OSError as error:
+        need = sum(file.bytes for file in files)
         reason = f"{directory}: the image cache cannot be used ({error.strerror or error})"
         raise DataError(f"{reason}; set JEBM_CACHE to a folder with {need / 1e6:.0f} MB free") from error
 
@@ -116,9 +109,14 @@ class _File:
     path: Path | None
 
     @property
+    def row_bytes(self) -> int:
+        """The size of what it holds of one image."""
+        return math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+
+    @property
     def bytes(self) -> int:
         """Its size."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return self.shape[0] * self.row_bytes
 
 
 def _files(manifest: DatasetManifest, directory: Path) -> tuple[_File, _File, _File]:
@@ -133,151 +131,105 @@ def _files(manifest: DatasetManifest, directory: Path) -> tuple[_File, _File, _F
     return pixels, labels, factors
 
 
-def _is_whole(path: Path | None, size: int) -> bool:
-    return path is None or (path.is_file() and path.stat().st_size == size)
+def _missing(files: Sequence[_File]) -> list[_File]:
+    """Return the files that are not there, or have another size; a file gets its name once complete."""
+    return [
+        file
+        for file in files
+        if file.path and not (file.path.is_file() and file.path.stat().st_size == file.bytes)
+    ]
 
 
-def _decode(store: Store, manifest: DatasetManifest, files: Sequence[_File]) -> None:
-    """Write pixels, labels and factors of all parts to their files; each appears complete or not at all."""
-    hashes = [hashlib.sha256() for _ in files]
+def _decode(store: Store, manifest: DatasetManifest, files: Sequence[_File], stem: Path) -> None:
+    """Decode all parts into these files, PART_THREADS at a time; each appears complete or not at all.
+
+    Raises:
+        DataError: there is no room for them, or a part or a file has other content than the manifest says.
+    """
+    paths = [stem.with_suffix(f".{file.what}") for file in files]
     with contextlib.ExitStack() as stack:
-        sinks = [None if file.path is None else stack.enter_context(_appearing(file.path)) for file in files]
-        for part in manifest.parts:
-            for contents in _decoded(store, part, manifest):
-                for content, found, sink in zip(contents, hashes, sinks, strict=True):
-                    found.update(content)
-                    if sink is not None:
-                        sink.write(content)
-        # Checked inside the block, so that files with wrong content never appear.
-        for file, found in zip(files, hashes, strict=True):
-            if file.sha256 not in {None, found.hexdigest()}:
+        for path in paths:
+            path.unlink(missing_ok=True)  # of a decoder that died
+            stack.callback(path.unlink, missing_ok=True)
+        _check_room(manifest, stem.parent, sum(file.bytes for file in files))
+        sinks = [stack.enter_context(_Sink(file, path)) for file, path in zip(files, paths, strict=True)]
+        starts = [0, *accumulate(part.images for part in manifest.parts)]
+        waiting = set(range(len(manifest.parts)))
+        lock, hashed = Lock(), 0
+
+        def decode(index: int, part: Part) -> None:
+            nonlocal hashed
+            row = starts[index]
+            for contents in decoded(store, part, manifest):
+                for sink in sinks:
+                    sink.write(row, contents[sink.file.what])
+                row += len(contents["labels"])
+            # Parts end in any order; the hashes take them in theirs, while other threads decode.
+            with lock:
+                waiting.remove(index)
+                while hashed < len(manifest.parts) and hashed not in waiting:
+                    for sink in sinks:
+                        sink.hash(starts[hashed], starts[hashed + 1])
+                    hashed += 1
+
+        in_parallel(decode, manifest.parts)
+        # Checked before any file gets its name.
+        for file, sink in zip(files, sinks, strict=True):
+            if sink.digest.hexdigest() != file.sha256:
                 what = "parts" if file.what == "images" else file.what
                 raise DataError(
                     f"{store.uri}: the {what} are not those of the manifest; ingest the data set again"
                 )
+        for sink in sinks:
+            sink.finish()
 
 
-def _decoded(
-    store: Store, part: Part, manifest: DatasetManifest
-) -> Iterator[tuple[memoryview, memoryview, memoryview]]:
-    """Yield pixels (views of Arrow's memory), labels and factors, some rows at a time."""
-    place = f"{store.uri}/{part.name}"
-    # Check the size before reading: the object may be larger than memory.
-    found = next((info.size for info in store.list(part.name) if info.key == part.name), part.bytes)
-    if found != part.bytes:
-        raise DataError(f"{place}: damaged ({found} of {part.bytes} bytes); ingest the data set again")
-    data = store.get(part.name)
-    if len(data) != part.bytes or hashlib.sha256(data).hexdigest() != part.sha256:
-        raise DataError(f"{place}: damaged (its sha256 differs); ingest the data set again")
-    with _foreign_errors(place):
-        file = _opened(data, part, manifest)
-        width = manifest.image_bytes
-        rows = min(_BATCH_IMAGES, max(1, _BATCH_BYTES // width))
-        for group in range(file.num_row_groups):
-            options = {"row_groups": [group], "columns": _columns(manifest), "use_threads": False}
-            for batch in file.iter_batches(rows, **options):
-                image, label = batch.column(0), batch.column(1)
-                if image.null_count:
-                    raise ValueError("it has images without pixels")
-                start = image.offset * width
-                pixels = memoryview(image.buffers()[1])[start : start + len(image) * width]
-                labels = label.fill_null(-1).to_numpy(zero_copy_only=False).astype("<i4").data
-                yield pixels, labels, _factors(batch, manifest)
-
-
-def _columns(manifest: DatasetManifest) -> list[str]:
-    return [*_COLUMNS, *(factor.name for factor in manifest.factors)]
-
-
-def _factors(batch: pa.RecordBatch, manifest: DatasetManifest) -> memoryview:
-    """Return the factors of some rows, row by row; ValueError if a number is no category's index."""
-    table_NF = np.empty((batch.num_rows, len(manifest.factors)), "<i4")
-    for index, factor in enumerate(manifest.factors):
-        column = batch.column(2 + index)
-        if column.null_count:
-            raise ValueError(f"it has images without {factor.name}")
-        table_NF[:, index] = column.to_numpy(zero_copy_only=False)
-        if len(table_NF) and not 0 <= table_NF[:, index].min() <= table_NF[:, index].max() < len(
-            factor.categories
-        ):
-            raise ValueError(
-                f"it has a {factor.name} that is none of its {len(factor.categories)} categories"
-            )
-    return memoryview(table_NF.tobytes())
-
-
-@contextlib.contextmanager
-def _foreign_errors(place: str) -> Iterator[None]:
-    """Turn whatever Arrow raises about a part, and our own checks' ValueErrors, into a DataError."""
-    try:
-        yield
-    except (
-        pa.ArrowException,
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        OverflowError,
-        MemoryError,
-    ) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+def _check_room(manifest: DatasetManifest, directory: Path, need: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < need:
         raise DataError(
-            f"{place}: not the part that the manifest describes ({reason}); ingest the data set again"
-        ) from error
+            f"{directory}: {manifest.name} ({manifest.split}) takes {need:,} bytes decoded, and {free:,} are "
+            f"free; set JEBM_CACHE to a folder with {need / 1e6:.0f} MB free"
+        )
 
 
-def _opened(data: bytes, part: Part, manifest: DatasetManifest) -> pq.ParquetFile:
-    """Open a part after checking its metadata against the manifest; ValueError if anything differs.
+class _Sink:
+    """A file of its full size from the start: written in any order, hashed in the images' order."""
 
-    Only metadata is read: the footer's columns, row groups and sizes, and the header of every page. Later
-    reads then inflate no page beyond the size in its header, and no more values than the row group has rows.
-    """
-    file = pq.ParquetFile(pa.BufferReader(data), thrift_container_size_limit=part.images + _MOST_COLUMNS)
-    metadata, width = file.metadata, manifest.image_bytes
-    # Check both Arrow's schema and the physical columns: the file controls each separately.
-    types = [(field.name, field.type) for field in file.schema_arrow]
-    numbers = _columns(manifest)[1:]
-    if types != [("image", pa.binary(width)), *((name, pa.int32()) for name in numbers)]:
-        raise ValueError(f"its columns are {types}")
-    lying = [file.schema.column(index) for index in range(metadata.num_columns)]
-    found = [(column.path, column.physical_type, column.length) for column in lying]
-    if found != [("image", "FIXED_LEN_BYTE_ARRAY", width), *((name, "INT32", 0) for name in numbers)]:
-        raise ValueError(f"its columns lie as {found}")
-    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    rows = [group.num_rows for group in groups]
-    if metadata.num_rows != part.images or sum(rows) != part.images or min(rows) < 0:
-        raise ValueError(f"it has {metadata.num_rows} rows, in groups {sum(rows)}; not {part.images}")
-    for group in groups:
-        _check_column(memoryview(data), group.column(0), group.num_rows, width)
-        for index in range(1, 1 + len(numbers)):
-            _check_column(memoryview(data), group.column(index), group.num_rows, 4)
-    return file
+    def __init__(self, file: _File, path: Path) -> None:
+        """Make the file at `path`, whose final one is `file.path`; OSError if that cannot be."""
+        self.file, self.digest = file, hashlib.sha256()
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.truncate(self._descriptor, file.bytes)
 
+    def __enter__(self) -> "_Sink":
+        """Return itself."""
+        return self
 
-def _check_column(data: memoryview, column: pq.ColumnChunkMetaData, rows: int, width: int) -> None:
-    """Raise ValueError unless a column's pages hold `rows` values of `width` bytes and little else."""
-    name = column.path_in_schema
-    most = most_bytes(rows, width)
-    if column.num_values != rows or column.total_uncompressed_size > most or column.file_path:
-        raise ValueError(f"column {name} is said to have other values than its row group, or larger ones")
-    size = values = 0
-    for page in pages_of(data, column):
-        size += page.bytes
-        values += 0 if page.is_dictionary else page.values
-        if page.encoding not in _ENCODINGS:
-            raise ValueError(f"column {name} has a page in encoding {page.encoding}")
-        if size > most or page.values > rows or values > rows:
-            raise ValueError(f"column {name} inflates to more than {rows} values of {width} bytes")
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
 
+    def write(self, row: int, content: memoryview) -> None:
+        """Write what the images from `row` on have in this file."""
+        content, offset = content.cast("B"), row * self.file.row_bytes
+        while content.nbytes:
+            count = os.pwrite(self._descriptor, content, offset)
+            content, offset = content[count:], offset + count
 
-@contextlib.contextmanager
-def _appearing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that gets its name once complete; if another process was faster, its file stays."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".decoding-", delete=False) as file:
-        try:
-            yield file
-            file.flush()
-            if not _is_whole(path, file.tell()):
-                Path(file.name).replace(path)
-        finally:
-            Path(file.name).unlink(missing_ok=True)
+    def hash(self, first: int, end: int) -> None:
+        """Add the images from `first` to before `end` to the digest."""
+        buffer = memoryview(bytearray(_SLICE_BYTES))
+        stop = end * self.file.row_bytes
+        for offset in range(first * self.file.row_bytes, stop, _SLICE_BYTES):
+            piece = buffer[: min(_SLICE_BYTES, stop - offset)]
+            if os.preadv(self._descriptor, [piece], offset) != piece.nbytes:
+                raise OSError(f"{self._path.name} has been cut off")
+            self.digest.update(piece)
+
+    def finish(self) -> None:
+        """Give the file its name, once its bytes are on the disk: a full size must mean full content."""
+        os.fsync(self._descriptor)
+        if self.file.path is not None:
+            self._path.replace(self.file.path)
