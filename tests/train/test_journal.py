@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +16,12 @@ from helpers import tiny_config
 
 from jebm.config import Config
 from jebm.store.storage import LocalStore, StoreError, open_store
-from jebm.train.history import attempts_before, rows_before
+from jebm.train.history import attempts_before, rows_before, rows_between
 from jebm.train.loop import Result, fit
 from jebm.train.outbox import Outbox
 from jebm.train.recorder import Report
 from jebm.train.runtime import process_runtime
+from jebm.train.status import run_status
 
 ROW = b'{"step": 5, "loss": 1.5}\n'
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -56,6 +58,7 @@ METRICS = {  # name -> what stands in metrics.jsonl, with one good row
     "NaN": b'{"step": 5, "loss": NaN}\n' + ROW,
     "a metric that is text": b'{"step": 5, "loss": "low"}\n' + ROW,
     "cut off in the middle": b'{"step": 4, "lo' + b"\n" + ROW,
+    "hosts that are no names": b'{"step": 5, "hosts": [3]}\n' + ROW,
     "a line without end": ROW + b'{"step": 5, "loss": ' + b"1" * 3 * 2**20,
 }
 
@@ -111,6 +114,26 @@ def test_every_damaged_journal_resumes(
     rows = rows_in(folder)
     assert [row["step"] for row in rows] == [5, 6]
     assert metrics is None or rows[0] == {"step": 5, "loss": 1.5}
+
+
+def test_rows_tell_when_and_the_first_of_an_attempt_where(begun: Path, tmp_path: Path) -> None:
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
+    folder, began = tmp_path / "smoke", time.time()
+    train(tiny_config(tmp_path, train__epochs=0.6))
+    rows = rows_in(folder)
+    assert rows[0]["time"] < began - 0.001 < rows[1]["time"] <= rows[2]["time"] <= time.time() + 0.001
+    assert [row.get("hosts") for row in rows] == [[socket.gethostname()], [socket.gethostname()], None]
+    for attempt in json.loads((folder / "run.json").read_text())["attempts"]:
+        assert attempt["hosts"] == [socket.gethostname()]
+    # They are no metrics, and rows of older versions have none.
+    run = open_store(str(folder))
+    run.put("metrics.jsonl", ROW + run.get("metrics.jsonl"))
+    found = rows_between(run, -1, 100)
+    assert [step for step, _ in found] == [5, 5, 10, 15]
+    assert found[0][1] == {"loss": 1.5}
+    assert found[1][1].keys() == found[2][1].keys()
+    assert not {"step", "time", "hosts"} & found[1][1].keys()
+    assert not {"step", "time", "hosts"} & run_status(open_store(str(tmp_path)), "smoke").metrics.keys()
 
 
 @pytest.mark.parametrize("file", ["run.json", "metrics.jsonl"])

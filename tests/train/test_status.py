@@ -146,10 +146,10 @@ def test_the_command_tells_a_run_and_lets_nothing_reach_the_terminal(
     journal(store, "sweep/trials/00003", '{"step": 4}')
     store.put("sweep/sweep.json", b"{}")
     store.put("sweep/lease/00000001.json", b"{}")  # a sweep's own, with no run in its place
-    for place in ("sweep", ""):
-        code, out, err = status(str(tmp_path / place))
-        assert (code, out) == (2, "")
-        assert err.endswith(": is no run; jebm runs lists the runs of a storage\n")
+    listed = [line.split()[0] for line in status(str(tmp_path))[1].splitlines()]
+    assert listed[0] == "run"
+    assert sorted(listed[1:]) == ["mine", "odd", "sweep"]
+    assert status(str(tmp_path / "sweep"))[1].splitlines()[1].startswith("trials/00003  unknown ")
     code, out, err = status(str(tmp_path / "nothing"))
     assert (code, out) == (2, "")
     assert err.count("\n") == 1

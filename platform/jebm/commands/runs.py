@@ -18,10 +18,10 @@ from typing import Literal
 
 from jebm.cli import age_text, log_lines, size_text, table, tell, tell_json
 from jebm.parser import job_parser, parse
-from jebm.store.storage import open_store
+from jebm.store.storage import Store, open_store
 from jebm.train.listing import ListedRun, Metric, listed_runs
 
-__all__ = ["main"]
+__all__ = ["main", "tell_runs"]
 
 
 def main() -> None:
@@ -35,12 +35,21 @@ def main() -> None:
     arguments = parse(parser)
     store = open_store(arguments.storage)
     store.probe(write=False)
-    found = listed_runs(store, Metric(arguments.metric, arguments.mode))
-    if arguments.json:
+    tell_runs(store, Metric(arguments.metric, arguments.mode), as_json=arguments.json)
+
+
+def tell_runs(store: Store, metric: Metric, *, as_json: bool) -> None:
+    """Print the runs and sweeps of a storage, as a table or as one JSON document.
+
+    Raises:
+        StoreError: the storage cannot be reached, or holds neither.
+    """
+    found = listed_runs(store, metric)
+    if as_json:
         runs = [asdict(run) | {"changed": run.changed.isoformat()} for run in found]
-        tell_json({"storage": store.uri, "metric": arguments.metric, "mode": arguments.mode, "runs": runs})
+        tell_json({"storage": store.uri, "metric": metric.name, "mode": metric.mode, "runs": runs})
         return
-    head = ["run", "state", "step", f"last {arguments.metric}", "best", "changed", "size", "trained by"]
+    head = ["run", "state", "step", f"last {metric.name}", "best", "changed", "size", "trained by"]
     tell(table([head, *map(row, found)]))
 
 

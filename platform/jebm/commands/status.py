@@ -1,7 +1,8 @@
-"""Show the status of a run. Needs only the storage, not Ray; `jebm runs STORAGE` lists all its runs.
+"""Show the status of a run, or of all runs of a storage. Needs only the storage, not Ray.
 
   jebm status runs/fashion_mnist
   jebm status s3://bucket/runs/fashion_mnist --json
+  jebm status s3://bucket/runs    a line for each run, as `jebm runs`
 
 running   its job renews its lease, and its workers make progress
 waiting   its job lives, and no worker has said anything for a minute: they start, wait for room, or rank 0
@@ -23,11 +24,12 @@ from datetime import datetime
 from typing import Any
 
 from jebm.cli import age_text, log_lines, table, tell, tell_json
-from jebm.errors import StoreError
+from jebm.commands.runs import tell_runs
 from jebm.parser import job_parser, parse
 from jebm.store.retrieve import open_run
 from jebm.store.storage import Store, open_store
 from jebm.train.heartbeat import Heartbeat
+from jebm.train.listing import Metric
 from jebm.train.status import RunStatus, run_status
 
 __all__ = ["main"]
@@ -37,13 +39,14 @@ def main() -> None:
     """Read the status and print it."""
     log_lines(logging.ERROR, sys.stderr)
     parser = job_parser(__doc__ or "")
-    parser.add_argument("place", type=str, help="run.storage/run.name")
+    parser.add_argument("place", type=str, help="run.storage/run.name, or run.storage")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     arguments = parse(parser)
     store = open_store(arguments.place)
     store.probe(write=False)
     if not is_run(store):
-        raise StoreError(f"{store.uri}: is no run; jebm runs lists the runs of a storage")
+        tell_runs(store, Metric("distortion", "min"), as_json=arguments.json)
+        return
     run = open_run(arguments.place)
     status = run_status(run.root, run.name)
     if arguments.json:

@@ -25,6 +25,7 @@ __all__ = [
     "attempts_before",
     "end_of_metrics",
     "last_row",
+    "metrics_in",
     "newest_row",
     "planned_steps",
     "recorded_config",
@@ -36,6 +37,7 @@ RUN = "run.json"
 METRICS = "metrics.jsonl"
 
 _LOG = logging.getLogger("jebm.train")
+_NO_METRICS = ("step", "time", "hosts")
 _LAST_STEP = 2**53
 _METRICS_BYTES = 2**30
 _ROW_BYTES = 2**20
@@ -110,11 +112,15 @@ def newest_row(end: bytes) -> JsonObject | None:
     """Return the last row, with an integer `step`, in the end of a metrics.jsonl; None if there is none."""
     for line in reversed(end.splitlines()):
         try:
-            _step_of(line)  # raises for anything but our rows
-            return parsed_object(line, _ROW_BYTES)
+            return _parsed(line)
         except ValueError:  # a partial row: being written, or left by a crash
             continue
     return None
+
+
+def metrics_in(row: JsonObject) -> JsonObject:
+    """Return a row without its `step`, `time` and `hosts`; rows of older versions have no more than step."""
+    return {name: value for name, value in row.items() if name not in _NO_METRICS}
 
 
 def recorded_config(run: Store) -> JsonObject:
@@ -141,13 +147,12 @@ def rows_between(run: Store, after: int, until: int) -> list[tuple[int, dict[str
     try:
         for line in _lines(run):
             try:
-                step = _step_of(line)
-                row = parsed_object(line, _ROW_BYTES)
+                row = _parsed(line)
             except ValueError:
                 continue
-            if after < step <= until:
-                del row["step"]
-                found.append((step, {k: math.nan if v is None else float(v) for k, v in row.items()}))
+            if after < row["step"] <= until:
+                metrics = metrics_in(row).items()
+                found.append((row["step"], {k: math.nan if v is None else float(v) for k, v in metrics}))
     except (DamagedRecordError, ObjectMissingError):
         pass
     return found
@@ -169,7 +174,7 @@ def rows_before(run: Store, step: int) -> Rows:
         for number, line in enumerate(_lines(run), start=1):
             size += len(line)
             try:
-                if line.strip() and _step_of(line) <= step:
+                if line.strip() and _parsed(line)["step"] <= step:
                     kept += line.removesuffix(b"\n") + b"\n"
             except ValueError as error:
                 half = not line.endswith(b"\n") and line.startswith(b"{") and len(line) <= _ROW_BYTES
@@ -188,15 +193,19 @@ def rows_before(run: Store, step: int) -> Rows:
     return Rows(bytes(kept), stored=len(kept) == size)
 
 
-def _step_of(line: bytes) -> int:
-    """Return a row's step; raises ValueError if the line is not one of our rows."""
+def _parsed(line: bytes) -> JsonObject:
+    """Return a row: numbers by name, `step` among them, and perhaps `hosts`; raises ValueError for others."""
     row = parsed_object(line, _ROW_BYTES)
     for name, value in row.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        if name == "hosts":
+            if not isinstance(value, list) or not all(isinstance(host, str) for host in value):
+                raise ValueError("hosts is no list of names")
+        elif value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{name[:40]} is no number")
-        if isinstance(value, int) and abs(value) > sys.float_info.max:
+        elif isinstance(value, int) and abs(value) > sys.float_info.max:
             raise ValueError(f"{name[:40]} is too large")
-    return whole_number(row, "step", 0, _LAST_STEP)
+    whole_number(row, "step", 0, _LAST_STEP)
+    return row
 
 
 def _lines(run: Store) -> Iterator[bytes]:

@@ -49,6 +49,7 @@ class Journal:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         attempts.append({"started": now, "from_step": step, **facts})
         self._attempt = attempts[-1]
+        self._hosts = {name: value for name, value in facts.items() if name == "hosts"}
         values = config_to_dict(config)
         self._record = {"run": config.run.name, "config": values, "attempts": attempts}
         self._run, self._feeds = run, feeds_of(config.run.track, values, run, step)
@@ -78,8 +79,13 @@ class Journal:
             feed.close(self.ending)
 
     def metrics(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
-        """Write one report: a log line, a line of metrics.jsonl, and TensorBoard scalars."""
-        row = {"step": step, **{name: _finite(value) for name, value in metrics.items()}}
+        """Write one report: a log line, a line of metrics.jsonl, and TensorBoard scalars.
+
+        The line has the seconds since 1970 (UTC), and the first of an attempt the hosts.
+        """
+        facts = {"step": step, "time": round(time.time(), 3), **self._hosts}
+        self._hosts = {}
+        row = facts | {name: _finite(value) for name, value in metrics.items()}
         self._outbox.append(METRICS, json.dumps(row).encode() + b"\n")
         for feed in self._feeds:
             feed.row(step, metrics)

@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -271,11 +272,15 @@ class Lease:
 
 @dataclass(frozen=True)
 class LastHolder:
-    """A run's present or last holder: a description, whether it has ended, and its last renewal."""
+    """A run's present or last holder: a description, whether it has ended, its last renewal, and its start.
+
+    The start is by the holder's clock; None if it cannot be read.
+    """
 
     description: str
     released: bool
     renewed: datetime
+    since: datetime | None = None
 
 
 def last_holder(store: Store) -> LastHolder | None:
@@ -290,7 +295,10 @@ def last_holder(store: Store) -> LastHolder | None:
         return None
     holder = Lease(store)._read(place.number)
     words = str(holder or f"an unknown process ({place.key} cannot be read)")
-    return LastHolder(words, holder is not None and holder.released, info.modified)
+    since = None
+    with suppress(ValueError):  # no such day
+        since = datetime.fromisoformat(holder.since) if holder else None
+    return LastHolder(words, holder is not None and holder.released, info.modified, since)
 
 
 def _key(number: int) -> str:

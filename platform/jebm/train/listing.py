@@ -135,7 +135,7 @@ def _run(run: Store, name: str, objects: _Objects, metric: Metric) -> ListedRun:
         holder = last_holder(run) if any(key.startswith("lease/") for key in objects) else None
         state = state_of(holder, saved, total)
         if state == "running":
-            state = finer(state, last_heartbeat(run))
+            state = finer(state, holder, last_heartbeat(run))
     except AccessDeniedError as error:
         _LOG.error("%s: %s", name, error)
         rows, total, holder, state = b"", None, None, "unknown"

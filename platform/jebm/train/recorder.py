@@ -1,9 +1,10 @@
 """Records a run: its journal, pictures, evaluations and checkpoints, each when it is due."""
 
 import logging
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from torch import Tensor
@@ -25,12 +26,14 @@ _LOG = logging.getLogger("jebm.train")
 
 @dataclass(frozen=True)
 class Report:
-    """What training reports to its caller, the same on every rank except for `checkpoints`."""
+    """What training reports to its caller; times, `checkpoints` and `saving` are each rank's own."""
 
     step: int
     metrics: dict[str, float]
     checkpoints: Sequence[Manifest]
     """The one resumed from, then this attempt's newest, oldest first; only on rank 0."""
+    saving: Mapping[str, float] = field(default_factory=dict)
+    """What saving has cost this rank so far, as in the journal's `checkpoint/…`."""
 
 
 OnReport = Callable[[Report], bool]
@@ -74,10 +77,11 @@ class Recorder:
         self._meter, self.clock = Meter(), Clock(runtime.device)
         self.metrics: dict[str, float] = {}
         """Of the last report."""
+        hosts = runtime.gathered(socket.gethostname())
         with ExitStack() as stack:
             with runtime.together():
                 if runtime.is_main:
-                    facts = _facts(start, provenance)
+                    facts = _facts(start, provenance) | {"hosts": list(dict.fromkeys(hosts))}
                     self._journal = stack.enter_context(
                         Journal(start.store, config, step=state.step, facts=facts)
                     )
@@ -147,7 +151,7 @@ class Recorder:
             return self._on_report(self._last_report())
 
     def _last_report(self) -> Report:
-        return Report(self._state.step, self.metrics, self._saver.kept())
+        return Report(self._state.step, self.metrics, self._saver.kept(), self._saver.metrics())
 
     def _report(self, *, measured: bool) -> bool:
         """Report the metrics since the last report; return whether any machine is about to go away."""

@@ -80,12 +80,15 @@ class Runtime:
             yield
         except JebmError as raised:
             error = raised
-        errors = [error]
-        if self.control is not None:
-            errors = [None] * self.world_size
-            dist.all_gather_object(errors, error, group=self.control.group)
-        for first in filter(None, errors):
+        for first in filter(None, self.gathered(error)):
             raise first
+
+    def gathered(self, value: T) -> list[T]:
+        """Return every rank's `value`, a small plain object, by rank, on every rank."""
+        values = [value] * self.world_size
+        if self.control is not None:
+            dist.all_gather_object(values, value, group=self.control.group)
+        return values
 
     def from_main(self, value: T) -> T:
         """Return rank 0's `value`, a small plain object, on every rank."""

@@ -8,7 +8,7 @@ from jebm.errors import CheckpointError
 from jebm.store.checkpoint import Checkpoints
 from jebm.store.storage import Store
 from jebm.train.heartbeat import Heartbeat, last_heartbeat
-from jebm.train.history import METRICS, last_row, planned_steps
+from jebm.train.history import METRICS, last_row, metrics_in, planned_steps
 from jebm.train.lease import LastHolder, last_holder
 from jebm.untrusted import JsonObject
 
@@ -57,24 +57,26 @@ def run_status(store: Store, name: str) -> RunStatus:
     heartbeat = last_heartbeat(run)
     return RunStatus(
         name=name,
-        state=finer(state_of(holder, manifest.step if manifest else 0, total), heartbeat),
+        state=finer(state_of(holder, manifest.step if manifest else 0, total), holder, heartbeat),
         step=step,
         total_steps=total,
         holder=holder,
         heartbeat=heartbeat,
         checkpoint=manifest.name if manifest else None,
         checkpoint_written=manifest.created if manifest else None,
-        metrics={key: value for key, value in row.items() if key != "step"},
+        metrics=metrics_in(row),
         metrics_written=info.modified if info and row else None,
     )
 
 
-def finer(state: State, heartbeat: Heartbeat | None) -> State:
+def finer(state: State, holder: LastHolder | None, heartbeat: Heartbeat | None) -> State:
     """Return what a run does whose job lives: it runs, hangs, or waits for its workers to speak."""
     if state != "running":
         return state
     if heartbeat is None or heartbeat.silent:
         return "waiting"
+    if holder is not None and holder.since is not None and heartbeat.written < holder.since:
+        return "waiting"  # that was a job before
     return "hung" if heartbeat.hung else "running"
 
 
