@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jebm.config import Config
 from jebm.rng import gaussian_noise
+from jebm.train.logs import KeptLog
 from jebm.train.metrics import Clock
 from jebm.train.recorder import Enough, Measure, OnReport, Recorder, never
 from jebm.train.runtime import Runtime
@@ -67,6 +68,7 @@ def fit(
         return Result("already finished", state.step, total_steps, dict(start.parent.metrics), start.place)
     stopped = False
     with (
+        KeptLog(start.store.child(config.run.name), f"rank-{runtime.rank:05d}"),
         Watch(runtime, config.cluster.hang_seconds, should_stop) as watch,
         Recorder(start, provenance, on_report, enough, measure, watch) as recorder,
     ):
