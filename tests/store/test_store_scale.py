@@ -1,5 +1,6 @@
 """Many checkpoints, and large ones: what a start and a listing cost."""
 
+import time
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from jebm.errors import CheckpointError
 from jebm.store.checkpoint import Checkpoints, Facts, Manifest
 from jebm.store.layout import StoredObject
 from jebm.store.retrieve import open_run
+from jebm.store.shares import Share
 from jebm.store.storage import open_store
 from jebm.store.stream import MOST_PARTS, PART_BYTES
 
@@ -87,6 +89,36 @@ def test_a_thousand_checkpoints_are_no_burden():
     store.taken()
     assert checkpoints.prune(3, 1, ()) == []
     assert store.taken() == {"folders": 1, "list": 3, "read_into": 3}
+
+
+def test_shares_of_many_ranks_cost_one_read_each_and_a_handful_of_listings():
+    """Ranks that arrive one after the other do not cost a listing each."""
+    uri, ranks = f"memory://{uuid.uuid4().hex}", 60
+    store = Counted(open_store(uri))
+
+    def save(rank: int, into) -> Manifest | None:
+        share = Share(rank, ranks, "5ca1ab1e")
+        facts = replace(FACTS, step=1, world_size=ranks)
+        return Checkpoints(into, "run").save_share({"w": torch.arange(10)}, facts, share, 20)
+
+    def trickle() -> None:
+        for rank in range(1, ranks):
+            time.sleep(0.02)
+            save(rank, open_store(uri))
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(trickle)
+        manifest = save(0, store)
+        others.result()
+    seconds = time.monotonic() - began
+    taken = store.taken()
+    assert len(manifest.objects) == ranks
+    # One that finds nothing new at once, six until the wait is 2 s long, and the one before the commit.
+    assert taken["list"] <= 8 + seconds / 2, taken
+    # The others' records, and the header of each object.
+    assert taken["read_into"] <= 2 * ranks, taken
+    assert "head" not in taken
 
 
 def test_a_step_is_chosen_without_reading_the_others(s3_uri, proxy):

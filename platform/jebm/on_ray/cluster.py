@@ -65,8 +65,6 @@ def connect() -> None:
     if ray.is_initialized():  # a comparison trains many runs from one process
         return
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # 60 s is short on small machines
-    # The controller takes one report per worker at each health check; Ray's default of 2 s slows sweeps.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the working directory of the job
     _leave_process_alone()
     address = _address()

@@ -18,11 +18,12 @@ from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
 
 from jebm.train.runtime import first_signal
 
-__all__ = ["StopRequest", "StoppedError", "attend", "follow_stop_request", "in_background"]
+__all__ = ["StopRequest", "StoppedError", "attend", "follow_stop_request", "in_background", "poll_seconds"]
 
 _LOG = logging.getLogger("jebm.on_ray")
 _NAMESPACE = "jebm"
 _POLL_SECONDS = 0.5
+_NODE_POLL_SECONDS = 10.0
 _HEAR_SECONDS = 0.2  # Python handles signals when the main thread's wait ends
 _PATIENCE_SECONDS = 10.0  # for a head that does not answer
 
@@ -127,17 +128,31 @@ def attend(
     return outcome.result()
 
 
-def follow_stop_request(request: StopRequest, run: str) -> threading.Event:
-    """Return an event that is set within about half a second of a request to stop the run."""
+def poll_seconds(rank: int = 0, local_rank: int = 0) -> float | None:
+    """Return how often a worker asks for stop requests, in seconds; None for one that does not.
+
+    Rank 0's answer stops all ranks at their next step, so the head is not asked by thousands of workers. One
+    worker of each other node asks now and then: it ends a step that rank 0 is stuck in.
+    """
+    if rank == 0:
+        return _POLL_SECONDS
+    return _NODE_POLL_SECONDS if local_rank == 0 else None
+
+
+def follow_stop_request(
+    request: StopRequest, run: str, every_seconds: float | None = _POLL_SECONDS
+) -> threading.Event:
+    """Return an event that is set within about `every_seconds` of a request to stop the run; None: never."""
     asked = threading.Event()
 
     def poll() -> None:
-        while not asked.wait(_POLL_SECONDS):
+        while not asked.wait(every_seconds):
             try:
                 if request.asked(run):
                     asked.set()
             except ray.exceptions.RayError:  # the head is briefly out of reach
                 continue
 
-    threading.Thread(target=poll, name="stop request", daemon=True).start()
+    if every_seconds is not None:
+        threading.Thread(target=poll, name="stop request", daemon=True).start()
     return asked

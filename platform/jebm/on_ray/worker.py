@@ -14,7 +14,7 @@ from jebm.config import Config
 from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError
 from jebm.evaluate.quick import quick_look
 from jebm.on_ray.reports import ReportBox
-from jebm.on_ray.stopping import follow_stop_request
+from jebm.on_ray.stopping import follow_stop_request, poll_seconds
 from jebm.parser import config_from_dict
 from jebm.store.manifest import Manifest, step_and_attempt
 from jebm.train.group import last_to_hold_the_group
@@ -44,7 +44,8 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
     device = ray.train.torch.get_device()
     prepare_process(config, device)
     place = (context.get_world_rank(), context.get_world_size(), device)
-    stop = follow_stop_request(arguments["stop_request"], config.run.name)
+    every = poll_seconds(place[0], context.get_local_rank())
+    stop = follow_stop_request(arguments["stop_request"], config.run.name, every)
     try:
         # Ray destroys its group next, so release it here.
         with last_to_hold_the_group(), member_runtime(*place, supervised=True) as runtime:

@@ -14,7 +14,7 @@ from torch import Tensor
 from jebm.errors import CheckpointError, StoreError
 from jebm.store.layout import StoredObject
 from jebm.store.manifest import decoded_object
-from jebm.store.protocol import Store
+from jebm.store.protocol import ObjectInfo, Store, in_parallel
 from jebm.store.sealed import READS, sealed, unsealed
 
 __all__ = ["RECORD_BYTES", "Share", "gathered"]
@@ -108,39 +108,43 @@ def gathered(folder: Store, checkpoint: str, share: Share, patience_seconds: flo
     """
     missing = share.others()
     found: dict[int, StoredObject] = {}
+
+    def read(_: int, info: ObjectInfo) -> StoredObject:
+        return _read_record(folder, checkpoint, share, missing[info.key], info)
+
     wait_seconds, deadline = _FIRST_WAIT_SECONDS, time.monotonic() + patience_seconds
-    while missing:
+    while True:
         arrived = [info for info in folder.list("shares/") if info.key in missing]
-        for info in arrived:
-            rank = missing.pop(info.key)
-            found[rank] = _read_record(folder, checkpoint, share, rank, info.key)
+        for info, stored in zip(arrived, in_parallel(read, arrived), strict=True):
+            found[missing.pop(info.key)] = stored
+        if not missing:
+            return [found[rank] for rank in sorted(found)]
         if arrived:
-            wait_seconds, deadline = _FIRST_WAIT_SECONDS, time.monotonic() + patience_seconds
+            deadline = time.monotonic() + patience_seconds
         elif time.monotonic() > deadline:
             ranks = ", ".join(map(str, sorted(missing.values())[:_SHOWN]))
             more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
             raise StoreError(
                 f"{folder.uri}: no share of rank {ranks}{more} for {patience_seconds:.0f} s; see their logs"
             )
-        else:
-            time.sleep(wait_seconds)
-            wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
-    return [found[rank] for rank in sorted(found)]
+        # Longer each time, also after an arrival: of a thousand ranks each would otherwise cost a listing.
+        time.sleep(wait_seconds)
+        wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
 
 
-def _read_record(folder: Store, checkpoint: str, share: Share, rank: int, key: str) -> StoredObject:
+def _read_record(folder: Store, checkpoint: str, share: Share, rank: int, listed: ObjectInfo) -> StoredObject:
     """Return what another rank has written; a record with a wrong hash is read again."""
     problem = CheckpointError(f"{folder.uri}: the record of rank {rank} is gone")
+    info: ObjectInfo | None = listed
     for _ in range(READS):
-        info = folder.head(key)
-        if info is None:
-            continue
-        if info.size > RECORD_BYTES:
-            raise CheckpointError(f"{folder.uri}: the record of rank {rank} has {info.size} bytes")
-        encoded = bytearray(info.size)  # read no more, even if the record has grown
-        folder.read_into(key, 0, [memoryview(encoded)])
-        try:
-            return share.decode(bytes(encoded), checkpoint, rank)
-        except CheckpointError as error:
-            problem = error
+        if info is not None:
+            if info.size > RECORD_BYTES:
+                raise CheckpointError(f"{folder.uri}: the record of rank {rank} has {info.size} bytes")
+            encoded = bytearray(info.size)  # read no more, even if the record has grown
+            folder.read_into(info.key, 0, [memoryview(encoded)])
+            try:
+                return share.decode(bytes(encoded), checkpoint, rank)
+            except CheckpointError as error:
+                problem = error
+        info = folder.head(listed.key)
     raise problem
