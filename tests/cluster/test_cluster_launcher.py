@@ -148,6 +148,32 @@ def test_aws_rights_come_from_instance_profiles_and_metadata_needs_a_session() -
         assert node_type["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
 
 
+def test_aws_opens_no_port_and_its_gpu_nodes_can_start() -> None:
+    config = load("aws.yaml")
+    node_types = config["available_node_types"]
+    # Ray opens ssh to the internet in the group that it makes for a type without one.
+    assert all(node_type["node_config"]["SecurityGroupIds"] for node_type in node_types.values())
+    gpu = node_types["gpu_spot"]
+    assert 0 < gpu["max_workers"] <= config["max_workers"]
+    assert gpu["node_config"]["InstanceType"].endswith(".48xlarge")  # of g5 and g6: 8 GPUs
+    for node_type in node_types.values():
+        (device,) = node_type["node_config"]["BlockDeviceMappings"]
+        disk = device["Ebs"]
+        # gp3's own limits: 16,000 operations, 1,000 MiB/s, and a quarter of a MiB/s for each operation.
+        assert 3_000 <= disk["Iops"] <= 16_000
+        assert 125 <= disk["Throughput"] <= min(1_000, disk["Iops"] / 4)
+
+
+def test_aws_keeps_decoded_data_on_the_disk_of_the_node() -> None:
+    config = load("aws.yaml")
+    options = " ".join(config["docker"]["run_options"])
+    (cache,) = re.findall(r"--env JEBM_CACHE=(\S+)", options)
+    volumes = dict(reversed(pair) for pair in re.findall(r"--volume ([^: ]+):(\S+)", options))
+    assert volumes[cache].startswith("/home/ubuntu/")
+    made = volumes[cache].replace("/home/ubuntu", "~")
+    assert f"mkdir -p {made}" in config["initialization_commands"]
+
+
 def environments(name: str) -> list[dict[str, str]]:
     """The environment in which each `ray start` of a file runs."""
     config = load(name)

@@ -12,7 +12,8 @@ import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-NODES = ["cluster/aws.yaml", "cluster/kuberay/raycluster.yaml", "cluster/kuberay/rayjob.yaml"]
+JOBS = ["cluster/kuberay/rayjob.yaml", "cluster/kuberay/sweep.yaml"]
+NODES = ["cluster/aws.yaml", "cluster/kuberay/raycluster.yaml", *JOBS]
 
 
 def lines(text: str) -> list[str]:
@@ -69,7 +70,8 @@ def test_every_package_of_a_node_is_pinned() -> None:
     assert all(pinned_version(requirement) for requirement in pins().values())
 
 
-def test_the_ray_job_spells_out_the_same_packages() -> None:
-    job = yaml.safe_load((ROOT / "cluster/kuberay/rayjob.yaml").read_text())
+@pytest.mark.parametrize("name", JOBS)
+def test_a_ray_job_spells_out_the_same_packages(name: str) -> None:
+    job = yaml.safe_load((ROOT / name).read_text())
     runtime_env = yaml.safe_load(job["spec"]["runtimeEnvYAML"])
     assert runtime_env["pip"] == lines((ROOT / "requirements/cluster.txt").read_text())
