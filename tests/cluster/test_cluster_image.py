@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-import string
+import subprocess
+import sys
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -26,22 +28,14 @@ def instructions(text: str) -> list[tuple[str, str]]:
 
 
 def problems(text: str) -> list[str]:
-    found: list[str] = []
-    arguments: dict[str, str] = {}
+    """What hadolint finds, and what it cannot know: our files, our user, our secrets."""
+    command = [str(Path(sys.executable).parent / "hadolint"), "--format", "json", "-"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    found = [f"{problem['code']}: {problem['message']}" for problem in json.loads(done.stdout)]
     user = "root"
     for instruction, rest in instructions(text):
-        if instruction == "ARG":
-            name, _, default = rest.partition("=")
-            arguments[name] = default.strip('"')
-        elif instruction == "FROM":
-            image = string.Template(rest.split()[0]).safe_substitute(arguments)
-            _, _, tag = image.rpartition(":")
-            if not re.match(r"\d+\.\d+\.\d+", tag):
-                found.append(f"FROM {image}: no fixed version")
-        elif instruction == "USER":
+        if instruction == "USER":
             user = rest.split(":")[0]
-        elif instruction == "ADD":
-            found.append(f"ADD {rest}: COPY does what it says")
         elif instruction == "COPY":
             words = rest.split()
             sources = [word for word in words[:-1] if not word.startswith("--")]
@@ -49,13 +43,6 @@ def problems(text: str) -> list[str]:
             found += [f"COPY {source}: .dockerignore leaves it out" for source in sources if not kept(source)]
             if not any(word.startswith("--chown=") for word in words):
                 found.append(f"COPY {rest}: belongs to root")
-        elif instruction == "RUN":
-            if "apt-get install" in rest and "--no-install-recommends" not in rest:
-                found.append("apt-get without --no-install-recommends")
-            if "apt-get" in rest and "rm -rf /var/lib/apt/lists" not in rest:
-                found.append("apt-get leaves its lists")
-            if "pip install" in rest and "--no-cache-dir" not in rest:
-                found.append("pip leaves its cache")
         if SECRET.search(rest):
             found.append(f"{instruction}: looks like a secret")
     if user in {"root", "0"}:
@@ -97,16 +84,17 @@ def test_the_dockerfile_is_sound() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("${RAY_VERSION}-${RAY_VARIANT}", "latest", "no fixed version"),
-        (":${RAY_VERSION}-${RAY_VARIANT}", "", "no fixed version"),
+        ("${RAY_VERSION}-py311-cpu", "latest", "DL3007"),
+        (":${RAY_VERSION}-py311-cpu", "", "DL3006"),
+        (" && rm -rf /var/lib/apt/lists/*", "", "DL3009"),
         ("USER 1000:100", "USER root", "runs as root"),
         ("USER 1000:100", "", "runs as root"),
-        ("COPY --chown=1000:100 jobs/ jobs/", "ADD jobs/ jobs/", "COPY does what it says"),
+        ("COPY --chown=1000:100 jobs/ jobs/", "ADD jobs/ jobs/", "DL3020"),
         ("COPY --chown=1000:100 jobs/ jobs/", "COPY jobs/ jobs/", "belongs to root"),
         ("requirements/cluster.txt requirements/", "requirements/clutser.txt requirements/", "not there"),
         ("COPY --chown=1000:100 jobs/ jobs/", "COPY --chown=1000:100 setup.cfg ./", "leaves it out"),
-        ("--no-cache-dir ", "", "pip leaves its cache"),
-        ("HEALTHCHECK NONE", "RUN apt-get update && apt-get install -y git", "--no-install-recommends"),
+        ("--no-cache-dir ", "", "DL3042"),
+        ("HEALTHCHECK NONE", "RUN apt-get update && apt-get install -y git", "DL3015"),
         ("PYTHONUNBUFFERED=1", "AWS_SECRET_ACCESS_KEY=abc", "looks like a secret"),
         ("PYTHONUNBUFFERED=1", "RAY_AUTH_TOKEN=abc", "looks like a secret"),
     ],
