@@ -99,8 +99,8 @@ def test_everything_differs_from_the_defaults():
     ours, defaults = (dict(leaves(config_to_dict(config))) for config in (EVERYTHING, Config()))
     assert ours.keys() == defaults.keys()
     same = [key for key in ours if ours[key] == defaults[key] and not key.endswith(".class_path")]
-    # The other values exclude train.gaussian_share, likelihood.learn_std and classes of the user's own.
-    assert same == ["likelihood.kind", "train.regime"]
+    # The other values exclude data.cache_gb, train.gaussian_share, likelihood.learn_std and own classes.
+    assert same == ["data.cache_gb", "likelihood.kind", "train.regime"]
 
 
 @pytest.mark.parametrize("config", [Config(), EVERYTHING], ids=["defaults", "everything"])

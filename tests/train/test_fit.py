@@ -9,6 +9,9 @@ import torch
 from helpers import ROOT, stop_in, tiny_config
 
 from jebm.config import Config
+from jebm.data.dataset import load_images
+from jebm.data.shards import write_dataset
+from jebm.data.source import source_from_arrays
 from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError
 from jebm.store.checkpoint import Checkpoints
 from jebm.store.retrieve import open_checkpoint, open_run
@@ -119,6 +122,28 @@ def test_stopped_and_resumed_in_mid_epoch_equals_uninterrupted(tmp_path: Path) -
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert train(parts).status == "already finished"
+
+
+def test_a_set_in_windows_trains_and_resumes_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JEBM_CACHE", str(tmp_path / "cache"))
+    shipped = load_images(open_store(tiny_config(tmp_path).data.train)).images_NHWC
+    source = source_from_arrays(shipped, name="in eight parts")
+    write_dataset(source, open_store(str(tmp_path / "set")), images_per_part=200)
+
+    def config(name: str, parts: int = 3 * 2) -> Config:
+        room = {"data__train": str(tmp_path / "set"), "data__cache_gb": parts * 200 * 784 / 1e9}
+        return tiny_config(tmp_path / name, train__epochs=1.2, **room)
+
+    with pytest.raises(ConfigError, match=r"data\.cache_gb: .* set it to ≥ 0\.001"):
+        make_plan(config("straight", parts=2))
+    make_plan(config("straight"))
+    train(config("straight"))
+    assert train(config("parts"), should_stop=stop_in(16)).status == "stopped"
+    assert train(config("parts")).step == 30
+    expected, found = saved(config("straight")), saved(config("parts"))
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
 def test_lines_after_the_checkpoint_are_dropped_at_resume(tmp_path: Path) -> None:

@@ -164,6 +164,11 @@ class Config:
             "train.early_stopping.metric",
             "needs evaluations to watch; set evaluation.every_steps",
         )
+        require(
+            self.data.cache_gb is None or self.evaluation.every_steps == 0,
+            "evaluation.every_steps",
+            "evaluations need all of the training set on the disk; set it to 0, or data.cache_gb to null",
+        )
 
     @property
     def has_energy(self) -> bool:

@@ -73,12 +73,24 @@ class Data:
             images; jebm ingest --validation N holds them back from the training set.
         held_out: Test set, for final figures: jebm evaluate and jebm compare measure on it, and the pictures
             reconstruct its first images; by default the training set.
+        cache_gb: GB (1e9 bytes) of each node's disk for a training set that does not fit: windows of a few
+            parts pass through them, and images are shuffled within a window. Needs data.held_out. null for
+            all of the set at once.
 
     """
 
     train: str = key("jobs/data/fashion_mnist_2000/train", "where", place=True)
     held_out: str | None = key(None, "where", place=True)
     validation: str | None = key(None, "judge", place=True)
+    cache_gb: float | None = key(None, "result")
+
+    def __post_init__(self) -> None:
+        require(self.cache_gb is None or 0 < self.cache_gb < math.inf, "data.cache_gb", "must be positive")
+        require(
+            self.cache_gb is None or self.held_out is not None,
+            "data.held_out",
+            "data.cache_gb needs another set for the pictures; give one that fits the disk",
+        )
 
     @property
     def judging(self) -> tuple[str, str]:

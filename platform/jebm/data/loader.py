@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jebm.data.dataset import ImageSet
+from jebm.data.windows import Windows
 from jebm.errors import ConfigError, DataError
 from jebm.rng import generator
 
@@ -18,6 +19,8 @@ __all__ = ["Loader", "to_float", "to_uint8"]
 class Loader:
     """A data set's images in a new order each epoch, split into global batches and then among ranks.
 
+    `images` are all in the cache, or windows of them are.
+
     `batch_size` is the global batch size B: rank r of W gets the images from floor(r B / W) to before
     floor((r + 1) B / W). Raises ConfigError if a rank would get none, DataError if the set holds less than
     one batch.
@@ -25,7 +28,7 @@ class Loader:
 
     def __init__(
         self,
-        images: ImageSet,
+        images: ImageSet | Windows,
         *,
         batch_size: int,
         rank: int,
@@ -37,14 +40,14 @@ class Loader:
             raise ConfigError(
                 f"train.batch_size: {batch_size} images cannot be shared by {world_size} workers"
             )
-        count = len(images.images_NHWC)
+        count = len(images.images_NHWC) if isinstance(images, ImageSet) else images.manifest.images
         if batch_size > count:
             name = f"{images.manifest.name} ({images.manifest.split})"
             raise DataError(
                 f"{name}: {count} images are less than one batch; set train.batch_size to ≤ {count}"
             )
         self.steps_per_epoch = count // batch_size  # the rest is left out of this epoch
-        self._images_NHWC = images.images_NHWC
+        self._images, self._count = images, count
         self._batch_size = batch_size
         self._first, self._end = (each * batch_size // world_size for each in (rank, rank + 1))
         self._seed, self._device = seed, torch.device(device)
@@ -56,21 +59,45 @@ class Loader:
 
         Concatenated in rank order they form the global batch, so the world size may change.
         """
-        return to_float(self._images_NHWC[self.rows(step)], self._device)
+        rows_B = self.rows(step)
+        if isinstance(self._images, ImageSet):
+            return to_float(self._images.images_NHWC[rows_B], self._device)
+        return to_float(self._images.take(*self._place(step), rows_B), self._device)
+
+    def is_ready(self, step: int) -> bool:
+        """Return whether `batch(step)` would not wait for images to be decoded."""
+        images, rows_B = self._images, self.rows(step)
+        return isinstance(images, ImageSet) or images.is_ready(*self._place(step), rows_B)
+
+    def prepare(self, step: int) -> None:
+        """Wait until `batch(step)` need not wait; raises what `Windows.take` raises."""
+        if not isinstance(self._images, ImageSet):
+            self._images.take(*self._place(step), self.rows(step))
+
+    def close(self) -> None:
+        """Decode nothing ahead any more."""
+        if not isinstance(self._images, ImageSet):
+            self._images.close()
 
     def rows(self, step: int) -> npt.NDArray[np.int64]:
         """Return the indices of the images in `batch(step)`, (B,)."""
-        epoch, position = divmod(step, self.steps_per_epoch)
+        epoch, start = self._place(step)
         if epoch != self._epoch:
             self._order_N = self._order(epoch)
             self._epoch = epoch
-        start = position * self._batch_size
         return self._order_N[start + self._first : start + self._end]
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """Return a step's epoch, and where in the epoch's order its global batch begins."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        return epoch, position * self._batch_size
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the permutation of one epoch, the same on every rank."""
+        if not isinstance(self._images, ImageSet):
+            return self._images.order(epoch)
         stream = generator(self._seed, rank=0, position=epoch, purpose="data order")
-        order_N: npt.NDArray[np.int64] = torch.randperm(len(self._images_NHWC), generator=stream).numpy()
+        order_N: npt.NDArray[np.int64] = torch.randperm(self._count, generator=stream).numpy()
         return order_N
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jebm.config import Config
+from jebm.data.dataset import ImageSet
 from jebm.rng import gaussian_noise
 from jebm.train.logs import KeptLog
 from jebm.train.metrics import Clock
@@ -68,11 +70,12 @@ def fit(
         return Result("already finished", state.step, total_steps, dict(start.parent.metrics), start.place)
     stopped = False
     with (
+        closing(start.loader),
         KeptLog(start.store.child(config.run.name), f"rank-{runtime.rank:05d}"),
         Watch(runtime, config.cluster.hang_seconds, should_stop) as watch,
         Recorder(start, provenance, on_report, enough, measure, watch) as recorder,
     ):
-        batch_of, update = _course(start, recorder.clock)
+        batch_of, update = _course(start, recorder.clock, watch)
         while state.step < total_steps and not (stopped or recorder.ended_early):
             watch.at(state.step, "images")
             with recorder.clock("data"):
@@ -90,7 +93,9 @@ def fit(
     return Result(status, state.step, total_steps, recorder.metrics, start.place)
 
 
-def _course(start: Start, clock: Clock) -> tuple[Callable[[int], Any], Callable[[Any, bool], Outcome]]:
+def _course(
+    start: Start, clock: Clock, watch: Watch
+) -> tuple[Callable[[int], Any], Callable[[Any, bool], Outcome]]:
     """Return a function from step to this rank's batch (images or features), and one that updates from it."""
     config, runtime, state, loader = start.config, start.runtime, start.state, start.loader
     noise = gaussian_noise(config.run.seed, runtime.rank, runtime.device)
@@ -98,11 +103,20 @@ def _course(start: Start, clock: Clock) -> tuple[Callable[[int], Any], Callable[
     update = kind(state, config, runtime, noise, start.horizon, clock)
     if runtime.is_main:
         _LOG.info("Langevin chain: %s", update.kernel)
+
+    def images_of(step: int) -> Tensor:
+        if not loader.is_ready(step):
+            with watch.busy("images"):  # decoding may take longer than a hang
+                loader.prepare(step)
+        return loader.batch(step)
+
     if config.train.regime == "joint":
-        return loader.batch, update
-    features = features_of(state.model, start.images.images_NHWC, runtime, most_bytes=_FEATURE_BYTES)
+        return images_of, update
+    features = None
+    if isinstance(start.images, ImageSet):
+        features = features_of(state.model, start.images.images_NHWC, runtime, most_bytes=_FEATURE_BYTES)
     if features is None:
-        return lambda step: state.model.inference(loader.batch(step)), update
+        return lambda step: state.model.inference(images_of(step)), update
 
     def rows_of(step: int) -> list[Tensor]:
         rows = torch.from_numpy(loader.rows(step)).to(runtime.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 from jebm.config import Config
 from jebm.data.dataset import ImageSet, load_images
 from jebm.data.manifest import DatasetManifest, read_manifest
+from jebm.data.windows import parts_at_once
 from jebm.errors import CheckpointError, ConfigError, DataError
 from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.parts import damages, fitting_headers
@@ -148,7 +149,10 @@ def make_plan(config: Config, *, read_images: bool = False, deep: bool = False) 
         StoreError: the storage cannot be reached, read or written.
         CheckpointError: checkpoints are damaged, do not fit, are missing, or use up the attempt numbers.
     """
-    data, images = _data_set(config, "data.train", config.data.train, read=read_images)
+    windowed = config.data.cache_gb is not None
+    data, images = _data_set(config, "data.train", config.data.train, read=read_images and not windowed)
+    if config.data.cache_gb is not None:
+        parts_at_once(data, config.data.cache_gb, config.train.batch_size)
     sets = {"data.train": data, **_other_sets(config, data, read=read_images)}
     check_trackers(config.run.track)
     if data.images < config.train.batch_size:

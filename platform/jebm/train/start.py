@@ -6,7 +6,8 @@ from jebm.config import Config
 from jebm.data.dataset import ImageSet, load_images
 from jebm.data.loader import Loader
 from jebm.data.manifest import DatasetManifest, read_manifest
-from jebm.errors import ConfigError
+from jebm.data.windows import Windows
+from jebm.errors import ConfigError, JebmError
 from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.storage import Store, open_store
 from jebm.train.early import Patience, patience_of
@@ -16,6 +17,9 @@ from jebm.train.state import Horizon, TrainState
 
 __all__ = ["Start", "begin", "check_images", "total_steps_of"]
 
+_PATIENCE_SECONDS = 600.0
+"""How long reading ahead retries a request: nobody waits for it yet."""
+
 
 @dataclass(frozen=True)
 class Start:
@@ -23,7 +27,7 @@ class Start:
 
     config: Config
     runtime: Runtime
-    images: ImageSet
+    images: ImageSet | Windows
     held_out: ImageSet
     """The training images if there are no others."""
     loader: Loader
@@ -69,8 +73,7 @@ def begin(config: Config, runtime: Runtime) -> Start:
         ConfigError, DataError, StoreError, CheckpointError: on all ranks, with nothing written.
     """
     with runtime.together():
-        images = _load(config, "data.train", config.data.train)
-        held_out = _load(config, "data.held_out", config.data.held_out) if config.data.held_out else images
+        images, held_out = _images(config)
         loader = Loader(
             images,
             batch_size=config.train.batch_size,
@@ -92,6 +95,13 @@ def begin(config: Config, runtime: Runtime) -> Start:
             patience = patience_of(config, run, state.step, horizon.total_steps)
     over = runtime.from_main(patience.over)
     finished = parent is not None and (over or state.step >= horizon.total_steps)
+    if not finished:
+        try:
+            with runtime.together():
+                loader.prepare(state.step)
+        except JebmError:
+            loader.close()
+            raise
     return Start(
         config,
         runtime,
@@ -106,6 +116,26 @@ def begin(config: Config, runtime: Runtime) -> Start:
         patience,
         finished,
     )
+
+
+def _images(config: Config) -> tuple[ImageSet | Windows, ImageSet]:
+    """Return the images to train on, and those of the pictures."""
+    data = config.data
+    held_out = _load(config, "data.held_out", data.held_out) if data.held_out else None
+    if data.cache_gb is None or held_out is None:  # Config asks for the latter if the former is set
+        images = _load(config, "data.train", data.train)
+        return images, held_out or images
+    store = open_store(data.train)
+    manifest = read_manifest(store)
+    check_images(config, manifest, "data.train")
+    windows = Windows(
+        store.patient(_PATIENCE_SECONDS),
+        manifest,
+        cache_gb=data.cache_gb,
+        batch_size=config.train.batch_size,
+        seed=config.run.seed,
+    )
+    return windows, held_out
 
 
 def _load(config: Config, key: str, uri: str) -> ImageSet:
