@@ -21,6 +21,7 @@ COMMANDS = (
     "runs",
     "sample",
     "status",
+    "submit",
     "track",
     "train",
     "tune",
