@@ -81,7 +81,8 @@ def test_a_rank_that_stands_still_is_named_with_its_stack(tmp_path: Path) -> Non
         assert (code, said) == (0, "step 0\nstep 1\nstep 2\nstep 3\nstep 4\nend\n")
     for way in ways[1:]:
         (code, said), (other, stack) = found[way]
-        assert code == HUNG, said
+        # Both of two that can tell end, and the second may find the first gone.
+        assert code == HUNG or (way == "thread" and "Connection closed by peer" in said), said
         assert "step 2\nno progress" in said  # an evaluation longer than the limit was no reason
         named = re.search(
             r"no progress at step 3 \(update\) for \d+ s, .*: rank 1 on (\S+) \(pid \d+\) (.*); ", said
