@@ -12,9 +12,11 @@ import pytest
 import torch
 from quick_worker import CONFIG as SHARED
 from quick_worker import look_at
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from jebm.config import Config, Data, Energy, Generator, Inference, Langevin
 from jebm.core.model import build_model
+from jebm.core.precision import set_tf32, tf32
 from jebm.evaluate.features.classifier import ClassifierFeatures
 from jebm.evaluate.quick import NAMES, quick_look
 from jebm.report.catalogue import MEASURES
@@ -44,7 +46,16 @@ def test_a_look_has_the_measures_it_promises_and_its_noise_stays_the_same(
     look = quick_look(replace(CONFIG, evaluation=evaluation))
     assert look is not None
     model = build_model(CONFIG).eval()
-    found = look(model, 1, ALONE)
+    seen = set()
+    hook = register_module_forward_pre_hook(lambda *_: seen.add(any(tf32().values())))
+    set_tf32(convolutions=True, linear=True)
+    try:
+        found = look(model, 1, ALONE)
+        assert tf32() == {"convolutions": True, "linear": True}
+    finally:
+        hook.remove()
+        set_tf32(convolutions=False, linear=False)
+    assert seen == {False}, "evaluation is in true float32 whatever training computes in"
     assert tuple(found) == NAMES
     assert set(NAMES) <= set(MEASURES)
     assert all(map(math.isfinite, found.values()))

@@ -53,6 +53,7 @@ def test_a_run_leaves_all_that_a_user_looks_for(tmp_path: Path) -> None:
     assert 0 <= rows[0]["time/data_share"] <= 1
     record = json.loads((folder / "run.json").read_text())
     assert record["config"]["energy"]["width"] == 16
+    assert record["attempts"][0]["tf32"] == {"convolutions": False, "linear": False}
     assert record["attempts"][0]["data_sha256"].startswith("af98b5219de3")
     assert record["attempts"][0]["provenance"] == {"git_revision": "test"}
     assert (folder / "pictures" / "step-00000020.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,12 +1,15 @@
-"""Signals to a training process."""
+"""Signals to a training process, and what it sets for all of its torch."""
 
 import os
 import signal
 from collections.abc import Iterator
 
 import pytest
+import torch
+from helpers import tiny_config
 
-from jebm.train.runtime import first_signal
+from jebm.core.precision import set_tf32, tf32
+from jebm.train.runtime import first_signal, prepare_process
 
 
 @pytest.fixture
@@ -29,3 +32,15 @@ def test_the_first_signal_asks_and_the_second_one_does_what_it_always_did() -> N
         pass
     assert received == [signal.SIGTERM]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize(("precision", "rounded"), [("fp32", False), ("tf32", True), ("bf16", False)])
+def test_both_kinds_of_products_are_as_the_config_says(precision: str, rounded: bool) -> None:
+    """Torch's own defaults are TF32 for convolutions and float32 for linear layers."""
+    set_tf32(convolutions=not rounded, linear=rounded)
+    try:
+        prepare_process(tiny_config("unused", train__precision=precision), torch.device("cpu"))
+        assert tf32() == {"convolutions": rounded, "linear": rounded}
+        assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is rounded
+    finally:
+        set_tf32(convolutions=False, linear=False)

@@ -190,7 +190,8 @@ class Train:
         epochs: Passes over the data; a fraction is allowed.
         batch_size: Images per update, over all workers together.
         accumulate: Split a worker's share of the batch into this many pieces, to save memory.
-        precision: fp32, or bf16 (autocast of generator and inference net; energy and chain stay fp32).
+        precision: fp32; tf32 (on GPUs, products of factors with 10 bits of mantissa); or bf16 (autocast of
+            generator and inference net; energy and chain stay fp32). Evaluation is always fp32.
         regime: joint (all nets together) or two_stage (only the energy, on the posteriors of frozen nets from
             run.init_from, usually a run with prior.kind gaussian).
         gaussian_share: Share of the run, from its start, trained with the Gaussian prior; the energy joins
@@ -207,7 +208,7 @@ class Train:
     epochs: float = key(1.0, "length")
     batch_size: int = 128
     accumulate: int = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     regime: Literal["joint", "two_stage"] = "joint"
     gaussian_share: float = 0.0
     energy_updates: int = 1

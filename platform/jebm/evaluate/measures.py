@@ -15,6 +15,7 @@ from torch import Tensor
 from jebm.config import Config
 from jebm.core.model import JointModel
 from jebm.core.objective import reconstruct
+from jebm.core.precision import true_fp32
 from jebm.data.dataset import ImageSet
 from jebm.evaluate.aggregate import oracle
 from jebm.evaluate.chains import Trace, run_chains
@@ -91,6 +92,7 @@ def common_measures(subject: Subject, found: Likelihood, latents: LatentSamples,
 
 
 @torch.no_grad()
+@true_fp32()
 def measure_model(model: JointModel, config: Config, held_out: ImageSet, net: FeatureNet) -> Row:
     """Return all `measures` of a model on held-out images, by name.
 

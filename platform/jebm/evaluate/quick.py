@@ -13,6 +13,7 @@ import torch
 from jebm.config import Config
 from jebm.core.by_class import named_modules
 from jebm.core.model import JointModel
+from jebm.core.precision import true_fp32
 from jebm.data.dataset import ImageSet, load_images
 from jebm.data.honesty import check_honest
 from jebm.data.manifest import DatasetManifest
@@ -54,6 +55,7 @@ class QuickLook:
         self._config = config
         self._known: tuple[ImageSet, RealImages] | None = None
 
+    @true_fp32()
     def __call__(self, model: JointModel, step: int, ranks: Ranks) -> dict[str, float]:
         """Return `NAMES` -> values; NaN if samples are not finite. All workers call this.
 

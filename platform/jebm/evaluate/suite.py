@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 import torch
 
 from jebm.config import Config, Features, config_to_dict
+from jebm.core.precision import true_fp32
 from jebm.data.dataset import load_images
 from jebm.data.manifest import DatasetManifest, read_manifest
 from jebm.errors import ConfigError
@@ -202,6 +203,7 @@ def _check_shape(config: Config, key: str, data: DatasetManifest) -> None:
         )
 
 
+@true_fp32()
 def evaluate_request(
     request: Request,
     *,

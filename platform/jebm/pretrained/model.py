@@ -19,6 +19,7 @@ from jebm.classes import trusted_name
 from jebm.config import Config
 from jebm.core.by_class import changed_origins
 from jebm.core.model import JointModel, build_model
+from jebm.core.precision import true_fp32
 from jebm.data.loader import to_float
 from jebm.errors import CheckpointError, DataError
 from jebm.evaluate.estimates import Estimate
@@ -95,6 +96,7 @@ class Pretrained:
         batches = torch.split(codes_ND.to(self.device, torch.float32), BATCH)
         return torch.cat([self.model.decode(code_BD) for code_BD in batches])
 
+    @true_fp32()
     def likelihood(self, images: npt.NDArray[np.uint8] | Tensor, seed: int = 0) -> Likelihood:
         """Return the bound of log p(x) and its terms, as `jebm evaluate` measures them; images as `encode`.
 

@@ -10,6 +10,7 @@ from types import TracebackType
 from torch import Tensor
 
 from jebm.core.model import JointModel
+from jebm.core.precision import tf32
 from jebm.store.checkpoint import Manifest
 from jebm.train.journal import Journal
 from jebm.train.metrics import Clock, Meter
@@ -199,6 +200,7 @@ def _facts(start: Start, provenance: Mapping[str, str]) -> dict[str, object]:
     return {
         "world_size": start.runtime.world_size,
         "device": str(start.runtime.device),
+        "tf32": tf32(),
         "data_sha256": start.images.manifest.sha256,
         "total_steps": start.horizon.total_steps,
         "resumed_from": None if start.parent is None else start.parent.name,

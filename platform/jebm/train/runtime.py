@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from jebm.config import Config
+from jebm.core.precision import set_tf32
 from jebm.errors import ConfigError, JebmError
 from jebm.train.group import ControlGroup, process_group
 from jebm.train.memory import keep_freed_memory
@@ -131,8 +132,10 @@ def member_runtime(
 
 
 def prepare_process(config: Config, device: torch.device) -> None:
-    """Set this process's memory, threads, determinism and device as configured."""
+    """Set this process's memory, threads, precision, determinism and device as configured."""
     keep_freed_memory()
+    rounded = config.train.precision == "tf32"
+    set_tf32(convolutions=rounded, linear=rounded)
     # The gradient of a one-channel convolution has ambiguous strides; DDP copies it and warns.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     torch.set_num_threads(config.cluster.cpus_per_worker)
