@@ -41,7 +41,7 @@ from jebm.core.langevin import langevin, score_of
 from jebm.core.philox import PhiloxNoise
 from jebm.native import chain as native
 from jebm.native.perceptron import SLOPE
-from jebm.rng import Normal
+from jebm.rng import Normal, gaussian_noise
 
 __all__ = ["main"]
 
@@ -259,11 +259,7 @@ def released(net: nn.Sequential, shape: Shape, start_BD: Tensor) -> Tensor:
 def ours(energy: ResolvedEnergy, shape: Shape, start_BD: Tensor) -> dict[str, Way]:
     """Return our implementations: the reference, torch in closed form, C if it runs, a user's own energy."""
     how: dict[str, Any] = {"steps": shape.steps, "step_size": shape.step_size}
-    stream = torch.Generator(start_BD.device).manual_seed(2)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=stream, device=start_BD.device)
-
+    normal = gaussian_noise(2, 0, start_BD.device)(0, "chain")
     score = score_of(lambda z: energy.f(z) - 0.5 * z.square().sum(1))
     ways: dict[str, Way] = {
         "autograd, norm resolved": lambda: langevin(score, start_BD, normal, **how)[0],

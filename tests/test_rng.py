@@ -41,6 +41,8 @@ def test_the_streams_are_these_forever():
     """A checkpoint of today resumes tomorrow: the map from place to stream must not change."""
     assert generator(0, 0, 0, "chain").initial_seed() == 7992496307865211941
     assert generator(1, 2, 3, "data order").initial_seed() == 8097209184876693953
+    normal = gaussian_noise(1, 2)(3, "prior chain 1")
+    assert [normal.key(), normal.key()] == [(2388636064, 1213415958), (33454395, 2444356328)]
 
 
 def test_the_global_generator_is_neither_read_nor_moved():

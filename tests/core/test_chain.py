@@ -316,6 +316,32 @@ def test_philox_has_its_known_answers(counter, key, words):
     assert tuple(word.item() for word in made) == words
 
 
+def test_philox_noise_is_these_numbers_on_every_device(tiny_model):
+    """Computed in Python's integers, from the place alone; "meta" tensors can be neither drawn nor read."""
+    place = gaussian_noise(0, 0)(0, "prior chain")
+    noise = PhiloxNoise(place, step=-1)
+    assert noise.key == (2554479037, 806105350)
+    start = torch.tensor([-1.8470747, -0.0189868, -0.3670087, -0.9684538])
+    first = torch.tensor([0.7380794, -0.8887225, -2.9915381, 0.2348124])
+    torch.testing.assert_close(noise(3, 4)[0], start, rtol=0, atol=1e-6)
+    torch.testing.assert_close(noise(3, 7)[0, :4], first, rtol=0, atol=1e-6)
+    elsewhere = PhiloxNoise(gaussian_noise(0, 0, "meta")(0, "prior chain"), step=-1)
+    assert elsewhere.key == noise.key
+    assert elsewhere(3, 4).shape == (3, 4)
+    # A chain's start is the noise of step -1, in a kernel too; of a place's second chains it is another one.
+    model, place = tiny_model((2, 2)), gaussian_noise(0, 0)(0, "prior chain")
+    for kernel in ("auto", "torch", "autograd"):
+        sample = PriorSampler(model, Langevin(1, 1e-6, kernel, "philox"))
+        z, _ = sample(3, gaussian_noise(0, 0)(0, "prior chain"))
+        torch.testing.assert_close(z[0], start, rtol=0, atol=1e-5)
+    assert not torch.equal(sample(3, place)[0], sample(3, place)[0])
+
+
+def test_counter_based_noise_needs_a_place():
+    with pytest.raises(TypeError, match="belongs to a place"):
+        PhiloxNoise(torch.randn)
+
+
 def draws(count: int, dims: int, steps: int, position: int = 0) -> torch.Tensor:
     """(steps, count, dims) of the noise: as the C kernel draws it where there is one."""
     noise = PhiloxNoise(NOISE(position, "chain"))

@@ -239,8 +239,8 @@ class Langevin:
             torch), torch (closed-form gradient) or autograd (the reference). They differ only by rounding;
             autograd is always used if the generator maps noise to latents, or if an energy by class has no
             gradient of its own.
-        noise: What draws the steps' noise: torch (its generators) or philox (counter-based: drawn in the
-            compiled kernel; the same with every kernel and on every device).
+        noise: What draws the noise of start and steps: torch (its generators, each device's own numbers) or
+            philox (counter-based: drawn in the compiled kernel; the same with every kernel and device).
 
     """
 

@@ -41,6 +41,15 @@ class Compiled(Protocol):
         """Do `steps` from `first_step` on, with noise (K, B, D) or the key of philox noise."""
 
 
+class Draw(Protocol):
+    """Philox noise as one call."""
+
+    def __call__(
+        self, key: tuple[int, int], step: int, chains: int, dims: int, device: torch.device
+    ) -> Tensor:
+        """Return the noise of a step, (B, D), float32."""
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A way to compute chains."""
@@ -49,6 +58,8 @@ class Kernel:
     """Short text; for torch, why no compiled kernel runs."""
     compiled: Compiled | None
     """None: torch operations in place."""
+    draw: Draw | None = None
+    """How it draws philox noise by itself; None: as `PhiloxNoise` does."""
     small: int = 0
     """The most chains for which an energy's own gradient is computed by one thread of torch."""
 
@@ -62,10 +73,12 @@ def fastest(energy: Perceptron, z_BD: Tensor) -> Kernel:
         return TORCH
     hindrance = triton_chain.hindrance(energy, z_BD)
     if hindrance is None:
-        return Kernel("Triton kernel", triton_chain.run)
+        return Kernel("Triton kernel", triton_chain.run, triton_chain.draw)
     if not z_BD.is_cpu:
         return Kernel(f"torch (no Triton kernel: {hindrance})", None)
-    return Kernel(native.describe(), native.run if native.usable(z_BD) else None)
+    if not native.usable(z_BD):
+        return Kernel(native.describe(), None)
+    return Kernel(native.describe(), native.run, native.draw)
 
 
 def check_own_energy(energy: Energy, like: Tensor, seen: int) -> None:
@@ -118,4 +131,4 @@ def without_autograd(energy: Energy, probe_BS: Tensor, *, compiled: bool) -> Ker
     weights = sum(parameter.numel() for parameter in parameters)
     dense = all(parameter.dim() <= 2 for parameter in parameters)
     small = _SMALL // max(1, weights) if probe_BS.is_cpu and dense else 0
-    return Kernel("torch (the energy's own gradient)", None, small)
+    return Kernel("torch (the energy's own gradient)", None, small=small)

@@ -5,13 +5,12 @@ or threads, nor on the device. These torch operations are the definition; the ke
 computes the same up to rounding. Shapes: B chains, D dimensions, Q = ceil(D / 4) blocks of four words.
 """
 
-import hashlib
 import math
 
 import torch
 from torch import Tensor
 
-from jebm.rng import Normal
+from jebm.rng import Draws, Normal
 
 __all__ = ["PhiloxNoise", "philox"]
 
@@ -21,16 +20,17 @@ _MASK = 0xFFFFFFFF
 class PhiloxNoise:
     """A `Normal` for one run of chains: a call returns the noise (B, D) of step `step`, then advances `step`.
 
-    Its key is a hash of 16 draws of the `Normal` it is made from, so it depends on the same seed, rank,
-    position and purpose. Magnitudes end at 5.77 (the radius has 24 bits); N(0, 1) has a mass of 8e-9 beyond.
+    The chains' start is the noise of step -1. The key is the next one of the place that it is made from: it
+    depends on seed, rank, position and purpose, not on the device. Magnitudes end at 5.77 (the radius has 24
+    bits); N(0, 1) has a mass of 8e-9 beyond.
     """
 
-    def __init__(self, normal: Normal) -> None:
-        seed = normal(16)
-        digest = hashlib.blake2b(repr(seed.tolist()).encode(), digest_size=8).digest()
-        self.key = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
-        self._device = seed.device
-        self.step = 0
+    def __init__(self, normal: Normal, *, step: int = 0) -> None:
+        """Take a `Normal` of `gaussian_noise`, which knows its place; raises TypeError for others."""
+        if not isinstance(normal, Draws):
+            raise TypeError("counter-based noise belongs to a place: give it a Normal of gaussian_noise")
+        self.key, self.device = normal.key(), normal.device
+        self.step = step
 
     def __call__(self, *shape: int) -> Tensor:
         """Return the noise of the next step; `shape` is (B, D)."""
@@ -38,10 +38,10 @@ class PhiloxNoise:
         blocks = -(-dims // 4)
 
         def counter(count: int, view: tuple[int, int]) -> Tensor:
-            return torch.arange(count, device=self._device).view(view).expand(chains, blocks)
+            return torch.arange(count, device=self.device).view(view).expand(chains, blocks)
 
         chain_BQ, block_BQ = counter(chains, (-1, 1)), counter(blocks, (1, -1))
-        step_BQ = torch.full_like(chain_BQ, self.step)
+        step_BQ = torch.full_like(chain_BQ, self.step & _MASK)
         self.step += 1
         a, b, c, d = philox((chain_BQ, step_BQ, block_BQ, torch.zeros_like(chain_BQ)), self.key)
         noise = torch.stack([*_box_muller(a, b), *_box_muller(c, d)], dim=2)

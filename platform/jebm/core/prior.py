@@ -69,11 +69,13 @@ class PriorSampler:
     def __call__(self, count: int, normal: Normal) -> tuple[Tensor, ChainInfo | None]:
         """Return `count` codes (B, D), and the chain's info."""
         model = self._model
-        start_BD = normal(count, model.latent_dim)
+        if self._config.noise == "philox":
+            normal = PhiloxNoise(normal, step=-1)
+            start_BD = self._drawn(normal, count)
+        else:
+            start_BD = normal(count, model.latent_dim)
         if model.energy is None:
             return start_BD, None
-        if self._config.noise == "philox":
-            normal = PhiloxNoise(normal)
         if not self._noise_is_latents:
             return self._by_autograd(log_density(model.energy, model.seen), start_BD, normal)
         # Columns that f does not see are N(0, I) and independent of the rest: exact as drawn.
@@ -87,6 +89,14 @@ class PriorSampler:
                 frozen, start_BS, normal, steps=steps, step_size=step_size, kernel=kernel
             )
         return torch.cat([exact_BD, code_BS], 1), info
+
+    def _drawn(self, noise: PhiloxNoise, count: int) -> Tensor:
+        """Return the start of the chains, (B, D), drawn by the kernel if it can."""
+        draw, dims = None if self._kernel is None else self._kernel.draw, self._model.latent_dim
+        if draw is None:
+            return noise(count, dims)
+        noise.step += 1
+        return draw(noise.key, noise.step - 1, count, dims, noise.device)
 
     def _by_autograd(
         self, density: Callable[[Tensor], Tensor], start: Tensor, normal: Normal

@@ -25,7 +25,7 @@ from torch import Tensor
 from jebm.native.perceptron import SLOPE, Perceptron
 from jebm.paths import cache_folder
 
-__all__ = ["describe", "run", "usable"]
+__all__ = ["describe", "draw", "run", "usable"]
 
 _SOURCE, _HEADER = (Path(__file__).with_name(name) for name in ("chain.c", "simd.h"))
 _FLAGS = ("-O3", "-march=native", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno")
@@ -100,6 +100,23 @@ def run(
     if library.jebm_chain(ctypes.byref(job)) != 0:
         raise MemoryError("no memory for the scratch space of the Langevin chains")
     return gradient_BD
+
+
+def draw(key: tuple[int, int], step: int, chains: int, dims: int, device: torch.device) -> Tensor:
+    """Return the `jebm.core.philox` noise of a step, (B, D): a chain of one step of size 1 from 0, f = 0."""
+    z_BD = torch.zeros(chains, dims, device=device)
+    run(_Flat(dims), z_BD, key, first_step=step, steps=1, step_size=1.0)
+    return z_BD
+
+
+class _Flat:
+    """f = 0, of one hidden unit."""
+
+    activation = "leaky_relu"
+
+    def __init__(self, dims: int) -> None:
+        zeros = torch.zeros(dims)
+        self.layers = (zeros[None], zeros[:1]), (zeros[None, :1], zeros[:1])
 
 
 def _pointers(tensors: Sequence[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from jebm.native.perceptron import SLOPE, Perceptron
 
-__all__ = ["hindrance", "run"]
+__all__ = ["draw", "hindrance", "run"]
 
 _BLOCK = 16
 """Chains per program."""
@@ -83,7 +83,7 @@ def run(
                 *(z_BD, gradient_BD, given),
                 *(first_WD, first_WD.mT.contiguous(), hidden_LWW, hidden_LWW.mT.contiguous()),
                 *(biases_LW, _pad(layers[-1][0], 1, width)),
-                *(word - ((word >> 31) << 32) for word in key),  # the same bits as int32
+                *_as_int32(key),
                 *(chains, dims, steps, first_step),
                 *(step_size, 0.5 * step_size**2, SLOPE),
                 BLOCK=_BLOCK,
@@ -95,6 +95,24 @@ def run(
                 num_stages=1,
             )
     return gradient_BD
+
+
+def draw(key: tuple[int, int], step: int, chains: int, dims: int, device: torch.device) -> Tensor:
+    """Return the `jebm.core.philox` noise of a step, (B, D)."""
+    from jebm.native.triton_kernel import noise_kernel  # noqa: PLC0415 (imports triton)
+
+    noise_BD = torch.empty(chains, dims, device=device)
+    if chains:
+        with torch.cuda.device(noise_BD.get_device()):
+            noise_kernel[(-(-chains // _BLOCK),)](
+                *(noise_BD, *_as_int32(key), chains, dims, step), BLOCK=_BLOCK, DIMS=_padded(dims)
+            )
+    return noise_BD
+
+
+def _as_int32(key: tuple[int, int]) -> list[int]:
+    """Return the words of a key as int32 of the same bits, which Triton takes."""
+    return [word - ((word >> 31) << 32) for word in key]
 
 
 class _Zero(NamedTuple):

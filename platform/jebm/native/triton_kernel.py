@@ -8,7 +8,7 @@ weights, positions and noise are zero there.
 import triton
 import triton.language as tl
 
-__all__ = ["chain_kernel"]
+__all__ = ["chain_kernel", "noise_kernel"]
 
 
 @triton.jit
@@ -58,6 +58,16 @@ def _drawn(chain_B, step, key0, key1, BLOCK: tl.constexpr, DIMS: tl.constexpr):
     )
     first, second = _normals(tl.join(a, c), tl.join(b, d))
     return tl.reshape(tl.join(first, second), (BLOCK, DIMS))
+
+
+@triton.jit(do_not_specialize=["key0", "key1", "chains", "dims", "step"])
+def noise_kernel(noise_BD, key0, key1, chains, dims, step, BLOCK: tl.constexpr, DIMS: tl.constexpr):
+    """Store the noise of a step for the BLOCK chains of this program."""
+    chain_B = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    dim_D = tl.arange(0, DIMS)
+    inside = (chain_B < chains)[:, None] & (dim_D < dims)[None, :]
+    drawn = _drawn(chain_B, step, key0, key1, BLOCK, DIMS)
+    tl.store(noise_BD + chain_B.to(tl.int64)[:, None] * dims + dim_D[None, :], drawn, mask=inside)
 
 
 @triton.jit
