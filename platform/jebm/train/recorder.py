@@ -109,8 +109,13 @@ class Recorder:
         return self._saver.failure is not None
 
     def record(self, metrics: Mapping[str, Tensor], *, stopped: bool) -> None:
-        """Add this rank's metrics of a step and do what is due; after the last step everything is."""
+        """Add this rank's metrics of a step and do what is due; after the last step everything is.
+
+        Raises:
+            DivergedError: a loss or gradient was not finite; nothing of it is reported or saved.
+        """
         config, step = self._config, self._state.step
+        self._state.finite.check()
         self._meter.add(metrics)
         last = stopped or step == self._total_steps
         watched = config.train.early_stopping.metric is not None
@@ -124,10 +129,12 @@ class Recorder:
             leaving = self._report(measured=measured)
             last = last or self.ended_early
         if last or _due(step, config.train.pictures_every_steps):
+            self._state.finite.check(now=True)
             with self._watch.busy("pictures"):
                 if self._journal is not None:
                     self._journal.pictures(step, self._painter())
         if last or leaving or _due(step, config.checkpoint.every_steps):
+            self._state.finite.check(now=True)
             with self._watch.busy("saving"):
                 if self._journal is not None and watched:
                     self._journal.flush()  # no checkpoint is newer than an evaluation that stopping counts
@@ -156,6 +163,7 @@ class Recorder:
 
     def _report(self, *, measured: bool) -> bool:
         """Report the metrics since the last report; return whether any machine is about to go away."""
+        self._state.finite.check(now=True)
         steps = self._meter.steps
         self.metrics = self._meter.take(self._runtime) | self._speed(steps)
         if measured:

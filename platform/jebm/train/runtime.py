@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -66,9 +67,9 @@ class Runtime:
         """Return, for each flag, whether it is true on every rank (one all-reduce for all flags)."""
         if self.control is None:
             return list(flags)
-        votes = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(votes, dist.ReduceOp.MIN, group=self.control.group)
-        return [bool(vote) for vote in votes.tolist()]
+        votes = np.array(flags, dtype=np.int32)  # on the host: no device waits for it
+        dist.all_reduce(torch.from_numpy(votes), dist.ReduceOp.MIN, group=self.control.group)
+        return [bool(vote) for vote in votes]
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ from jebm.core.by_class import named_modules
 from jebm.core.model import JointModel, build_model
 from jebm.core.objective import Objective
 from jebm.errors import ConfigError
+from jebm.train.finite import Finite
 from jebm.train.runtime import Runtime
 
 __all__ = ["Horizon", "Player", "TrainState", "learning_rate"]
@@ -96,6 +97,7 @@ class TrainState:
     """Generator with inference net and the likelihood's parameters, unless frozen; then the energy net."""
     ema: JointModel | None
     ema_decay: float
+    finite: Finite
     step: int = 0
 
     @classmethod
@@ -139,7 +141,10 @@ class TrainState:
             players.append(Player.build("energy", config.optimizer.energy, energy))
         decay = config.train.ema_decay
         ema = copy.deepcopy(model).requires_grad_(requires_grad=False) if decay else None
-        return cls(model, objective, players, ema, decay)
+        finite = Finite(runtime.device)
+        for player in players:  # as torch's own scaler of gradients does it
+            player.adam.found_inf = finite.found_inf  # type: ignore[attr-defined]
+        return cls(model, objective, players, ema, decay, finite)
 
     @property
     def picture_model(self) -> JointModel:
@@ -154,6 +159,12 @@ class TrainState:
                 yield
         else:
             yield
+
+    def end_step(self) -> None:
+        """Do what follows all updates of a step, and count it."""
+        self.average()
+        self.finite.end_step(self.step)
+        self.step += 1
 
     @torch.no_grad()
     def average(self) -> None:

@@ -22,8 +22,8 @@ from jebm.core.parts import Energy
 from jebm.core.prior import PriorSampler
 from jebm.core.schedule import rate_weights
 from jebm.data.loader import to_float
-from jebm.errors import DivergedError
 from jebm.rng import Noise
+from jebm.train.finite import finite_seed
 from jebm.train.metrics import Clock
 from jebm.train.runtime import Runtime
 from jebm.train.state import Horizon, Player, TrainState, learning_rate
@@ -31,7 +31,6 @@ from jebm.train.state import Horizon, Player, TrainState, learning_rate
 __all__ = ["EnergyUpdate", "JointUpdate", "Outcome", "features_of"]
 
 _IMAGES_AT_ONCE = 500
-_REMEDY = "lower optimizer.energy.lr or energy.output_scale, or turn energy.spectral_norm on"
 
 
 @dataclass(frozen=True)
@@ -81,18 +80,17 @@ class EnergyUpdate(_Update):
     def __call__(self, features: Sequence[Tensor], stop: bool = False) -> Outcome:
         """Do step `state.step` on the features of q(u|x); the metrics are its last update's.
 
-        Raises:
-            DivergedError: the gradient is not finite. Raised on all ranks; earlier updates were applied.
+        From the first gradient on that is not finite nothing moves, and `state.finite` knows.
         """
         (all_go_on,) = self.runtime.agree(not stop)
         metrics = [self.again(features, i) for i in range(self.config.train.energy_updates)][-1]
-        self.state.average()
-        self.state.step += 1
+        self.state.end_step()
         return Outcome(metrics, not all_go_on)
 
     def again(self, features: Sequence[Tensor], i: int) -> dict[str, Tensor]:
         """Do the `i`-th update of step `state.step`: new chains, new samples of the posteriors."""
-        step, player, model, count = self.state.step, self._player, self.state.model, len(features[0])
+        state, step, player, model = self.state, self.state.step, self._player, self.state.model
+        count = len(features[0])
         weight = self._weight(count)
         with self.clock("chain"):
             prior_BD, chain = self.sample(count, self.noise(step, f"prior chain {i}"))
@@ -106,8 +104,7 @@ class EnergyUpdate(_Update):
         loss = _scaled(loss, weight)
         self._differentiate(loss)
         norm = player.gradient_norm()
-        if not math.isfinite(float(norm)):  # of the mean over ranks, so the same on all
-            raise DivergedError(f"the energy's gradient is not finite at step {step}; {_REMEDY}")
+        state.finite.take(norm)
         self._move(player)
         player.adam.zero_grad()
         self.net.settle()
@@ -127,7 +124,7 @@ class EnergyUpdate(_Update):
         buckets.
         """
         parameters = list(self._player.parameters.values())
-        gradients = torch.autograd.grad(loss, parameters)
+        gradients = torch.autograd.grad(loss, parameters, finite_seed(loss))
         flat = self.runtime.mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))
         parts = torch.split(flat, [parameter.numel() for parameter in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
@@ -154,9 +151,8 @@ class JointUpdate(_Update):
     def __call__(self, x_BCHW: Tensor, stop: bool = False) -> Outcome:
         """Do step `state.step` on this rank's images in [-1, 1].
 
-        Raises:
-            DivergedError: loss or gradient is not finite on some rank. Raised on all ranks, before any
-                parameter moved; in a further energy update, earlier updates were applied.
+        If loss or gradient is not finite on some rank, nothing moves on any from there on, and `state.finite`
+        knows.
         """
         state, step = self.state, self.state.step
         energy = self._energy if step >= self._joins_at else None
@@ -167,7 +163,7 @@ class JointUpdate(_Update):
             with self.clock("chain"):
                 prior_BD, chain = energy.sample(len(x_BCHW), self.noise(step, "prior chain"))
 
-        # One loss, one forward and one backward through all nets; then all ranks agree to take the step.
+        # One loss, one forward and one backward through all nets.
         terms, weights = self._backward(x_BCHW, prior_BD)
         means = {
             name.removesuffix("_L"): _mean([getattr(piece, name) for piece in terms], weights)
@@ -175,7 +171,7 @@ class JointUpdate(_Update):
         }
         moving = self._without_energy if energy is None else state.players
         norms = {f"gradient_norm/{player.name}": player.gradient_norm().detach() for player in moving}
-        stopped = self._agreed_to_stop(means["loss"] + sum(norms.values()), stop)
+        state.finite.take(torch.stack(list(norms.values())).sum())
 
         # Optimizers step first, then whatever depends on the weights, then further energy updates.
         for player in moving:
@@ -187,10 +183,10 @@ class JointUpdate(_Update):
             features = [torch.cat(pieces) for pieces in zip(*(t.features for t in terms), strict=True)]
             for i in range(1, self.config.train.energy_updates):
                 energy.again(features, i)
-        state.average()
-        state.step += 1
+        state.end_step()
+        (all_go_on,) = self.runtime.agree(not stop)
         chains = _chain_metrics(chain, self._weight(len(x_BCHW)))
-        return Outcome(means | norms | state.model.likelihood.metrics() | chains, stopped)
+        return Outcome(means | norms | state.model.likelihood.metrics() | chains, not all_go_on)
 
     def _backward(self, x_BCHW: Tensor, prior_BD: Tensor | None) -> tuple[list[Terms], list[float]]:
         """Accumulate the gradients of the share's pieces, reduced over ranks; return their terms and weights.
@@ -207,7 +203,8 @@ class JointUpdate(_Update):
         for x, e, z, weight in zip(x_pieces, noise_pieces, prior_pieces, weights, strict=True):
             with self.state.gradients_stay_local(when=len(terms) < pieces - 1):
                 terms.append(self.state.objective(x, e, z, weight_L))
-                torch.autograd.backward(terms[-1].loss / (pieces / weight))
+                loss = terms[-1].loss / (pieces / weight)
+                torch.autograd.backward(loss, finite_seed(loss))
         return terms, weights
 
     def _rate_weights(self, x_BCHW: Tensor) -> Tensor | None:
@@ -215,17 +212,6 @@ class JointUpdate(_Update):
         progress = self.state.step / self.horizon.total_steps
         weights = rate_weights(self.config.hierarchy, len(self.state.model.latent_dims), progress)
         return None if weights is None else x_BCHW.new_tensor(weights)
-
-    def _agreed_to_stop(self, total: Tensor, stop: bool) -> bool:
-        """Return whether any rank asks to stop; raises `DivergedError` on all if any total is not finite."""
-        finite = math.isfinite(float(total))
-        all_finite, all_go_on = self.runtime.agree(finite, not stop)
-        if not all_finite:
-            raise DivergedError(
-                f"loss or gradient is not finite at step {self.state.step} (no parameter was moved by it); "
-                f"{_REMEDY}"
-            )
-        return not all_go_on
 
 
 def _scaled(value: Tensor, weight: float) -> Tensor:
