@@ -88,7 +88,7 @@ def plug_ins(
     """Return the chains of the two classes, by name."""
 
     def way(own: Energy) -> Callable[[], Tensor]:
-        kernel = without_autograd(own, start_BD[:1], compiled=True)
+        kernel = without_autograd(own, start_BD[:1], compiled=True, philox=False)
         return lambda: closed_form_langevin(own.frozen(), start_BD, normal, kernel=kernel, **how)[0]
 
     return {

@@ -81,3 +81,23 @@ def test_means_are_over_steps() -> None:
     meter.add({"a": torch.tensor(2.0), "b": torch.tensor([3.0, 6.0])})
     assert meter.take(ALONE) == {"a": 1.5, "b/1": 2.0, "b/2": 4.0}
     assert meter.steps == 0
+
+
+def test_a_metric_that_joins_late_counts_as_zero_before() -> None:
+    """As those of an energy that joins in the middle, to the bit as if each were summed by itself."""
+    meter = Meter()
+    meter.add({"a": torch.tensor(0.1), "b": torch.tensor([1.0, 2.0])})
+    for value in (0.2, 0.3):
+        meter.add({"b": torch.tensor([3.0, value]), "late": torch.tensor(value), "a": torch.tensor(value)})
+
+    def mean(*values: float) -> float:
+        return float(sum(torch.tensor(values).double())) / 3
+
+    assert meter.take(ALONE) == {
+        "a": mean(0.1, 0.2, 0.3),
+        "b/1": mean(1, 3, 3),
+        "b/2": mean(2, 0.2, 0.3),
+        "late": mean(0.2, 0.3),
+    }
+    meter.add({"c": torch.tensor(4.0)})
+    assert meter.take(ALONE) == {"c": 4.0}

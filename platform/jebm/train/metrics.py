@@ -17,30 +17,43 @@ class Meter:
     """Means of metrics over steps and ranks, accumulated in float64 on the device."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._sizes: dict[str, torch.Size] = {}
+        self._sums = torch.empty(0)
+        """Of all names in the order of `_sizes`, each flat."""
         self.steps = 0
         """Steps added since the last `take`."""
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """Add one step's metrics: () or (n,) tensors."""
-        for name, value in metrics.items():
-            addend = value.double()
-            self._sums[name] = self._sums[name] + addend if name in self._sums else addend
+        """Add one step's metrics: () or (n,) tensors. One addition for all, unless a name is new."""
+        sizes = {name: value.shape for name, value in metrics.items()}
+        addend = torch.cat([value.reshape(-1) for value in metrics.values()]).double()
+        if not self._sizes:
+            self._sizes, self._sums = sizes, addend
+        elif list(sizes) == list(self._sizes):
+            self._sums = self._sums + addend
+        else:  # for example, the energy joins
+            sums, addends = _by_name(self._sums, self._sizes), _by_name(addend, sizes)
+            self._sizes |= sizes
+            both = [[each[name] for each in (sums, addends) if name in each] for name in self._sizes]
+            self._sums = torch.cat([each[0] + each[1] if len(each) == 2 else each[0] for each in both])
         self.steps += 1
 
     def take(self, runtime: Runtime) -> dict[str, float]:
         """Return means since the last call, with one reduction over ranks; (n,) becomes name/1 … name/n."""
-        names = list(self._sums)
-        flat = torch.cat([self._sums[name].reshape(-1) for name in names]) / self.steps
-        values = iter(runtime.mean(flat).tolist())
+        values = iter(runtime.mean(self._sums / self.steps).tolist())
         means = {}
-        for name in names:
-            if self._sums[name].dim() == 0:
+        for name, size in self._sizes.items():
+            if not size:
                 means[name] = next(values)
             else:
-                means |= {f"{name}/{i}": next(values) for i in range(1, len(self._sums[name]) + 1)}
-        self._sums, self.steps = {}, 0
+                means |= {f"{name}/{i}": next(values) for i in range(1, size.numel() + 1)}
+        self._sizes, self.steps = {}, 0
         return means
+
+
+def _by_name(flat: Tensor, sizes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    parts = torch.split(flat, [size.numel() for size in sizes.values()])
+    return dict(zip(sizes, parts, strict=True))
 
 
 class Clock:

@@ -71,8 +71,10 @@ class Player:
 
     def gradient_norm(self) -> Tensor:
         """Clip the gradient to `clip_norm` and return its Euclidean norm before clipping, ()."""
-        limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
-        return nn.utils.clip_grad_norm_(self.parameters.values(), limit)
+        if self.config.clip_norm is None:
+            gradients = [each.grad for each in self.parameters.values() if each.grad is not None]
+            return nn.utils.get_total_norm(gradients)
+        return nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
 
     def update(self, rate: float) -> None:
         """Take one Adam step at this learning rate."""
