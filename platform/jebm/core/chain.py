@@ -53,12 +53,16 @@ def closed_form_langevin(
     if not isinstance(energy, ResolvedEnergy):
         with _one_thread(kernel is not None and len(z_BD) <= kernel.small):
             gradient_BD = _by_its_gradient(energy, z_BD, normal, steps, step_size)
-    elif (compiled := (kernel or fastest(energy, z_BD)).compiled) is None:
+    elif (compiled := (kernel or _fastest(energy, z_BD, normal)).compiled) is None:
         gradient_BD = _in_place(energy, z_BD, normal, steps, step_size)
     else:
         gradient_BD = _in_kernel(compiled, energy, z_BD, normal, steps, step_size)
     length = torch.linalg.vector_norm  # Tensor.norm has three times the overhead
     return z_BD, ChainInfo(length(gradient_BD, dim=1).mean(), length(z_BD - start_BD, dim=1).mean())
+
+
+def _fastest(energy: ResolvedEnergy, z_BD: Tensor, normal: Normal) -> Kernel:
+    return fastest(energy, z_BD, philox=isinstance(normal, PhiloxNoise))
 
 
 def _in_place(energy: ResolvedEnergy, z_BD: Tensor, normal: Normal, steps: int, step_size: float) -> Tensor:

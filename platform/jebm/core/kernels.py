@@ -67,11 +67,11 @@ class Kernel:
 TORCH = Kernel("torch", None)
 
 
-def fastest(energy: Perceptron, z_BD: Tensor) -> Kernel:
-    """Return the fastest kernel for this energy and positions; compiled ones take only float32."""
+def fastest(energy: Perceptron, z_BD: Tensor, *, philox: bool) -> Kernel:
+    """Return the fastest kernel for this energy, positions and noise; compiled ones take only float32."""
     if z_BD.dtype != torch.float32:
         return TORCH
-    hindrance = triton_chain.hindrance(energy, z_BD)
+    hindrance = triton_chain.hindrance(energy, z_BD, philox=philox)
     if hindrance is None:
         return Kernel("Triton kernel", triton_chain.run, triton_chain.draw)
     if not z_BD.is_cpu:
@@ -114,14 +114,15 @@ def check_own_energy(energy: Energy, like: Tensor, seen: int) -> None:
             )
 
 
-def without_autograd(energy: Energy, probe_BS: Tensor, *, compiled: bool) -> Kernel | None:
+def without_autograd(energy: Energy, probe_BS: Tensor, *, compiled: bool, philox: bool) -> Kernel | None:
     """Return what computes chains of this energy without autograd; None if it has no closed-form gradient.
 
-    `probe_BS` are latents of the device and precision that the chains will have; `compiled` allows a kernel.
+    `probe_BS` are latents of the device and precision that the chains will have; `compiled` allows a kernel,
+    which with `philox` draws that noise.
     """
     frozen = energy.frozen()
     if isinstance(frozen, ResolvedEnergy):
-        return fastest(frozen, probe_BS) if compiled else TORCH
+        return fastest(frozen, probe_BS, philox=philox) if compiled else TORCH
     with torch.no_grad():
         gradient_BS = energy.gradient(probe_BS)
     if gradient_BS is None:

@@ -59,8 +59,8 @@ class PriorSampler:
         elif config.kernel == "autograd":
             self.kernel = "autograd (langevin.kernel)"
         else:
-            compiled = config.kernel == "auto"
-            self._kernel = without_autograd(energy, model.seen(probe_BD), compiled=compiled)
+            how = {"compiled": config.kernel == "auto", "philox": config.noise == "philox"}
+            self._kernel = without_autograd(energy, model.seen(probe_BD), **how)
             self.kernel = f"autograd ({type(energy).__name__} has no gradient of its own)"
         if self._kernel is not None:
             self.kernel = self._kernel.description

@@ -7,7 +7,6 @@ steps, L layers, W width of a hidden layer.
 
 import functools
 import importlib.util
-import math
 import os
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 
 from jebm.native.perceptron import SLOPE, Perceptron
 
-__all__ = ["draw", "hindrance", "run"]
+__all__ = ["draw", "hindrance", "options", "run"]
 
 _BLOCK = 16
 """Chains per program."""
@@ -27,11 +26,14 @@ _BLOCK = 16
 _DEEPEST = 32
 """The most hidden layers: the kernel keeps their signs in one word."""
 
+_WIDEST = 512
+"""The largest padded layer: up to here its values stay in registers (tests/core/test_triton_compiled.py)."""
 
-def hindrance(energy: Perceptron, z_BD: Tensor) -> str | None:
+
+def hindrance(energy: Perceptron, z_BD: Tensor, *, philox: bool) -> str | None:
     """Return briefly why `run` cannot take this energy and these positions, or None.
 
-    It takes LeakyReLU and float32 on a GPU that can run the kernel.
+    It takes LeakyReLU and float32 on a GPU that can run the kernel, with philox noise or torch's.
     """
     if not z_BD.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return "positions are not on a GPU"
@@ -44,10 +46,9 @@ def hindrance(energy: Perceptron, z_BD: Tensor) -> str | None:
     depth, width, dims = _sizes(energy.layers)
     if depth > _DEEPEST:
         return f"{depth} hidden layers, more than {_DEEPEST}"
-    needed, there = _memory(depth, width, dims, held=False), _memory_of(z_BD.device)
-    if needed > there:
-        return f"a layer needs {needed // 1024} KiB on chip, and there are {there // 1024:.0f}"
-    return _failure(z_BD.device, depth, width, dims)
+    if max(width, dims) > _WIDEST:
+        return f"a layer is wider than {_WIDEST}"
+    return _failure(z_BD.device, depth, width, dims, philox)
 
 
 def run(
@@ -77,12 +78,14 @@ def run(
     gradient_BD = torch.zeros_like(z_BD)
     given, key = (noise.contiguous(), (0, 0)) if isinstance(noise, Tensor) else (None, noise)
     # One program for each block of chains.
+    programs = -(-chains // _BLOCK)
+    scratch_PBM = z_BD.new_empty(programs * _BLOCK * max(width, padded_dims))
     if chains:
         with torch.cuda.device(z_BD.get_device()):  # triton launches on the current device
-            chain_kernel[(-(-chains // _BLOCK),)](
+            chain_kernel[(programs,)](
                 *(z_BD, gradient_BD, given),
                 *(first_WD, first_WD.mT.contiguous(), hidden_LWW, hidden_LWW.mT.contiguous()),
-                *(biases_LW, _pad(layers[-1][0], 1, width)),
+                *(biases_LW, _pad(layers[-1][0], 1, width), scratch_PBM),
                 *_as_int32(key),
                 *(chains, dims, steps, first_step),
                 *(step_size, 0.5 * step_size**2, SLOPE),
@@ -90,9 +93,7 @@ def run(
                 DIMS=padded_dims,
                 WIDTH=width,
                 DEPTH=depth,
-                HELD=_memory(depth, width, padded_dims, held=True) <= _memory_of(z_BD.device),
-                num_warps=4 if width <= 64 else 8,
-                num_stages=1,
+                **options(width, padded_dims),
             )
     return gradient_BD
 
@@ -123,37 +124,31 @@ class _Zero(NamedTuple):
 
 
 @functools.cache
-def _failure(device: torch.device, depth: int, width: int, dims: int) -> str | None:
+def _failure(device: torch.device, depth: int, width: int, dims: int, philox: bool) -> str | None:
     """Return in one line how compiling or launching the kernel fails, or None; tries a chain of no steps.
 
-    Causes are an old GPU, or no C compiler, which triton needs to launch.
+    It is the variant that will run: with noise of this kind. Causes are an old GPU, or no C compiler, which
+    triton needs to launch.
     """
     widths = [dims, *[width] * depth, 1]
     layers = [
         (torch.zeros(rows, columns, device=device), torch.zeros(rows, device=device))
         for columns, rows in pairwise(widths)
     ]
+    z_BD = torch.zeros(1, dims, device=device)
     try:
-        run(_Zero(layers), torch.zeros(1, dims, device=device), (0, 0), steps=0, step_size=0.0)
+        run(_Zero(layers), z_BD, (0, 0) if philox else z_BD[None], steps=0, step_size=0.0)
+        if philox:
+            draw((0, 0), 0, 1, dims, device)
     except Exception as error:  # any error: torch can compute the chain instead
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['failed'])[0]}"
     return None
 
 
-def _memory(depth: int, width: int, dims: int, *, held: bool) -> int:
-    """Return the bytes of shared memory that the kernel needs, with all weights held there or not.
-
-    The first weight in both orientations, the others so too or one at a time, and a product's left side.
-    """
-    weights = 2 * width * dims + (2 * (depth - 1) if held else min(1, depth - 1)) * width**2
-    return 4 * (weights + _BLOCK * max(width, dims))
-
-
-def _memory_of(device: torch.device) -> float:
-    """Return the bytes of shared memory available to a program: all but what CUDA reserves."""
-    if device.type != "cuda":
-        return math.inf
-    return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor - 1024
+def options(width: int, dims: int) -> dict[str, int]:
+    """Return how the kernel is compiled for padded sizes: pieces of sums, warps, no pipelining."""
+    largest = max(width, dims)
+    return {"PIECE": 32 if largest <= 256 else 16, "num_warps": 4 if largest <= 64 else 8, "num_stages": 1}
 
 
 def _sizes(layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[int, int, int]:

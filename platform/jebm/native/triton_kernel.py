@@ -71,9 +71,32 @@ def noise_kernel(noise_BD, key0, key1, chains, dims, step, BLOCK: tl.constexpr, 
 
 
 @triton.jit
-def _forth(x, weight, bias_W, above, layer, slope):
-    """Return the values of the next hidden layer, and `above` with their signs in bit `layer`."""
-    x = tl.dot(x, weight, input_precision="ieee") + tl.load(bias_W)[None, :]
+def _product(
+    x, matrix_KN, scratch_BK, BLOCK: tl.constexpr, K: tl.constexpr, N: tl.constexpr, PIECE: tl.constexpr
+):
+    """Return x (BLOCK, K) times a matrix in memory, in float32, in pieces of the sum.
+
+    The compiler keeps the factors of a product in registers, and large ones do not fit. Registers cannot be
+    cut, so x goes through memory of this program, from whose cache it comes back.
+    """
+    chain_B = tl.arange(0, BLOCK)[:, None]
+    piece_P = tl.arange(0, PIECE)
+    unit_N = tl.arange(0, N)[None, :]
+    tl.debug_barrier()  # all have read what the last product left there
+    tl.store(scratch_BK + chain_B * K + tl.arange(0, K)[None, :], x)
+    tl.debug_barrier()
+    total = tl.zeros((BLOCK, N), tl.float32)
+    for first in range(0, K, PIECE):
+        part = tl.load(scratch_BK + chain_B * K + (first + piece_P)[None, :])
+        matrix = tl.load(matrix_KN + (first + piece_P)[:, None] * N + unit_N)
+        total = tl.dot(part, matrix, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def _activated(x, bias_W, above, layer, slope):
+    """Return LeakyReLU(x + bias), and `above` with the signs in bit `layer`."""
+    x += tl.load(bias_W)[None, :]
     return tl.where(x > 0, x, slope * x), above | ((x > 0).to(tl.int32) << layer)
 
 
@@ -94,6 +117,7 @@ def chain_kernel(
     transposed_LWW,
     biases_LW,
     last_W,
+    scratch_PBM,  # memory for products: (BLOCK, max(DIMS, WIDTH)) for each program
     key0,  # the key's words as int32
     key1,
     chains,
@@ -107,7 +131,7 @@ def chain_kernel(
     DIMS: tl.constexpr,
     WIDTH: tl.constexpr,
     DEPTH: tl.constexpr,  # hidden layers
-    HELD: tl.constexpr,  # whether all weights stay on chip over all steps, or are read at each use
+    PIECE: tl.constexpr,  # of a sum
 ):
     """Do what `run` in triton_chain.py does, for the BLOCK chains of this program."""
     chain_B = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -115,40 +139,30 @@ def chain_kernel(
     unit_W = tl.arange(0, WIDTH)
     inside = (chain_B < chains)[:, None] & (dim_D < dims)[None, :]
     at_BD = chain_B.to(tl.int64)[:, None] * dims + dim_D[None, :]
-    at_WW = unit_W[:, None] * WIDTH + unit_W[None, :]
-
-    # Positions and weights; those of further layers stay on chip if HELD.
+    dims_piece: tl.constexpr = min(PIECE, DIMS)
+    width_piece: tl.constexpr = min(PIECE, WIDTH)
+    scratch = scratch_PBM + tl.program_id(0) * BLOCK * max(DIMS, WIDTH)
+    # Positions; weights are read at each use, from the caches.
     z = tl.load(z_BD + at_BD, mask=inside, other=0.0)
     gradient = tl.zeros((BLOCK, DIMS), tl.float32)
-    forth = (tl.load(first_DW + dim_D[:, None] * WIDTH + unit_W[None, :]),)
-    back = (tl.load(first_WD + unit_W[:, None] * DIMS + dim_D[None, :]),)
-    if HELD:
-        for layer in tl.static_range(DEPTH - 1):
-            forth += (tl.load(transposed_LWW + layer * WIDTH * WIDTH + at_WW),)
-            back += (tl.load(hidden_LWW + layer * WIDTH * WIDTH + at_WW),)
     last = tl.load(last_W + unit_W)[None, :]
     step = 0
     while step < steps:  # triton's interpreter would need a range's end in advance
         above = tl.zeros((BLOCK, WIDTH), tl.int32)  # bit j: the value of hidden layer j is above zero
-        x, above = _forth(z, forth[0], biases_LW + unit_W, above, 0, slope)
-        if HELD:
-            for layer in tl.static_range(1, DEPTH):
-                x, above = _forth(x, forth[layer], biases_LW + layer * WIDTH + unit_W, above, layer, slope)
-        else:
-            for layer in range(1, DEPTH):
-                weight = tl.load(transposed_LWW + (layer - 1) * WIDTH * WIDTH + at_WW)
-                x, above = _forth(x, weight, biases_LW + layer * WIDTH + unit_W, above, layer, slope)
+        x = _product(z, first_DW, scratch, BLOCK, DIMS, WIDTH, dims_piece)
+        x, above = _activated(x, biases_LW + unit_W, above, 0, slope)
+        for layer in range(1, DEPTH):
+            weight = transposed_LWW + (layer - 1) * WIDTH * WIDTH
+            x = _product(x, weight, scratch, BLOCK, WIDTH, WIDTH, width_piece)
+            x, above = _activated(x, biases_LW + layer * WIDTH + unit_W, above, layer, slope)
         # Backward: the gradient of f, layer by layer.
         x = _sloped(last, above, DEPTH - 1, slope)
-        if HELD:
-            for layer in tl.static_range(DEPTH - 1, 0, -1):
-                x = _sloped(tl.dot(x, back[layer], input_precision="ieee"), above, layer - 1, slope)
-        else:
-            for done in range(1, DEPTH):
-                layer = DEPTH - done
-                weight = tl.load(hidden_LWW + (layer - 1) * WIDTH * WIDTH + at_WW)
-                x = _sloped(tl.dot(x, weight, input_precision="ieee"), above, layer - 1, slope)
-        gradient = tl.dot(x, back[0], input_precision="ieee") - z
+        for done in range(1, DEPTH):
+            layer = DEPTH - done
+            weight = hidden_LWW + (layer - 1) * WIDTH * WIDTH
+            x = _product(x, weight, scratch, BLOCK, WIDTH, WIDTH, width_piece)
+            x = _sloped(x, above, layer - 1, slope)
+        gradient = _product(x, first_WD, scratch, BLOCK, WIDTH, DIMS, width_piece) - z
         # The Langevin step.
         if noise_KBD is None:
             noise = tl.where(inside, _drawn(chain_B, first_step + step, key0, key1, BLOCK, DIMS), 0.0)
