@@ -9,6 +9,7 @@ import torch
 from helpers import tiny_config
 
 from jebm.config import Optimizer
+from jebm.store.stream import pieces_of
 from jebm.train.metrics import Meter
 from jebm.train.runtime import Runtime
 from jebm.train.state import Horizon, TrainState, learning_rate
@@ -101,3 +102,34 @@ def test_a_metric_that_joins_late_counts_as_zero_before() -> None:
     }
     meter.add({"c": torch.tensor(4.0)})
     assert meter.take(ALONE) == {"c": 4.0}
+
+
+def test_the_layout_of_the_weights_changes_neither_gradients_nor_checkpoints(tmp_path: Path) -> None:
+    """On CUDA they have their channels last."""
+    config = tiny_config(tmp_path)
+    x = torch.linspace(-1, 1, 4 * 28 * 28).sin().view(4, 1, 28, 28)
+    gradients, states = [], []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        state = TrainState.build(config, ALONE)
+        state.model.to(memory_format=layout)
+        noise = torch.zeros(4, state.model.latent_dim)
+        state.objective(x, noise, noise).loss.backward()
+        gradients.append({name: each.grad for name, each in state.model.named_parameters()})
+        states.append(state.tensors())
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+    weight = "model.inference.trunk.0.2.weight"
+    assert states[1][weight].stride() != states[0][weight].stride()
+    plain, other = (b"".join(pieces_of(each, {})) for each in states)
+    assert plain == other
+
+
+def test_objective_and_power_iterations_are_one_graph() -> None:
+    """Nothing in them stops torch from compiling all of it, so nothing would stop a CUDA graph."""
+    state = TrainState.build(tiny_config("unused", train__ema_decay=0.9), ALONE)
+    x, noise = torch.zeros(4, 1, 28, 28), torch.zeros(4, state.model.latent_dim)
+    compiled = torch.compile(state.objective, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, noise, noise).loss, state.objective(x, noise, noise).loss)
+    before = state.model.energy.linears[0].u.clone()
+    torch.compile(state.model.energy.settle, fullgraph=True, backend="eager")()
+    assert not torch.equal(before, state.model.energy.linears[0].u)

@@ -109,6 +109,9 @@ class TrainState:
         The config is the user's own, so the modules of its classes are trusted.
         """
         model = build_model(config, named_modules(config)).to(runtime.device)
+        on_cuda = runtime.device.type == "cuda"
+        if on_cuda:  # as the activations: cuDNN's gradients then lie in DDP's buckets as they are
+            model.to(memory_format=torch.channels_last)
         autocast = torch.bfloat16 if config.train.precision == "bf16" else None
         objective: nn.Module = Objective(model, autocast=autocast, penalty=config.energy.penalty)
         frozen = config.train.regime == "two_stage"
@@ -126,9 +129,9 @@ class TrainState:
                     objective,
                     broadcast_buffers=False,
                     gradient_as_bucket_view=True,
-                    # The default of 25 MB exceeds all gradients of most configs: a bucket that fills only at
-                    # the end of the backward pass cannot overlap its reduction with it.
-                    bucket_cap_mb=1,
+                    # 25 MB exceed all gradients of most configs: a bucket that fills only at the end of the
+                    # backward pass cannot overlap its reduction with it. NCCL's launches are worth more.
+                    bucket_cap_mb=25 if on_cuda else 1,
                 )
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         energy = {name: p for name, p in named.items() if name.startswith("energy.")}
