@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from jebm.core.chain import closed_form_langevin
 from jebm.core.energy import ResolvedEnergy
-from jebm.core.kernels import TORCH
+from jebm.core.kernels import TORCH, Kernel, fastest
 from jebm.core.langevin import langevin, score_of
 from jebm.core.philox import PhiloxNoise
 from jebm.native import chain as native
@@ -107,8 +107,8 @@ def main() -> int:
     return 0
 
 
-def measure(name: str, chains: int, device: torch.device, arguments: argparse.Namespace) -> None:
-    """Check and time all implementations for one shape and number of chains; print their table."""
+def measure(name: str, chains: int, device: torch.device, arguments: argparse.Namespace) -> dict[str, float]:
+    """Check and time all implementations for one shape; print their table and return their milliseconds."""
     shape = SHAPES[name]
     net, energy, start_BD = converged(shape, chains, device)
     ways = {
@@ -142,6 +142,7 @@ def measure(name: str, chains: int, device: torch.device, arguments: argparse.Na
             f"| {gflop / middle:.1f} | {gflop / middle / peak:.0%} | {statistics.median(busy[way]):.2f} |",
             flush=True,
         )
+    return {way: 1e3 * statistics.median(found) for way, found in seconds.items()}
 
 
 def sweep(varied: str, device: torch.device, arguments: argparse.Namespace) -> None:
@@ -265,12 +266,22 @@ def ours(energy: ResolvedEnergy, shape: Shape, start_BD: Tensor) -> dict[str, Wa
         "autograd, norm resolved": lambda: langevin(score, start_BD, normal, **how)[0],
         "torch": lambda: closed_form_langevin(energy, start_BD, normal, kernel=TORCH, **how)[0],
     }
-    if native.usable(start_BD):
-        ways["C, torch's noise"] = lambda: closed_form_langevin(energy, start_BD, normal, **how)[0]
-        ways["C, Philox noise"] = lambda: closed_form_langevin(energy, start_BD, PhiloxNoise(normal), **how)[
-            0
-        ]
+    drawings: dict[str, Callable[[], Normal]] = {
+        "torch's noise": lambda: normal,
+        "Philox noise": lambda: PhiloxNoise(normal),
+    }
+    for noise, drawn in drawings.items():
+        kernel = fastest(energy, start_BD, philox=noise == "Philox noise")
+        if kernel.compiled is not None:
+            name = kernel.description.partition(" ")[0]
+            ways[f"{name}, {noise}"] = partial(_in_kernel, kernel, energy, start_BD, drawn, how)
     return {**ways, **plug_ins(energy, start_BD, normal, **how)}
+
+
+def _in_kernel(
+    kernel: Kernel, energy: ResolvedEnergy, start_BD: Tensor, noise: Callable[[], Normal], how: dict[str, Any]
+) -> Tensor:
+    return closed_form_langevin(energy, start_BD, noise(), kernel=kernel, **how)[0]
 
 
 def torchebm(energy: ResolvedEnergy, shape: Shape, start_BD: Tensor) -> dict[str, Way]:

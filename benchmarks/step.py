@@ -370,6 +370,7 @@ class Ours:
         """Do one iteration; `mark(part)` is called when a part is done."""
         self.mark = mark
         self.meter.add(self.update(x_BCHW).metrics)
+        self.state.finite.check()
         mark("optimizer")
 
 
@@ -523,7 +524,7 @@ def main() -> int:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(prog="benchmarks/step.py", description=__doc__.splitlines()[0])
     parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=list(CONFIGS))
-    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
+    parser.add_argument("--precisions", nargs="+", choices=["fp32", "tf32", "bf16"], default=["fp32"])
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")

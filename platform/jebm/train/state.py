@@ -111,7 +111,7 @@ class TrainState:
         model = build_model(config, named_modules(config)).to(runtime.device)
         on_cuda = runtime.device.type == "cuda"
         if on_cuda:  # as the activations: cuDNN's gradients then lie in DDP's buckets as they are
-            model.to(memory_format=torch.channels_last)
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         autocast = torch.bfloat16 if config.train.precision == "bf16" else None
         objective: nn.Module = Objective(model, autocast=autocast, penalty=config.energy.penalty)
         frozen = config.train.regime == "two_stage"
