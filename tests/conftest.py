@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+# By the time that their files take, from little to much.
+SLOW = ("/sweep/", "/evaluate/", "/store/", "/train/", "/tests/test_", "/commands/", "/cluster/", "/on_ray/")
 SCRIPT = Path(__file__).parent.parent / "scripts" / "s3"
 
 
@@ -64,21 +66,35 @@ def s3_uri(s3: S3Server) -> str:
     return s3.uri(uuid.uuid4().hex)
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoded images and classifiers, for `JEBM_CACHE`: each is made once for all files and workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Fast tests first, those with servers later, those with Ray clusters last; first among workers."""
-    slow = ("/store/", "/train/", "/on_ray/")
-    items.sort(key=lambda item: next((i for i, room in enumerate(slow, 1) if room in str(item.path)), 0))
-    if hasattr(config, "workerinput"):  # they are the longest way
-        items.sort(key=lambda item: "/on_ray/" not in str(item.path))
+    """Fast tests first, those with servers later, those with Ray clusters last; the reverse among workers."""
+    paths = {item.path for item in items}
+    rank = {path: next((i for i, room in enumerate(SLOW, 1) if room in str(path)), 0) for path in paths}
+    among_workers = hasattr(config, "workerinput")  # the one that ends last then has little left
+    items.sort(key=lambda item: rank[item.path], reverse=among_workers)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Among several workers, give one of them all tests with Ray clusters: two would fight for the CPUs."""
+    """Among several workers, a file is one worker's: its fixtures are made once.
+
+    All files with Ray clusters are one worker's: two clusters would fight for the CPUs.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "on_ray" if "/on_ray/" in nodeid else nodeid
+            clusters = "/on_ray/" in nodeid or "/cluster/" in nodeid
+            return "clusters" if clusters else nodeid.partition("::")[0]
 
+    config.option.loadscopereorder = False  # not by the number of tests, but as sorted above
     return Scheduler(config, log)

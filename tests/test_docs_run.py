@@ -56,7 +56,7 @@ jebm train --config jobs/configs/fashion_mnist.yaml --run.name quickstart --run.
     --cluster.engine process --cluster.workers 1 --train.pictures_every_steps 1072
 ```
 """
-SECONDS = 600.0  # of a page, on a busy machine
+SECONDS = 900.0  # of a page, on a busy machine
 
 
 @pytest.fixture(scope="module")

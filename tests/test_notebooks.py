@@ -26,7 +26,7 @@ def test_notebooks_hold_no_outputs_and_no_places_of_a_machine() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_runs(name: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty folder, but for the sweep that one reads: without it, it would start Ray."""
     import nbformat
     from nbclient import NotebookClient
@@ -38,7 +38,7 @@ def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         points = [draw(random.Random(seed)) for seed in range(12)]
         make_sweep(tmp_path / "runs" / "first", [trial(point, value_at(point)) for point in points])
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "platform"))
-    monkeypatch.setenv("JEBM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("JEBM_CACHE", str(cache))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook: Any = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()

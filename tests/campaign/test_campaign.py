@@ -23,12 +23,6 @@ ROOT = Path(__file__).resolve().parents[2]
 FASHION = ROOT / "jobs/data/fashion_mnist_2000"
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache of images and classifiers of these tests."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def job(monkeypatch, capsys, tmp_path, cache):
     """Run the job in this process; return its exit code, stdout and stderr."""

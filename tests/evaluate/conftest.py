@@ -22,12 +22,6 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache of images and classifiers of this test session."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
 def fashion(cache: Path) -> ImageSet:
     """2,000 training images of Fashion-MNIST."""
     return load_images(open_store(str(FASHION / "train")), cache)

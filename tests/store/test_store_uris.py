@@ -1,19 +1,21 @@
 """What names a storage: URIs, paths, what people type in their place."""
 
+import multiprocessing
 import os
 import pwd
 import shutil
-import subprocess
-import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from jebm.errors import StoreError
+from jebm.data.dataset import default_cache_directory
+from jebm.errors import JebmError, StoreError
 from jebm.store.storage import LocalStore, S3Store, normalised_uri, open_store
 
-PLATFORM = Path(__file__).parents[2] / "platform"
 ROOT_HOME = pwd.getpwuid(0).pw_dir
 
 
@@ -105,18 +107,6 @@ def test_links_in_a_circle_and_names_too_long_are_no_folder(tmp_path):
 # ── Who has no home ─────────────────────────────────────────────────────────────────────────────────────
 
 NOBODY = 54321  # a user id without a passwd entry
-ASKS = """
-import os, sys
-sys.path.insert(0, {platform!r})
-from jebm.data.dataset import default_cache_directory
-from jebm.errors import JebmError
-from jebm.store.storage import open_store
-os.setgid({uid}); os.setuid({uid})  # last: that user need not be able to read our Python
-try:
-    print({asked})
-except JebmError as error:
-    print(type(error).__name__, error)
-"""
 
 
 @pytest.fixture
@@ -128,21 +118,36 @@ def common():
     shutil.rmtree(folder)
 
 
-def ask(asked: str, **environment: str) -> str:
-    """Return what a process of a user whom nobody knows prints."""
+def ask(asked: Callable[[], object], **environment: str) -> str:
+    """Return what a child process of a user whom nobody knows answers: a value or an error, as text."""
     if os.getuid() != 0:
         pytest.skip("only root can become a user whom nobody knows")
-    code = ASKS.format(uid=NOBODY, platform=str(PLATFORM), asked=asked)
+    fork = multiprocessing.get_context("fork")
+    answer, ours = fork.Pipe(duplex=False)
+    child = fork.Process(target=answer_as_nobody, args=(asked, environment, ours))
+    child.start()
+    ours.close()
+    told: str = answer.recv()
+    child.join(60)
+    assert child.exitcode == 0
+    return told
+
+
+def answer_as_nobody(asked: Callable[[], object], environment: dict[str, str], answer: Connection) -> None:
     keep = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=keep | environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    os.environ.clear()
+    os.environ.update(keep | environment)
+    tempfile.tempdir = None  # as in a new process
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+    try:
+        answer.send(str(asked()))
+    except JebmError as error:
+        answer.send(f"{type(error).__name__} {error}")
 
 
 def test_who_has_no_home_caches_in_a_private_folder_of_the_temporary_one(common):
-    cache = "default_cache_directory()"
+    cache = default_cache_directory
     ours = common / f"jebm-{NOBODY}"
     assert ask(cache, TMPDIR=str(common)) == f"{ours}/data"
     assert (ours.stat().st_uid, ours.stat().st_mode & 0o777) == (NOBODY, 0o700)
@@ -158,18 +163,18 @@ def test_who_has_no_home_caches_in_a_private_folder_of_the_temporary_one(common)
 
 def test_who_has_no_home_is_told_so_when_a_path_names_it():
     for name in ("~/runs", "~"):
-        assert ask(f"open_store({name!r})") == (
+        assert ask(partial(open_store, name)) == (
             f"StoreError {name}: user id {NOBODY} has no home folder; set HOME, or write the whole path"
         )
-    assert ask("default_cache_directory()", JEBM_CACHE="~/x").startswith("DataError JEBM_CACHE: ~/x: user id")
+    assert ask(default_cache_directory, JEBM_CACHE="~/x").startswith("DataError JEBM_CACHE: ~/x: user id")
 
 
 def test_what_may_not_be_looked_into_is_not_empty(common):
     """An empty listing would begin a run anew."""
     store = open_store(str(common))
     store.put("a/b", b"1")
-    assert ask(f"list(open_store({str(common)!r}).list())").startswith("[ObjectInfo")
+    assert ask(lambda: list(open_store(str(common)).list())).startswith("[ObjectInfo")
     (common / "a").chmod(0o700)
     for what in ("list", "folders"):
-        answer = ask(f"list(open_store({str(common)!r}).{what}())")
+        answer = ask(lambda name=what: list(getattr(open_store(str(common)), name)()))
         assert answer.startswith(f"AccessDeniedError {store.uri}: this user may not list here")

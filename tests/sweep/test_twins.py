@@ -45,8 +45,11 @@ def finish(study: SweepStudy, suggestion: Suggestion) -> None:
     study.end(suggestion.number, "finished", {"distortion": value})
 
 
-def test_without_an_energy_its_keys_change_nothing_to_the_bit(tmp_path: Path) -> None:
+def test_without_an_energy_its_keys_change_nothing_to_the_bit(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both ways to have none, with other values of every key that is then said to be idle."""
+    monkeypatch.setenv("JEBM_CACHE", str(cache))
     other: dict[str, object] = {
         "prior.kind": "gaussian",
         "energy.depth": 3,

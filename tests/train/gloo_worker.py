@@ -1,7 +1,8 @@
-"""Several gloo processes: `gloo_worker.py WORLD_SIZE FILE NOISE SAVE` does 20 updates in each.
+"""Trainings of 10 updates in gloo processes: `gloo_worker.py FOLDER WORLD_SIZE-NOISE…`, one after the other.
 
-Writes the losses of every step and the last state's tensors to SAVE (rank 0). In float64: Adam divides small
-gradients by their own size, so that in float32 mere rounding moves weights by up to 4e-3 within 20 updates.
+Writes the losses of every step and the last state's tensors to FOLDER/WORLD_SIZE-NOISE (rank 0). In float64:
+Adam divides small gradients by their own size, so that in float32 mere rounding moves weights by up to 4e-3
+within 20 updates.
 """
 
 import sys
@@ -24,7 +25,7 @@ from jebm.train.update import JointUpdate, features_of
 
 
 def train(runtime: Runtime, *, noisy: str) -> dict[str, object]:
-    """Do 20 updates; return the losses, means over ranks, and copies of the state's tensors."""
+    """Do 10 updates; return the losses, means over ranks, and copies of the state's tensors."""
     config = tiny_config(
         "unused",
         cluster__workers=runtime.world_size,
@@ -51,11 +52,11 @@ def train(runtime: Runtime, *, noisy: str) -> dict[str, object]:
         config,
         runtime,
         silence if noisy == "silence" else noise,
-        Horizon(loader.steps_per_epoch, 20),
+        Horizon(loader.steps_per_epoch, 10),
         Clock(runtime.device),
     )
     losses = []
-    for step in range(20):
+    for step in range(10):
         meter = Meter()
         meter.add(update(loader.batch(step).double()).metrics)
         losses.append(meter.take(runtime)["loss"])
@@ -79,8 +80,12 @@ def work(rank: int, world_size: int, meeting: str, noisy: str, save: str) -> Non
 
 
 def main() -> None:
-    world_size, *others = sys.argv[1:]
-    sys.exit(exit_code(work, int(world_size), int(world_size), *others))
+    folder, *names = sys.argv[1:]
+    for name in names:
+        world_size, noise, *_ = name.split("-")
+        arguments = (int(world_size), f"{folder}/{name}.meeting", noise, f"{folder}/{name}")
+        if code := exit_code(work, int(world_size), *arguments):
+            sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -13,26 +13,24 @@ from helpers import ROOT
 HERE = Path(__file__).parent
 
 
-def train(folder: Path, name: str, *, world_size: int, noise: str) -> dict[str, Any]:
-    """Do 20 updates in `world_size` processes; return rank 0's losses and tensors."""
-    saved = folder / f"{name}.pt"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'platform'}:{HERE.parent}"}
-    arguments = [str(world_size), str(folder / f"{name}.meeting"), noise, str(saved)]
-    command = [sys.executable, str(HERE / "gloo_worker.py"), *arguments]
-    subprocess.run(command, env=environment, check=True, timeout=300)
-    return torch.load(saved, weights_only=True)
+Results = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """One process without noise."""
-    return train(tmp_path_factory.mktemp("one"), "one", world_size=1, noise="silence")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Rank 0's losses and tensors after 10 updates, by world size and noise; torch is imported once."""
+    folder = tmp_path_factory.mktemp("gloo")
+    names = [f"{workers}-silence" for workers in (1, 2, 3, 5)] + ["2-noise", "2-noise-again", "2-same"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'platform'}:{HERE.parent}"}
+    command = [sys.executable, str(HERE / "gloo_worker.py"), str(folder), *names]
+    subprocess.run(command, env=environment, check=True, timeout=280)
+    return {name: torch.load(folder / name, weights_only=True) for name in names}
 
 
 @pytest.mark.parametrize("workers", [2, 3, 5])
-def test_workers_equal_one_with_noise_off(tmp_path: Path, one: dict[str, Any], workers: int) -> None:
+def test_workers_equal_one_with_noise_off(results: Results, workers: int) -> None:
     """Also with unequal shares of a batch of 64: 21, 21, 22 images, and 12, 13, 13, 13, 13."""
-    several = train(tmp_path, "workers", world_size=workers, noise="silence")
+    one, several = results["1-silence"], results[f"{workers}-silence"]
     torch.testing.assert_close(several["losses"], one["losses"], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(several["features"], one["features"], rtol=0, atol=1e-5)
     names = [name for name in one["tensors"] if name.startswith(("model.", "ema."))]
@@ -42,14 +40,12 @@ def test_workers_equal_one_with_noise_off(tmp_path: Path, one: dict[str, Any], w
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_two_noisy_workers_repeat_themselves_exactly(tmp_path: Path) -> None:
-    first = train(tmp_path, "first", world_size=2, noise="noise")
-    again = train(tmp_path, "again", world_size=2, noise="noise")
+def test_two_noisy_workers_repeat_themselves_exactly(results: Results) -> None:
+    first, again = results["2-noise"], results["2-noise-again"]
     assert first["losses"] == again["losses"]
     assert all(torch.equal(first["tensors"][name], again["tensors"][name]) for name in first["tensors"])
     # And the ranks draw different noise: with rank 0's on both it is another run.
-    same = train(tmp_path, "same", world_size=2, noise="same")
-    assert same["losses"][1:] != first["losses"][1:]
+    assert results["2-same"]["losses"][1:] != first["losses"][1:]
 
 
 def test_torchrun_ends_at_once_where_training_diverges(tmp_path: Path) -> None:
