@@ -1,11 +1,12 @@
 """One small tree of errors; each message is one line that names the cause and the remedy.
 
 Jobs turn `ConfigError`, `DataError`, `StoreError` and `CheckpointError` into that line and exit code 2 (the
-user can fix it before anything was lost), `DivergedError` into exit code 1.
+user can fix it before anything was lost), `ClusterError` and `DivergedError` into exit code 1.
 """
 
 __all__ = [
     "CheckpointError",
+    "ClusterError",
     "ConfigError",
     "DataError",
     "DivergedError",
@@ -32,6 +33,10 @@ class StoreError(JebmError):
 
 class CheckpointError(JebmError):
     """A checkpoint is missing, damaged, or does not fit the model it is loaded into."""
+
+
+class ClusterError(JebmError):
+    """Ray ended a run that an error of ours did not end; the message has Ray's reason."""
 
 
 class DivergedError(JebmError):

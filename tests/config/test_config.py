@@ -1,6 +1,7 @@
 """The configuration: what is refused and in which words, and that values survive every way in."""
 
 import dataclasses
+import math
 import re
 import subprocess
 import sys
@@ -91,7 +92,7 @@ EVERYTHING = Config(
     train=Train(1.5, 36, 3, "bf16", "joint", 0.5, 4, 0.999, 7, 70, EarlyStopping("evaluation/elbo", 3, 0.5)),
     checkpoint=Checkpoint(11, 5, sharded=True),
     evaluation=Evaluation(7, Features(kind="effnetlite0"), "weights.pth", 500, 3),
-    cluster=Cluster("process", 4, 2, 2, gpu=True, max_failures=1, autoscales=True, hang_seconds=30),
+    cluster=Cluster("process", 4, 2, 2, 1, "T4", max_failures=1, hang_seconds=30),
 )
 
 
@@ -230,11 +231,38 @@ def test_one_of_a_few_words_is_asked_for_by_all_of_them(key, value):
 
 def test_a_switch_needs_no_value():
     config = parse(
-        "--cluster.gpu", "--run.deterministic", "--energy.spectral_norm", "no", "--run.accept_changes"
+        "--checkpoint.sharded", "--run.deterministic", "--energy.spectral_norm", "no", "--run.accept_changes"
     )
-    assert (config.cluster.gpu, config.run.deterministic, config.run.accept_changes) == (True, True, True)
+    assert (config.checkpoint.sharded, config.run.deterministic, config.run.accept_changes) == (True,) * 3
     assert not config.energy.spectral_norm
-    assert refusal("--cluster.gpu", "2") == "cluster.gpu: needs true or false, not 2"
+    assert refusal("--checkpoint.sharded", "2") == "checkpoint.sharded: needs true or false, not 2"
+
+
+def test_a_gpu_is_shared_by_single_workers_only():
+    for gpus in (0, 0.25, 1):
+        assert Cluster(gpus_per_worker=gpus).gpus_per_worker == gpus
+    for gpus in (-1, 0.001, 1.5, 2, math.nan):
+        with pytest.raises(ConfigError, match=r"^cluster.gpus_per_worker: must be 0, 1, or a share of one"):
+            Cluster(gpus_per_worker=gpus)
+    assert refusal("--cluster.workers=2", "--cluster.gpus_per_worker=0.5") == (
+        "cluster.gpus_per_worker: 0.5 needs cluster.workers 1, not 2: the workers of a group cannot share "
+        "one; set it to 1"
+    )
+    assert refusal("--cluster.accelerator=T4").startswith("cluster.accelerator: names a kind of GPU, and ")
+
+
+def test_switches_of_the_cluster_that_are_no_more_are_still_read(yaml_file, caplog):
+    for words in (["--cluster.gpu"], ["--cluster.gpu", "true"], ["--cluster.gpu=true"]):
+        assert parse(*words).cluster == Cluster(gpus_per_worker=1)
+    assert parse("--cluster.gpu=false").cluster == Cluster()
+    assert config_from_dict({"cluster": {"gpu": True, "autoscales": False}}).cluster.gpus_per_worker == 1
+    assert not caplog.messages
+    path = yaml_file("cluster: {autoscales: true}")
+    for words in (["--config", path], ["--cluster.autoscales"], ["--cluster.autoscales=true"]):
+        assert parse(*words) == Config()
+        assert [line.partition(":")[0] for line in caplog.messages] == ["cluster.autoscales"]
+        assert "Ray itself says what nodes a cluster may add" in caplog.messages[0]
+        caplog.clear()
 
 
 @pytest.mark.parametrize("key", ["energy.width", "run.storage", "model.latent_dims", "config"])
@@ -339,7 +367,7 @@ def test_a_resume_may_change_where_and_how_long_but_not_what():
         run=Run("another", "s3://elsewhere/x", 0, deterministic=False, accept_changes=True),
         train=Train(epochs=9, report_every_steps=1, pictures_every_steps=1),
         checkpoint=Checkpoint(1, 1),
-        cluster=Cluster("process", 2, cpus_per_worker=3, gpu=True, max_failures=0, autoscales=True),
+        cluster=Cluster("process", 2, cpus_per_worker=3, gpus_per_worker=1, max_failures=0),
     )
     assert differing_keys(free, config_to_dict(config)) == []
     assert differing_keys(config, config_to_dict(config)) == []

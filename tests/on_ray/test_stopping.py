@@ -101,8 +101,11 @@ class Driver:
     def end(self, number: signal.Signals) -> int:
         """Send a signal, and return the exit code."""
         self.process.send_signal(number)
+        since = time.monotonic()
         try:
-            return self.process.wait(timeout=PATIENCE)
+            code = self.process.wait(timeout=PATIENCE)
+            print(f"{self.log.name}: ended {time.monotonic() - since:.1f} s after {number.name}")
+            return code
         finally:
             self.process.kill()
 
@@ -147,7 +150,10 @@ def test_whoever_waits_for_room_can_be_stopped_and_killed(cluster, tmp_path: Pat
         before = groups(cluster)
 
         killed = Driver(cluster, tmp_path / "killed", *sweep)
-        killed.says(r"waiting for 2 workers x 1 CPU of t0000 for \d+ s; free: 0 of 3 CPUs")
+        killed.says(
+            r"waiting for 2 workers x 1 CPU of t0000 for \d+ s; free: 0 of 3 CPUs; "
+            r"held by job \w+, process \d+ on [\d.]+ \(3 CPU\)"
+        )
         assert len(groups(cluster)) > len(before)
         assert killed.end(signal.SIGKILL) == -signal.SIGKILL
         settles(cluster, before)
@@ -171,9 +177,10 @@ def test_whoever_waits_for_room_can_be_stopped_and_killed(cluster, tmp_path: Pat
             *("python", "jobs/train.py", SMOKE, storage, "--run.name=job"),
         )
         job.says("waiting for 2 workers x 1 CPU of job")
-        stop = cluster.ray("job", "stop", "waits")
+        stop, since = cluster.ray("job", "stop", "waits"), time.monotonic()
         subprocess.run(stop, env=cluster.environment, check=True, capture_output=True, timeout=PATIENCE)
         job.process.wait(timeout=PATIENCE)
+        print(f"job: ended {time.monotonic() - since:.1f} s after `ray job stop` began")
         assert "stopped: step 0 of 48" in job.log.read_text()
 
         for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):

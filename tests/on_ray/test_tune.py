@@ -2,9 +2,11 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -157,6 +159,48 @@ def test_a_killed_sweep_goes_on_and_repeats_nothing(cluster, s3_uri: str, tmp_pa
 def value(trial: FrozenTrial) -> float:
     assert trial.value is not None
     return trial.value
+
+
+@pytest.mark.long
+def test_a_trial_leaves_a_node_that_is_about_to_go_and_is_not_charged(  # type: ignore[no-untyped-def]
+    cluster, s3_uri: str, tmp_path: Path
+) -> None:
+    """One node has room for the trial; as no failure is allowed, a charged trial would have failed."""
+    search, log, store = tmp_path / "search.yaml", tmp_path / "log", open_store(f"{s3_uri}/sweep")
+    search.write_text(SEARCH.replace("[3e-3, 1e30, 1e-2, 1e-6]", "[3e-3]"))
+    values = {"cluster__cpus_per_worker": "4", "cluster__max_failures": "0", "train__epochs": "500"}
+    arguments = command(search, s3_uri, **values, checkpoint__every_steps="1000000")
+
+    def wait_for(what: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 150
+        while not what():
+            assert driver.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+
+    with cluster.second_node(cpus=4) as node, log.open("w") as lines:
+        driver = subprocess.Popen(
+            [str(cluster.python), *arguments],
+            cwd=ROOT,
+            env=cluster.environment | {"RAY_ADDRESS": cluster.address},
+            stdout=lines,
+            stderr=lines,
+        )
+        try:
+            wait_for(lambda: any(trial.user_attrs.get("step") for trial in trials_of(store, tmp_path)))
+            node.drain(60)
+            left = r"its node is about to go\n(.*\n)*waiting for 1 worker x 4 CPUs of the next trial"
+            wait_for(lambda: re.search(left, log.read_text()) is not None)
+            driver.send_signal(signal.SIGINT)
+            assert driver.wait(timeout=60) == 3, log.read_text()
+        finally:
+            driver.kill()
+    (trial,) = trials_of(store, tmp_path)
+    assert (trial.state, trial.user_attrs["attempts"]) == (TrialState.RUNNING, 1)
+    saved = newest(store, trial)
+    assert saved is not None
+    assert saved.step > 0
+    assert "stopped: 1 interrupted" in log.read_text()
 
 
 @pytest.mark.long

@@ -143,7 +143,7 @@ def random_changes(draw: random.Random, world: World) -> dict[str, object]:
         "run.seed": [0, 1, 2**70, -1],
         "run.deterministic": [True, False],
         "cluster.workers": [1, 1, 1, 2],
-        "cluster.gpu": [False, False, True],
+        "cluster.gpus_per_worker": [0, 0, 1],
         "cluster.cpus_per_worker": [1, 2, 64, 10**7],
         "prior.kind": ["joint", "top", "gaussian"],
         "energy.width": [0, 8, 9, 10**9],

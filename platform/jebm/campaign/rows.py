@@ -16,6 +16,7 @@ from jebm.evaluate.restore import restored
 from jebm.report.write import finite
 from jebm.store.records import DamagedRecordError, read_object, set_aside, understood
 from jebm.store.storage import ObjectMissingError, Store, open_store
+from jebm.train.runtime import device_here
 from jebm.untrusted import JsonObject, typed
 
 __all__ = ["Instrument", "PriorMeasures", "Row", "Rows"]
@@ -105,7 +106,7 @@ class PriorMeasures:
 
     def __init__(self, config: Config) -> None:
         """Read the images of the config that all arms share, and build the feature net."""
-        self._device = "cuda" if config.cluster.gpu else "cpu"
+        self._device = device_here(config)
         train = load_images(open_store(config.data.train))
         self.held_out = load_images(open_store(config.data.held_out)) if config.data.held_out else train
         self.net = feature_net(config, train, named_modules(config), device=self._device)

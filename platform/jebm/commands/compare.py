@@ -28,7 +28,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from jsonargparse import Namespace
 
 from jebm.campaign.rows import PriorMeasures, Rows
@@ -44,7 +43,7 @@ from jebm.parser import argument_parser, parse_arguments
 from jebm.report.write import finite, write_report
 from jebm.store.storage import open_store
 from jebm.train.provenance import provenance
-from jebm.train.runtime import prepare_process
+from jebm.train.runtime import device_here, prepare_process
 
 __all__ = ["main"]
 
@@ -71,7 +70,7 @@ def main() -> int:
         return 0
 
     # Train and evaluate what is missing.
-    prepare_process(config, torch.device("cuda" if config.cluster.gpu else "cpu"))
+    prepare_process(config, device_here(config))
     measures = PriorMeasures(config)
     trainer = train_here if here else lambda trial, _: train(trial.config, provenance(trial.config))
     found = rows_of(trials, Rows(output, measures), parallel=arguments.parallel, train=trainer)

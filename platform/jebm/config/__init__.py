@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from jebm.config.cluster import Cluster
 from jebm.config.nets import (
     LEAST_STD,
     Energy,
@@ -26,7 +27,6 @@ from jebm.config.roles import RESUME_MAY_CHANGE, SHAPES_RESULT, Role, require
 from jebm.config.run import (
     INCEPTION_FILE,
     Checkpoint,
-    Cluster,
     Data,
     EarlyStopping,
     Evaluation,
@@ -38,6 +38,7 @@ from jebm.config.run import (
 )
 
 __all__ = [
+    "GONE",
     "INCEPTION_FILE",
     "LEAST_STD",
     "PLACES",
@@ -200,7 +201,14 @@ PLACES = tuple(key for key, entry in fields(Config) if entry.metadata.get("place
 """Keys whose values are paths, or URIs if data and results may be in a store."""
 
 
-_RENAMED = {"model.likelihood_std": "likelihood.std", "evaluation.features": "evaluation.features.kind"}
+_RENAMED = {
+    "model.likelihood_std": "likelihood.std",
+    "evaluation.features": "evaluation.features.kind",
+    "cluster.gpu": "cluster.gpus_per_worker",
+}
+
+GONE = {"cluster.autoscales": "Ray itself says what nodes a cluster may add; delete the key"}
+"""Switches of earlier versions that have no effect now, and why."""
 
 
 def current_name(key: str) -> str:

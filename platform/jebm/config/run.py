@@ -11,7 +11,6 @@ from jebm.config.roles import key, require
 __all__ = [
     "INCEPTION_FILE",
     "Checkpoint",
-    "Cluster",
     "Data",
     "EarlyStopping",
     "Evaluation",
@@ -305,43 +304,3 @@ class Evaluation:
         )
         require(self.samples >= 100, "evaluation.samples", "must be at least 100")
         require(self.chain_factor >= 1, "evaluation.chain_factor", "must be at least 1")
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """The resources that the run uses.
-
-    Args:
-        engine: ray (Ray Train; starts a local Ray if none runs) or process (only this process, or the
-            processes that torchrun started).
-        workers: Number of data-parallel workers.
-        min_workers: Continue with at least this many when nodes are lost; grow again when they return (Ray
-            only; image order stays the same, noise does not); null for a fixed number.
-        cpus_per_worker: CPUs (and torch threads) of each worker.
-        gpu: Give each worker one GPU.
-        max_failures: How often Ray may restart the workers after a crash.
-        autoscales: The cluster adds nodes on demand, so accept requests beyond its current size.
-        hang_seconds: A step that takes longer, and ten times the slowest before, is a hang: the log names the
-            ranks that hold the others up, and Ray or torchrun restart the workers; 0: never.
-
-    """
-
-    engine: Literal["ray", "process"] = "ray"
-    workers: int = 1
-    min_workers: int | None = None
-    cpus_per_worker: int = 1
-    gpu: bool = False
-    max_failures: int = 3
-    autoscales: bool = False
-    hang_seconds: float = 120.0
-
-    def __post_init__(self) -> None:
-        require(self.workers >= 1, "cluster.workers", "must be at least 1")
-        require(
-            self.min_workers is None or 1 <= self.min_workers <= self.workers,
-            "cluster.min_workers",
-            f"must lie between 1 and cluster.workers = {self.workers}",
-        )
-        require(1 <= self.cpus_per_worker <= 1_024, "cluster.cpus_per_worker", "must lie between 1 and 1,024")
-        require(self.max_failures >= 0, "cluster.max_failures", "must not be negative")
-        require(0 <= self.hang_seconds <= 86_400, "cluster.hang_seconds", "must lie between 0 and 86,400")

@@ -12,21 +12,18 @@ from typing import Any
 
 import ray
 from ray._private import auto_init_hook, ray_constants
-from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
 import jebm
 from jebm.config import Config
 from jebm.errors import ConfigError
+from jebm.on_ray.capacity import check_capacity
 from jebm.on_ray.reservations import free_abandoned_groups, mark_job
 
 __all__ = [
-    "check_capacity",
     "check_room",
     "connect",
     "job_environment",
     "join",
-    "needs",
-    "places",
     "runs_here",
     "submission_id",
 ]
@@ -187,74 +184,17 @@ def join(config: Config) -> None:
         ConfigError: as `connect` and `check_capacity`.
     """
     if runs_here():
-        check_capacity(config)
+        check_capacity(config, here=True)
     connect()
-    check_capacity(config)
+    check_capacity(config, here=runs_here())
 
 
 def check_room(config: Config) -> None:
     """Raise what `join` would; start nothing, and leave the cluster again."""
     if runs_here() or ray.is_initialized():
-        check_capacity(config)
+        check_capacity(config, here=runs_here())
         return
     try:
         join(config)
     finally:
         ray.shutdown()
-
-
-def needs(config: Config) -> str:
-    """Describe the resources of a run's workers, such as 2 workers x 1 CPU."""
-    cluster = config.cluster
-    workers, cpus = cluster.workers, cluster.cpus_per_worker
-    return f"{workers} worker{'s' if workers > 1 else ''} x {cpus} CPU{'s' if cpus > 1 else ''}" + (
-        " and 1 GPU" if cluster.gpu else ""
-    )
-
-
-def check_capacity(config: Config) -> None:
-    """Raise `ConfigError` if the workers can never fit on the joined cluster, or else on this machine."""
-    cluster = config.cluster
-    here = runs_here()
-    if cluster.autoscales and not here:
-        return
-    room = places(config)
-    if room >= (cluster.min_workers or cluster.workers):
-        return
-    nodes = _nodes()
-    # Say what was requested, what there is, and the remedy.
-    cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
-    asked = f"cluster.workers: {cluster.workers} workers of {cluster.cpus_per_worker} CPU"
-    remedy = "lower it"
-    if cluster.gpu and gpus:
-        asked += " and 1 GPU"
-    elif cluster.gpu:
-        asked, remedy = "cluster.gpu: workers with a GPU", "set it to false"
-    raise ConfigError(
-        f"{asked} do not fit: {'this machine' if here else 'the cluster'} has {cpus:g} CPUs and {gpus:g} "
-        f"GPUs, room for {room}; {remedy}, or set "
-        + (
-            "RAY_ADDRESS to the cluster that you mean"
-            if here
-            else "cluster.autoscales to true if nodes are added on demand"
-        )
-    )
-
-
-def places(config: Config) -> int:
-    """Return how many workers fit on the cluster at once, each on a single node."""
-    cluster = config.cluster
-    room = 0
-    for node in _nodes():
-        fit_in = int(node.get("CPU", 0) // cluster.cpus_per_worker)
-        room += min(fit_in, int(node.get("GPU", 0))) if cluster.gpu else fit_in
-    return room
-
-
-def _nodes() -> list[dict[str, float]]:
-    """Return the resources of each live node; before joining a cluster, those of this machine."""
-    if not ray.is_initialized():
-        found = ResourceAndLabelSpec().resolve(is_head=True, node_ip_address="127.0.0.1")
-        return [{"CPU": found.num_cpus or 0, "GPU": found.num_gpus or 0}]
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"] for node in nodes if node["Alive"]]

@@ -19,7 +19,8 @@ from jebm.errors import ConfigError, DataError, JebmError
 from jebm.evaluate.restore import stored_config
 from jebm.evaluate.share import group_share
 from jebm.evaluate.suite import Request, check, evaluate_request
-from jebm.on_ray.cluster import check_capacity, connect, job_environment
+from jebm.on_ray.capacity import check_capacity, needs
+from jebm.on_ray.cluster import connect, job_environment, runs_here
 from jebm.on_ray.meeting import meet, node_address, open_meeting_place, use_interface_of
 from jebm.on_ray.places import everywhere, shared
 from jebm.on_ray.reservations import free_abandoned_groups
@@ -28,6 +29,7 @@ from jebm.on_ray.waiting import Waiting, free_room
 from jebm.report.findings import Findings
 from jebm.store.retrieve import open_checkpoint
 from jebm.train.group import process_group
+from jebm.train.runtime import device_of
 
 __all__ = ["check_output", "evaluate_on_ray", "resolve_request"]
 
@@ -85,10 +87,11 @@ def evaluate_on_ray(request: Request, *, workers: int, gpu: bool, provenance: Ma
 
     def start() -> Findings:
         connect()
-        cluster = Cluster(workers=workers, gpu=gpu, cpus_per_worker=1)
-        check_capacity(Config(train=Train(batch_size=workers), cluster=cluster))
+        cluster = Cluster(workers=workers, gpus_per_worker=float(gpu))
+        config = Config(train=Train(batch_size=workers), cluster=cluster)
+        check_capacity(config, here=runs_here())
         try:
-            return _evaluate(request, workers=workers, gpu=gpu, provenance=provenance)
+            return _evaluate(request, config, provenance)
         finally:
             free_abandoned_groups()
 
@@ -100,19 +103,20 @@ def evaluate_on_ray(request: Request, *, workers: int, gpu: bool, provenance: Ma
         raise SystemExit(128 + stopped.signal_number) from None
 
 
-def _evaluate(request: Request, *, workers: int, gpu: bool, provenance: Mapping[str, str]) -> Findings:
-    remote = ray.remote(num_cpus=1, num_gpus=int(gpu))(_Worker)
+def _evaluate(request: Request, config: Config, provenance: Mapping[str, str]) -> Findings:
+    workers, device = config.cluster.workers, device_of(config)
+    remote = ray.remote(num_cpus=1, num_gpus=config.cluster.gpus_per_worker)(_Worker)
     actors: list[Any] = [remote.remote() for _ in range(workers)]  # no type knows their methods
     try:
         # Once rank 0 runs, all workers meet at its address.
         meeting = [actor.open_meeting_place.remote() for actor in actors[:1]]
-        waiting = Waiting(f"{workers} workers x 1 CPU" + (" and 1 GPU" if gpu else ""), free_room)
+        waiting = Waiting(needs(config), free_room)
         while not ray.wait(meeting, timeout=_LOOK_SECONDS)[0]:
             waiting.look(waits=True)
         (address,) = ray.get(meeting)
         # Every worker evaluates; rank 0's findings are returned.
         pending = {
-            actor.run.remote(rank, workers, address, request, dict(provenance), gpu): rank
+            actor.run.remote(rank, workers, address, request, dict(provenance), device): rank
             for rank, actor in enumerate(actors)
         }
         findings: Findings | None = None
@@ -145,12 +149,11 @@ class _Worker:
         address: str,
         request: Request,
         provenance: dict[str, str],
-        gpu: bool,
+        device: torch.device,
     ) -> Any:  # noqa: ANN401 # findings, or an error's class name and message
         """Evaluate as one of the group; return errors that the user can fix as text."""
         log_lines()
         logging.getLogger("jebm").setLevel(logging.INFO if rank == 0 else logging.WARNING)
-        device = torch.device("cuda" if gpu else "cpu")
         with ExitStack() as stack:
             if workers > 1:
                 use_interface_of(node_address())

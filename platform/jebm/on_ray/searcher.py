@@ -112,6 +112,9 @@ class StudySearcher(Searcher):
             trial.attempts += 1
             if trial.attempts > 1:
                 _LOG.info("%s  begins attempt %d of %d", trial.name, trial.attempts, self._attempts)
+        elif result["status"] == "interrupted":  # by a notice; Tune starts it again without charging it
+            trial.attempts -= 1
+            _LOG.info("%s  saved at step %d: its node is about to go", trial.name, result["step"])
         elif result["status"] == "error":
             trial.error = result["error"]
             _LOG.info("%s  this attempt failed: %s", trial.name, trial.error)

@@ -14,11 +14,21 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import ray
+from ray._private import state as ray_state
 from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
 
 from jebm.train.runtime import first_signal
 
-__all__ = ["StopRequest", "StoppedError", "attend", "follow_stop_request", "in_background", "poll_seconds"]
+__all__ = [
+    "StopRequest",
+    "StoppedError",
+    "attend",
+    "follow",
+    "follow_stop_request",
+    "in_background",
+    "node_is_going",
+    "poll_seconds",
+]
 
 _LOG = logging.getLogger("jebm.on_ray")
 _NAMESPACE = "jebm"
@@ -139,20 +149,36 @@ def poll_seconds(rank: int = 0, local_rank: int = 0) -> float | None:
     return _NODE_POLL_SECONDS if local_rank == 0 else None
 
 
+def node_is_going() -> bool:
+    """Return whether the node of this process was given notice of its end; False if this Ray does not tell.
+
+    The same table as of Ray Train's preemption watcher, which trials of one worker do not have.
+    """
+    try:
+        return ray.get_runtime_context().get_node_id() in ray_state.state.get_draining_nodes()
+    except AttributeError:  # private: Ray has no public function for it
+        return False
+
+
 def follow_stop_request(
     request: StopRequest, run: str, every_seconds: float | None = _POLL_SECONDS
 ) -> threading.Event:
     """Return an event that is set within about `every_seconds` of a request to stop the run; None: never."""
-    asked = threading.Event()
+    return follow(lambda: request.asked(run), every_seconds)
+
+
+def follow(question: Callable[[], bool], every_seconds: float | None) -> threading.Event:
+    """Return an event that a thread sets once the answer is true; setting it ends that. None: never."""
+    answered = threading.Event()
 
     def poll() -> None:
-        while not asked.wait(every_seconds):
+        while not answered.wait(every_seconds):
             try:
-                if request.asked(run):
-                    asked.set()
+                if question():
+                    answered.set()
             except ray.exceptions.RayError:  # the head is briefly out of reach
                 continue
 
     if every_seconds is not None:
         threading.Thread(target=poll, name="stop request", daemon=True).start()
-    return asked
+    return answered

@@ -3,20 +3,22 @@
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError, UserExceptionWithTraceback
 from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from jebm import errors
 from jebm.config import Cluster, Config, config_to_dict
 from jebm.data.manifest import read_manifest
-from jebm.errors import JebmError
-from jebm.on_ray.cluster import join, needs, submission_id
+from jebm.errors import ClusterError, ConfigError, JebmError
+from jebm.on_ray.capacity import needs
+from jebm.on_ray.cluster import join, submission_id
 from jebm.on_ray.filesystem import ray_filesystem
 from jebm.on_ray.guard import Guard
 from jebm.on_ray.meeting import GroupConfig
@@ -32,7 +34,7 @@ from jebm.train.recorder import Enough, Report, never
 from jebm.train.runtime import STOPPING
 from jebm.train.start import total_steps_of
 
-__all__ = ["health_check_seconds", "train", "train_workers"]
+__all__ = ["health_check_seconds", "known_cause", "train", "train_workers"]
 
 _LOG = logging.getLogger("jebm.on_ray")
 _HARMLESS = "Ray's line about 'PreemptionWatcher' (E … core_worker.cc) is harmless: an actor of its own"
@@ -131,7 +133,7 @@ def train_workers(
             "every_report": bool(callbacks),
             "report_box": box,
         },
-        torch_config=GroupConfig(backend="nccl" if config.cluster.gpu else "gloo"),
+        torch_config=GroupConfig(backend="nccl" if config.cluster.gpus_per_worker else "gloo"),
         scaling_config=_scaling(config.cluster),
         run_config=RunConfig(
             # Use our checkpoint folder as Ray's, so that it treats our checkpoints as its own.
@@ -151,12 +153,8 @@ def _result_of(trainer: TorchTrainer) -> Result:
     """Run a trainer to its end and return rank 0's result; raises as `train_workers`."""
     try:
         value = trainer.fit().return_value  # type: ignore[attr-defined]
-    except WorkerGroupError as error:
-        raise _known_cause(error) from error
-    except ControllerError as error:
-        if isinstance(error.controller_failure, StoppedError):
-            raise StoppedError from None
-        raise
+    except TrainingFailedError as error:
+        raise known_cause(error) from error
     if "error" in value:
         raise getattr(errors, value["error"])(value["message"])
     return Result(**value)
@@ -182,16 +180,42 @@ def _scaling(cluster: Cluster) -> ScalingConfig:
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = _ELASTIC_START_SECONDS
     return ScalingConfig(
         num_workers=workers,  # type: ignore[arg-type]
-        use_gpu=cluster.gpu,
-        resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.gpu else {}),
+        use_gpu=cluster.gpus_per_worker > 0,
+        resources_per_worker={"CPU": cluster.cpus_per_worker}
+        | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {}),
+        accelerator_type=cluster.accelerator,
     )
 
 
-def _known_cause(error: WorkerGroupError) -> TrainingFailedError | JebmError:
-    for failure in error.worker_failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, JebmError):
-                return cause
-            cause = getattr(cause, "_base_exc", None) or cause.__cause__
-    return error
+def known_cause(error: TrainingFailedError) -> Exception:
+    """Return what to raise in place of Ray's error.
+
+    That is the error of this package that caused it, or a stop; Ray's own error, with its traceback, if code
+    of a worker raised another; else one line with Ray's reason: a ConfigError if the cluster can never hold
+    the workers, a ClusterError otherwise.
+    """
+    failures: list[BaseException] = [error]
+    if isinstance(error, WorkerGroupError):
+        failures = list(error.worker_failures.values())
+    elif isinstance(error, ControllerError):
+        failures = [error.controller_failure]
+    causes = [cause for failure in failures for cause in _causes(failure)]
+    for cause in causes:
+        if isinstance(cause, JebmError | StoppedError):
+            return cause
+    if any(isinstance(cause, UserExceptionWithTraceback) for cause in causes):
+        return error
+    lines = [line.strip() for line in str(failures[0]).splitlines() if line.strip()]
+    if isinstance(failures[0], InsufficientClusterResourcesError):
+        reason = next((line for line in lines if "requires" in line), lines[-1])
+        return ConfigError(f"cluster.workers: {reason} Lower it, or let the cluster have more nodes")
+    return ClusterError(f"{lines[-1]} The same command resumes the run from its newest checkpoint")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it wraps, in any of Ray's ways."""
+    cause: BaseException | None = error
+    while isinstance(cause, BaseException):
+        yield cause
+        inner = (getattr(cause, name, None) for name in ("_base_exc", "health_check_failure", "cause"))
+        cause = next(filter(None, inner), None) or cause.__cause__

@@ -1,5 +1,6 @@
 """What runs in each trial of a sweep: `fit` in this process, or in a group of Ray Train workers."""
 
+import gc
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ from typing import Any
 import ray
 import ray.tune
 import torch
+from ray.exceptions import RayActorError
 from ray.train import Checkpoint
 from ray.train.v2.api.callback import UserCallback
 from ray.util.queue import Queue
@@ -21,14 +23,21 @@ from jebm.config import Config
 from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError, JebmError
 from jebm.evaluate.quick import quick_look
 from jebm.on_ray.reservations import free_abandoned_groups
-from jebm.on_ray.stopping import StoppedError, StopRequest, follow_stop_request, in_background
+from jebm.on_ray.stopping import (
+    StoppedError,
+    StopRequest,
+    follow,
+    follow_stop_request,
+    in_background,
+    node_is_going,
+)
 from jebm.on_ray.trainer import train_workers
 from jebm.parser import config_from_dict
 from jebm.train.loop import Result, fit
 from jebm.train.recorder import Report
-from jebm.train.runtime import Runtime, prepare_process
+from jebm.train.runtime import Runtime, device_of, prepare_process
 
-__all__ = ["METRICS", "run_trial"]
+__all__ = ["METRICS", "Reports", "needs_another_attempt", "run_trial"]
 
 METRICS = "metrics/"
 """Prefix of the training metrics in a report to Tune."""
@@ -36,6 +45,7 @@ METRICS = "metrics/"
 _LOG = logging.getLogger("jebm.on_ray")
 _LOG_LEVEL = logging.WARNING  # the steps of all trials together are unreadable
 _POLL_SECONDS = 0.5
+_NOTICE_SECONDS = 2.0  # between questions whether the node is about to go
 
 
 def run_trial(
@@ -46,6 +56,9 @@ def run_trial(
 ) -> None:
     """Train the run of one trial, resuming from its newest checkpoint if any; a function for Tune.
 
+    If the node of a single worker is about to go, the trial saves, reports status interrupted and raises
+    Ray's error for that, which Tune does not charge: it starts the trial again on another node.
+
     `sample` holds the run's whole config as JSON under "config". Reports have `status`, `step`, `images`,
     `seconds` since this attempt began, and the metrics. The first has status begun; the last, with `done`,
     says how the trial ended: finished, stopped, diverged or failed, the latter two with `error`. An error
@@ -55,8 +68,9 @@ def run_trial(
     logging.getLogger("jebm").setLevel(_LOG_LEVEL)
     # How long the next trial in this process waits for this one's thread to end on a busy machine.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
+    _free_memory()  # of the trial before, in a process that Tune uses again
     config = config_from_dict(json.loads(sample["config"]))
-    reports = _Reports(config)
+    reports = Reports(config)
     reports("begun", 0, {})
     if request.asked(config.run.name):  # it came while this process started
         reports("stopped", 0, {}, done=True)
@@ -72,13 +86,8 @@ def run_trial(
     except (ConfigError, DataError, CheckpointError) as error:  # another attempt would fail the same way
         reports.end("failed", error)
     except Exception as error:
-        if stop.is_set() or isinstance(error, StoppedError):
-            reports.end("stopped", error)
-            return
-        if not isinstance(error, JebmError):
-            _LOG.warning("%s: this attempt has failed", config.run.name, exc_info=error)
-        reports("error", reports.step, {}, error=f"{type(error).__name__}: {error}")
-        raise
+        if needs_another_attempt(error, config.run.name, reports, stopping=stop.is_set()):
+            raise
     else:
         status = "stopped" if result.status == "stopped" else "finished"
         reports(status, result.step, result.metrics, done=True)
@@ -86,7 +95,28 @@ def run_trial(
         stop.set()  # ends the polling thread
 
 
-class _Reports:
+def needs_another_attempt(error: Exception, run: str, reports: "Reports", *, stopping: bool) -> bool:
+    """Report an error; return whether to raise it, which ends this process and has Tune start another."""
+    if isinstance(error, RayActorError) and error.preempted:
+        reports("interrupted", reports.step, {})
+        return True
+    # After an error of its GPU a process can compute nothing more, and no later trial may get it.
+    if isinstance(error, StoppedError) or (stopping and not isinstance(error, torch.AcceleratorError)):
+        reports.end("stopped", error)
+        return False
+    if not isinstance(error, JebmError):
+        _LOG.warning("%s: this attempt has failed", run, exc_info=error)
+    reports("error", reports.step, {}, error=f"{type(error).__name__}: {error}")
+    return True
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
+class Reports:
     """Reports of one attempt to Tune. Each call waits until Tune has taken the report."""
 
     def __init__(self, config: Config) -> None:
@@ -95,6 +125,7 @@ class _Reports:
         self.step = 0
 
     def __call__(self, status: str, step: int, metrics: Mapping[str, float], **more: object) -> None:
+        """Report a status, and metrics by their names in training."""
         self.step = step
         ray.tune.report(
             {
@@ -116,24 +147,32 @@ def _train_here(
     config: Config,
     provenance: Mapping[str, str],
     stop: threading.Event,
-    reports: _Reports,
+    reports: Reports,
 ) -> Result:
-    device = torch.device("cuda", 0) if config.cluster.gpu else torch.device("cpu")
+    device = device_of(config)
     prepare_process(config, device)
+    going = follow(node_is_going, _NOTICE_SECONDS)
 
     def on_report(report: Report) -> bool:
         if report.step > reports.step:  # the last report comes twice, then with its checkpoint
             reports("running", report.step, report.metrics)
         return False
 
-    return fit(
-        config,
-        Runtime(0, 1, device, supervised=True),
-        provenance=provenance,
-        on_report=on_report,
-        should_stop=stop.is_set,
-        measure=quick_look(config),
-    )
+    try:
+        result = fit(
+            config,
+            Runtime(0, 1, device, supervised=True),
+            provenance=provenance,
+            on_report=on_report,
+            should_stop=lambda: stop.is_set() or going.is_set(),
+            measure=quick_look(config),
+        )
+        noticed = going.is_set()
+    finally:
+        going.set()  # ends the polling thread
+    if noticed and result.status == "stopped" and not stop.is_set():
+        raise RayActorError(error_msg=f"saved at step {result.step:,}: its node is going", preempted=True)
+    return result
 
 
 def _train_workers(
@@ -141,7 +180,7 @@ def _train_workers(
     provenance: Mapping[str, str],
     request: StopRequest,
     stop: threading.Event,
-    reports: _Reports,
+    reports: Reports,
 ) -> Result:
     """Train in a group of workers and forward their reports.
 

@@ -3,15 +3,26 @@
 import dataclasses
 import difflib
 import functools
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from jebm.config import PLACES, Config, Features, config_to_dict, current_name, fields, leaves
+from jebm.config import (
+    GONE,
+    PLACES,
+    Config,
+    Features,
+    config_to_dict,
+    current_name,
+    fields,
+    leaves,
+)
 from jebm.errors import ConfigError
 from jebm.paths import expanded
 from jebm.plain import converted, is_plain, shown
 
 __all__ = [
+    "OLD_SWITCH",
     "checked",
     "class_arguments",
     "config_from_dict",
@@ -23,6 +34,11 @@ __all__ = [
     "sections",
     "with_home",
 ]
+
+_LOG = logging.getLogger("jebm.parser")
+
+OLD_SWITCH = "cluster.gpu"
+"""Was true or false before it became a number."""
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
@@ -72,7 +88,15 @@ def _checked(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]
         if not isinstance(value, Mapping):
             if key == Features.SECTION:  # a kind in place of the section, and of a class there
                 yield f"{key}.class_path", None
+            if key in GONE:
+                if value not in (False, "false"):
+                    _LOG.warning("%s: has no effect any more: %s", key, GONE[key])
+                continue
+            was_switch = key == OLD_SWITCH and isinstance(value, bool)
             key = current_name(key)
+            if was_switch:
+                yield key, float(value)
+                continue
         if key in class_arguments() and isinstance(value, Mapping | None):
             yield from _checked(value or {}, f"{key}.")
         elif key in class_arguments():

@@ -11,9 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jebm.config import current_name
+from jebm.config import GONE, current_name
 from jebm.errors import ConfigError
-from jebm.parser.values import checked, is_class_argument, key_types, meant, merged, sections, with_home
+from jebm.parser.values import (
+    OLD_SWITCH,
+    checked,
+    is_class_argument,
+    key_types,
+    meant,
+    merged,
+    sections,
+    with_home,
+)
 from jebm.parser.yaml_file import read_value, read_yaml
 from jebm.paths import shipped
 from jebm.plain import converted
@@ -125,7 +134,8 @@ class _Words:
     def _key(self, key: str, value: str | None) -> None:
         """Set a config key; a section takes a mapping."""
         kind = key_types().get(current_name(key))
-        if value is None and kind is bool and (not self._left or self._left[0].startswith("--")):
+        switch = kind is bool or key in (*GONE, OLD_SWITCH)
+        if value is None and switch and (not self._left or self._left[0].startswith("--")):
             value = "true"
         text = self._value(f"--{key}") if value is None else value
         as_it_stands = kind is str or (kind == str | None and text != "null")  # whatever it means in YAML
@@ -193,4 +203,4 @@ def _keys() -> Collection[str]:
 
 
 def _is_key(key: str) -> bool:
-    return key in _keys() or is_class_argument(key)
+    return key in _keys() or key in GONE or is_class_argument(key)

@@ -94,7 +94,7 @@ class Plan:
                 *self._energy_line(),
                 *self._early_line(),
                 f"workers  {config.cluster.workers} {place}, {config.cluster.cpus_per_worker} CPU"
-                + (" and 1 GPU" if config.cluster.gpu else "")
+                + config.cluster.gpus_text
                 + " each",
             ]
         )

@@ -26,6 +26,8 @@ __all__ = [
     "STOPPING",
     "Runtime",
     "check_processes",
+    "device_here",
+    "device_of",
     "first_signal",
     "member_runtime",
     "prepare_process",
@@ -132,6 +134,16 @@ def member_runtime(
             control.close()
 
 
+def device_of(config: Config, index: int = 0) -> torch.device:
+    """Return the device that a worker trains on, the GPU of this index or the CPU."""
+    return torch.device("cuda", index) if config.cluster.gpus_per_worker else torch.device("cpu")
+
+
+def device_here(config: Config) -> torch.device:
+    """Return `device_of`, or the CPU if this machine has no GPU, as a cluster's head."""
+    return device_of(config) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def prepare_process(config: Config, device: torch.device) -> None:
     """Set this process's memory, threads, precision, determinism and device as configured."""
     keep_freed_memory()
@@ -152,6 +164,7 @@ def prepare_process(config: Config, device: torch.device) -> None:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
         torch.cuda.set_device(device)
+        torch.cuda.set_per_process_memory_fraction(config.cluster.gpus_per_worker, device)
         torch.backends.cudnn.deterministic = config.run.deterministic
         torch.backends.cudnn.benchmark = not config.run.deterministic
 
@@ -198,8 +211,8 @@ def check_processes(config: Config) -> None:
             f"cluster.workers: is {config.cluster.workers}, but "
             + (f"torchrun started {processes}" if started_by_torchrun() else "this is one process")
         )
-    if config.cluster.gpu and not torch.cuda.is_available():
-        raise ConfigError("cluster.gpu: torch finds no CUDA device on this machine; set it to false")
+    if config.cluster.gpus_per_worker and not torch.cuda.is_available():
+        raise ConfigError("cluster.gpus_per_worker: torch finds no CUDA device on this machine; set it to 0")
 
 
 @contextmanager
@@ -213,10 +226,10 @@ def process_runtime(config: Config) -> Iterator[Runtime]:
     rank, world_size, local_rank = 0, 1, 0
     if started_by_torchrun():
         rank, world_size, local_rank = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    device = torch.device("cuda", local_rank) if config.cluster.gpu else torch.device("cpu")
+    device = device_of(config, local_rank)
     prepare_process(config, device)
     with ExitStack() as stack:
         if world_size > 1:
-            stack.enter_context(process_group("nccl" if config.cluster.gpu else "gloo"))
+            stack.enter_context(process_group("nccl" if config.cluster.gpus_per_worker else "gloo"))
         place = (rank, world_size, device)
         yield stack.enter_context(member_runtime(*place, supervised=started_by_torchrun()))
