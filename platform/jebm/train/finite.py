@@ -21,9 +21,10 @@ class Finite:
 
     def __init__(self, device: torch.device, *, late: bool | None = None) -> None:
         """Start with all finite; if `late` (by default on CUDA) a step's flag is read after the next step."""
-        self.found_inf = torch.zeros((), device=device)
+        # float32 even if torch's default is another: Adam takes no other flag.
+        self.found_inf = torch.zeros((), dtype=torch.float32, device=device)
         """() on the device: 1 from the first gradient on that is not finite, else 0."""
-        self._sum = torch.zeros((), device=device)  # 0, or NaN for ever
+        self._sum = torch.zeros_like(self.found_inf)  # 0, or NaN for ever
         self._late = device.type == "cuda" if late is None else late
         self._flags: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
@@ -35,7 +36,8 @@ class Finite:
     def end_step(self, step: int) -> None:
         """Send the flag of a step to the host, without waiting for it."""
         on_cuda = self.found_inf.is_cuda
-        flag = torch.empty((), pin_memory=on_cuda).copy_(self.found_inf, non_blocking=True)
+        flag = torch.empty((), dtype=torch.float32, pin_memory=on_cuda)
+        flag.copy_(self.found_inf, non_blocking=True)
         event = torch.cuda.Event() if on_cuda else None  # type: ignore[no-untyped-call]
         if event is not None:
             event.record()
