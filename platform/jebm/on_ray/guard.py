@@ -18,9 +18,14 @@ from ray.train.v2._internal.execution.controller.state import (
     TrainControllerState,
 )
 
+from jebm.config import Config
+from jebm.on_ray.capacity import needs
+from jebm.on_ray.gauges import gauge
 from jebm.on_ray.reservations import free_groups_of_this_actor, has_room, job_is_dead
 from jebm.on_ray.stopping import StoppedError, StopRequest
 from jebm.on_ray.waiting import Waiting, free_room
+from jebm.store.storage import open_store
+from jebm.train.logs import KeptLog
 
 __all__ = ["Guard"]
 
@@ -30,17 +35,18 @@ _NOISY = "ray.train.v2._internal.execution"
 
 
 class Guard(ControllerCallback):
-    """Ends the wait for workers on a stop request; frees what the controller has reserved.
+    """Ends the wait for workers on a stop request; frees what the controller has reserved."""
 
-    `needs` describes the workers' resources.
-    """
-
-    def __init__(self, request: StopRequest, run: str, needs: str) -> None:
-        self._request, self._run, self._needs = request, run, needs
+    def __init__(self, request: StopRequest, config: Config) -> None:
+        self._request, self._run, self._needs = request, config.run.name, needs(config)
+        self._storage = config.run.storage
 
     def after_controller_start(self, train_run_context: TrainRunContext) -> None:
         """Start watching."""
         self._ended, self._working = threading.Event(), False
+        self._log = KeptLog(open_store(self._storage).child(self._run), "controller").__enter__()
+        self._starts = gauge("group_starts", {"run": self._run})
+        self._started = 0
         threading.Thread(target=self._watch, name="guard", daemon=True).start()
         self._request.promise(self._run)
 
@@ -49,6 +55,9 @@ class Guard(ControllerCallback):
     ) -> None:
         """Record the controller's state; raise if it would wait for workers no longer needed."""
         works = isinstance(current_state, (RunningState, PreemptingState, ShuttingDownState))
+        if isinstance(current_state, RunningState) and not self._working:
+            self._started += 1
+            self._starts.set(self._started)
         self._working = works or current_state.is_terminal()
         if not self._working and (self._request.asked(self._run) or job_is_dead()):
             logging.getLogger(_NOISY).setLevel(logging.CRITICAL + 1)
@@ -56,13 +65,13 @@ class Guard(ControllerCallback):
 
     async def before_controller_shutdown(self) -> None:
         """Free what remains reserved, however the run ended."""
-        self._ended.set()
-        free_groups_of_this_actor()
+        self.before_controller_abort()
 
     def before_controller_abort(self) -> None:
         """Free what remains reserved."""
         self._ended.set()
         free_groups_of_this_actor()
+        self._log.__exit__()
 
     def _watch(self) -> None:
         waiting = Waiting(

@@ -5,20 +5,22 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError, UserExceptionWithTraceback
+from ray.train.v2._internal.execution.storage import StorageContext
 from ray.train.v2.api.callback import UserCallback
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from jebm import errors
 from jebm.config import Cluster, Config, config_to_dict
 from jebm.data.manifest import read_manifest
 from jebm.errors import ClusterError, ConfigError, JebmError
-from jebm.on_ray.capacity import needs
-from jebm.on_ray.cluster import join, submission_id
+from jebm.on_ray.cluster import job_output, join, submission_id
 from jebm.on_ray.filesystem import ray_filesystem
 from jebm.on_ray.guard import Guard
 from jebm.on_ray.meeting import GroupConfig
@@ -29,6 +31,7 @@ from jebm.on_ray.worker import SNAPSHOT, work
 from jebm.store.checkpoint import Checkpoints
 from jebm.store.storage import open_store
 from jebm.train.lease import Lease
+from jebm.train.logs import KeptLog
 from jebm.train.loop import Result
 from jebm.train.recorder import Enough, Report, never
 from jebm.train.runtime import STOPPING
@@ -40,6 +43,18 @@ _LOG = logging.getLogger("jebm.on_ray")
 _HARMLESS = "Ray's line about 'PreemptionWatcher' (E … core_worker.cc) is harmless: an actor of its own"
 _ELASTIC_START_SECONDS = "20"
 _HEALTH_CHECK = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+
+
+class _NamedRun(RunConfig):
+    """A run whose name in Ray's metrics and logs is its own, and whose folder for checkpoints is ours.
+
+    Ray takes one name for both; in our folder it treats our checkpoints as its own.
+    """
+
+    @cached_property
+    def storage_context(self) -> StorageContext:
+        """Return where Ray looks for checkpoints and keeps its list of them."""
+        return StorageContext(self.storage_path or "", "checkpoints", self.storage_filesystem)
 
 
 def train(config: Config, provenance: Mapping[str, str], on_report: Enough = never) -> Result:
@@ -82,7 +97,8 @@ def train(config: Config, provenance: Mapping[str, str], on_report: Enough = nev
         return request.heeded(config.run.name)
 
     # Only one job may train a run.
-    with Lease(open_store(config.run.storage).child(config.run.name), ray_job=submission_id()):
+    run = open_store(config.run.storage).child(config.run.name)
+    with Lease(run, ray_job=submission_id()), KeptLog(run, "driver", job_output):
         try:
             result = attend(start, stop=stop, ending=STOPPING, enough=hear)
             hear(last)
@@ -135,15 +151,14 @@ def train_workers(
         },
         torch_config=GroupConfig(backend="nccl" if config.cluster.gpus_per_worker else "gloo"),
         scaling_config=_scaling(config.cluster),
-        run_config=RunConfig(
-            # Use our checkpoint folder as Ray's, so that it treats our checkpoints as its own.
-            name="checkpoints",
+        run_config=_NamedRun(  # type: ignore[arg-type] # mypy sees the trainer of Train V1
+            name=config.run.name,
             storage_path=config.run.name,
             storage_filesystem=ray_filesystem(config.run.storage),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep_last),
             failure_config=FailureConfig(max_failures=config.cluster.max_failures),
-            # mypy sees the RunConfig of Train V1.
-            callbacks=[*callbacks, Guard(request, config.run.name, needs(config))],  # type: ignore[list-item]
+            # Ray's own callbacks come this way, too.
+            callbacks=[*callbacks, Guard(request, config)],  # type: ignore[list-item]
         ),
     )
     return _result_of(trainer)

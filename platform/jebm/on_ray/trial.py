@@ -22,6 +22,7 @@ from jebm.cli import log_lines
 from jebm.config import Config
 from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError, JebmError
 from jebm.evaluate.quick import quick_look
+from jebm.on_ray.gauges import Gauges
 from jebm.on_ray.reservations import free_abandoned_groups
 from jebm.on_ray.stopping import (
     StoppedError,
@@ -153,7 +154,10 @@ def _train_here(
     prepare_process(config, device)
     going = follow(node_is_going, _NOTICE_SECONDS)
 
+    gauges = Gauges(config.run.name, 0)
+
     def on_report(report: Report) -> bool:
+        gauges(report)
         if report.step > reports.step:  # the last report comes twice, then with its checkpoint
             reports("running", report.step, report.metrics)
         return False

@@ -13,6 +13,7 @@ from jebm.cli import log_lines
 from jebm.config import Config
 from jebm.errors import CheckpointError, ConfigError, DataError, DivergedError
 from jebm.evaluate.quick import quick_look
+from jebm.on_ray.gauges import Gauges
 from jebm.on_ray.reports import ReportBox
 from jebm.on_ray.stopping import follow_stop_request, poll_seconds
 from jebm.parser import config_from_dict
@@ -74,6 +75,8 @@ def _forwarded(box: ReportBox | None) -> Enough:
 class _Reporter:
     """Registers each committed checkpoint with Ray Train; with `every`, also passes on every report.
 
+    Each rank's gauges show every report.
+
     It sends no more, since reports to Ray are slow: all ranks synchronise in one Ray process, and the
     controller takes one report per worker at each health check. The next report waits for that: training in
     steps of 10 ms would mostly wait.
@@ -84,12 +87,14 @@ class _Reporter:
 
     def __init__(self, config: Config, runtime: Runtime, *, every: bool) -> None:
         self._runtime, self._every = runtime, every
+        self._gauges = Gauges(config.run.name, runtime.rank)
         self._folder = f"{config.run.name}/checkpoints"
         known = ray.train.get_checkpoint()
         self._registered = (0, 0) if known is None else _written(known.path.rpartition("/")[2])
 
     def __call__(self, report: Report) -> bool:
         """Report; return whether a node of this group is about to be preempted."""
+        self._gauges(report)
         # In the order they were written, so that none is registered twice, which Ray does not tolerate.
         committed = [found for found in report.checkpoints if _written(found.name) > self._registered]
         for index in range(self._runtime.from_main(len(committed))):
