@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +28,7 @@ from jebm.config import Cluster, Config
 from jebm.errors import ClusterError, ConfigError, DataError
 from jebm.on_ray import waiting
 from jebm.on_ray.capacity import check_capacity, places
+from jebm.on_ray.examine import examine_nodes
 from jebm.on_ray.stopping import StoppedError
 from jebm.on_ray.trainer import known_cause
 from jebm.on_ray.trial import Reports, needs_another_attempt
@@ -145,6 +147,22 @@ def test_who_waits_hears_who_holds_what(
             caplog.clear()
     assert heard[:4] == [16, 33, 67, 135]
     assert {later - earlier for earlier, later in pairwise(heard[6:])} == {601}
+
+
+def test_the_doctor_looks_at_a_node_of_each_type(cluster: None, tmp_path: Path) -> None:
+    """One node, which claims two GPUs that no driver knows of, if this machine has none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JEBM_CACHE", str(tmp_path))
+        found = list(examine_nodes())
+    assert {node.partition(" (")[2] for node, _ in found} == {"4 CPU, 2 GPU T4)"}
+    checks = {check.name: check for _, check in found}
+    assert list(checks)[:3] == ["chain kernel", "image cache", "driver"]
+    assert re.search(r": [\d.]+ GB free$", checks["image cache"].finding)
+    if not torch.cuda.is_available():
+        assert (checks["driver"].level, "CUDA" in checks) == ("fail", False)
+        assert "install NVIDIA's driver" in checks["driver"].remedy
+    else:
+        assert {checks[name].level for name in ("driver", "CUDA", "NCCL", "Triton")} == {"ok"}
 
 
 class Told(Reports):

@@ -17,10 +17,9 @@ from jebm.core.kernels import Compiled, Kernel, fastest
 from jebm.core.langevin import ChainInfo
 from jebm.core.parts import FrozenEnergy
 from jebm.core.philox import PhiloxNoise
-from jebm.native import chain as native
 from jebm.rng import Normal
 
-__all__ = ["closed_form_langevin", "cpu_kernel"]
+__all__ = ["chain_kernel", "closed_form_langevin"]
 
 _SMALL = 20_000
 """Chains times hidden width up to which torch is faster with one thread than with several."""
@@ -29,9 +28,13 @@ _NOISE_NUMBERS = 1_000_000
 """Draws held at a time for a kernel."""
 
 
-def cpu_kernel() -> tuple[bool, str]:
-    """Return whether the C kernel computes chains on this machine's CPU, and in a few words what does."""
-    return native.usable(torch.zeros(1)), native.describe()
+def chain_kernel(device: torch.device) -> tuple[bool, str]:
+    """Return whether a compiled kernel computes small energies' chains there, and briefly what does."""
+    hidden, last = (
+        (torch.zeros(rows, 2, device=device), torch.zeros(rows, device=device)) for rows in (2, 1)
+    )
+    kernel = fastest(ResolvedEnergy((hidden, last)), torch.zeros(1, 2, device=device), philox=False)
+    return kernel.compiled is not None, kernel.description
 
 
 @torch.no_grad()
