@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+# Ray gives a node's agents half a minute to start, and more than one Ray may be starting on these cores.
+os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
+
 # By the time that their files take, from little to much.
 SLOW = ("/sweep/", "/evaluate/", "/store/", "/train/", "/tests/test_", "/commands/", "/cluster/", "/on_ray/")
 SCRIPT = Path(__file__).parent.parent / "scripts" / "s3"
@@ -87,7 +90,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """Among several workers, a file is one worker's: its fixtures are made once.
 
-    All files with Ray clusters are one worker's: two clusters would fight for the CPUs.
+    All files with Ray clusters are one worker's: two clusters would fight for the CPUs. (Lines of the docs
+    start small ones.)
     """
     from xdist.scheduler import LoadScopeScheduling
 

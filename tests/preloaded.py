@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 CLIENT = """\
 #!{python} -IS
 import json, os, socket, sys
@@ -44,7 +46,9 @@ def preloaded_jebm(folder: Path, environment: dict[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        os.killpg(server.pid, signal.SIGKILL)  # with commands that have not ended
+        for process in [*psutil.Process(server.pid).children(recursive=True), server]:
+            with contextlib.suppress(psutil.NoSuchProcess):  # with commands that have not ended
+                process.kill()
         server.wait()
 
 
@@ -72,7 +76,9 @@ def serve(listener: socket.socket) -> None:
                     os.close(file)
                 ended = os.pidfd_open(command)
                 if connection in select.select([connection, ended], [], [])[0]:  # the caller is gone
-                    os.killpg(command, signal.SIGKILL)
+                    for kill in (os.killpg, os.kill):  # it may not have a group yet
+                        with contextlib.suppress(ProcessLookupError):
+                            kill(command, signal.SIGKILL)
                     os._exit(0)
                 code = os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])
                 connection.sendall(bytes([code & 255]))

@@ -6,6 +6,7 @@ its real number of steps. `jebm evaluate` takes smaller samples, `jebm compare` 
 as they stand.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -56,6 +57,7 @@ jebm train --config jobs/configs/fashion_mnist.yaml --run.name quickstart --run.
     --cluster.engine process --cluster.workers 1 --train.pictures_every_steps 1072
 ```
 """
+TIMES = ROOT / ".cache/docs-times.txt"  # of each block; printed, they would be lost
 SECONDS = 900.0  # of a page, on a busy machine
 
 
@@ -86,10 +88,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[tup
         (folder / ".s3" / program.name).symlink_to(program)
     try:
         with preloaded_jebm(folder / ".bin/preloaded", os.environ | environment):
-            print(run_blocks(blocks_of("quick start", QUICK_START), folder, environment, SECONDS))
+            run_blocks(blocks_of("quick start", QUICK_START), folder, environment, SECONDS)
             yield folder, environment
     finally:  # not `scripts/s3 stop`, which takes the server 15 s
-        os.kill(int((folder / ".s3/server.pid").read_text()), signal.SIGKILL)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int((folder / ".s3/server.pid").read_text()), signal.SIGKILL)
 
 
 def to_run(page: str) -> list[Block]:
@@ -112,6 +115,8 @@ def write_pictures(path: Path) -> None:
 def test_the_lines_of_a_page_run(page: str, clone: tuple[Path, dict[str, str]]) -> None:
     folder, environment = clone
     output = run_blocks(to_run(page), folder, environment, SECONDS)
-    for line in output.splitlines():
-        if line.startswith("== ") and " took " in line:
-            print(line)
+    TIMES.parent.mkdir(exist_ok=True)
+    with TIMES.open("a") as file:
+        for line in output.splitlines():
+            if line.startswith("== ") and " took " in line:
+                file.write(f"{line}\n")

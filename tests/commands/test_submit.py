@@ -1,4 +1,4 @@
-"""`jebm submit`: which jobs are sent again, and bad input; tests/cluster/test_hosts.py sends real ones."""
+"""`jebm submit`: which jobs are sent again, and bad input."""
 
 import http.server
 import re
@@ -41,17 +41,18 @@ def test_what_a_restart_may_cure(code: int, last_line: str, accepted: bool, cura
 
 
 @pytest.mark.parametrize(
-    ("kind", "curable"),
+    ("kind", "accepted", "curable"),
     [
-        (JobErrorType.RUNTIME_ENV_SETUP_FAILURE, False),  # packages that cannot be installed
-        (JobErrorType.JOB_SUPERVISOR_ACTOR_DIED, True),  # with the head's memory
+        (JobErrorType.RUNTIME_ENV_SETUP_FAILURE, False, False),  # packages that cannot be installed
+        (JobErrorType.RUNTIME_ENV_SETUP_FAILURE, True, True),  # it was built before
+        (JobErrorType.JOB_SUPERVISOR_ACTOR_DIED, False, True),  # with the head's memory
     ],
 )
-def test_a_job_without_a_driver(kind: JobErrorType, curable: bool) -> None:
+def test_a_job_without_a_driver(kind: JobErrorType, accepted: bool, curable: bool) -> None:
     info = JobDetails(
         type=JobType.SUBMISSION, entrypoint="x", status=JobStatus.FAILED, error_type=kind, message="why"
     )
-    ending = ending_of(info, "", accepted=True)
+    ending = ending_of(info, "", accepted=accepted)
     assert (ending.curable, ending.reason) == (curable, "died: why")
 
 

@@ -1,5 +1,6 @@
 """A training set larger than the disk: a few parts at a time, and still a function of seed and step."""
 
+import contextlib
 import dataclasses
 import itertools
 from collections import Counter
@@ -18,7 +19,7 @@ from jebm.data.manifest import read_manifest
 from jebm.data.shards import write_dataset
 from jebm.data.source import source_from_arrays
 from jebm.data.windows import Windows, parts_at_once
-from jebm.errors import ConfigError, DataError
+from jebm.errors import ConfigError, DataError, StoreError
 from jebm.parser import override
 from jebm.store.storage import Store, open_store
 
@@ -58,13 +59,14 @@ class CountedStore:
     def look(self) -> None:
         used = 0
         for path in self.cache.rglob("*"):
-            if path.suffix != ".lock" and path.is_file():
-                used += path.stat().st_size
+            with contextlib.suppress(FileNotFoundError):
+                if path.suffix != ".lock" and path.is_file():
+                    used += path.stat().st_size
         self.most_bytes = max(self.most_bytes, used)
 
 
-def loaders(store: Any, cache: Path, ranks: int = 1, seed: int = 1) -> list[Loader]:
-    cut = {"batch_size": BATCH, "seed": seed}
+def loaders(store: Any, cache: Path, ranks: int = 1, seed: int = 1, batch: int = BATCH) -> list[Loader]:
+    cut = {"batch_size": batch, "seed": seed}
     place = (store, read_manifest(store))
     sets = [Windows(*place, cache_gb=ROOM, cache_directory=cache, **cut) for _ in range(ranks)]
     return [
@@ -110,6 +112,40 @@ def test_the_cache_stays_within_its_bound_and_a_part_is_fetched_once_an_epoch(
     # Two epochs; two windows are kept from one to the next, or decoded ahead for the third.
     assert len(store.asked) == 10
     assert sum(store.asked.values()) <= 2 * 10 + 2 * 2
+
+
+@dataclass
+class AwayStore:
+    """A store that can be out of reach."""
+
+    store: Store
+    away: bool = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def read_into(self, *words: Any, **more: Any) -> None:
+        if self.away:
+            raise StoreError("away")
+        self.store.read_into(*words, **more)
+
+
+def test_images_are_waited_for_only_where_all_ranks_prepare(place: str, tmp_path: Path) -> None:
+    """And what could not be read ahead, while the storage was away, is read then."""
+    store = AwayStore(open_store(place))
+    ranks = loaders(store, tmp_path, ranks=3, batch=4)
+    prepared = 0
+    for step in range(60):
+        (needs,) = {rank.needs_preparing(step) for rank in ranks}
+        if needs:
+            store.away = False
+            for rank in ranks:
+                rank.prepare(step)
+            store.away = True
+            prepared += 1
+        for rank in ranks:
+            rank.batch(step)
+    assert 10 < prepared < 30
 
 
 @pytest.mark.parametrize("batch_size", [BATCH, 10, 7, 30])

@@ -37,6 +37,7 @@ def alert_quantities() -> list[str]:
     """What the alerts compare with their limits."""
     rules = yaml.safe_load((FILES / "rules.yaml").read_text())["groups"][0]["rules"]
     found = [re.fullmatch(r"(.+) (==|>) [\d.]+", rule["expr"]) for rule in rules]
+    assert all(found)
     return [match[1] for match in found if match]
 
 

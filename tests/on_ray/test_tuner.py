@@ -229,6 +229,7 @@ def test_what_cannot_be_swept_is_refused(tmp_path: Path) -> None:
         return str(refused.value)
 
     assert refusal({"cluster.engine": "process"}) == "cluster.engine: a sweep needs ray, not process"
+    assert refusal({"cluster.autoscales": True}).startswith("max_concurrent: is missing")
     assert refusal({}, scheduler={"asha": {"grace_images": 4800}}) == (
         "scheduler.asha: trials would be judged after 4,800 images, and end after 4,800; "
         "lower grace_images or evaluation.every_steps, or set scheduler to none"

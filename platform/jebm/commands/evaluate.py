@@ -75,6 +75,7 @@ def build_parser() -> JobParser:
         "--workers", type=int, default=1, help="processes; with --engine ray, of one CPU each"
     )
     parser.add_argument("--gpu", action="store_true", help="give each worker one GPU")
+    parser.add_argument("--autoscales", action="store_true", help="the cluster adds nodes on demand: wait")
     add_trust(parser)
     return parser
 
@@ -126,8 +127,9 @@ def main() -> None:
     findings: Findings | None
     if arguments.engine == "ray":
         check_output(place)
-        workers, gpu = arguments.workers, arguments.gpu
-        findings = evaluate_on_ray(request, workers=workers, gpu=gpu, provenance=provenance())
+        gpus, grows = float(arguments.gpu), arguments.autoscales
+        cluster = Cluster(workers=arguments.workers, gpus_per_worker=gpus, autoscales=grows)
+        findings = evaluate_on_ray(request, cluster, provenance=provenance())
     else:
         findings = evaluate_here(request, arguments)
     if findings is None:

@@ -50,4 +50,4 @@ def main() -> int:
             f"RAY_ADDRESS: {address or 'unset'} is no job server's address; write http://HOST:8265"
         )
     added = {} if arguments.runtime_env is None else read_yaml(arguments.runtime_env)
-    return supervise(address, shlex.join(command), added | {"working_dir": "."}, arguments.restarts)
+    return supervise(address, shlex.join(command), {"working_dir": "."} | added, arguments.restarts)

@@ -38,7 +38,6 @@ from jebm.config.run import (
 )
 
 __all__ = [
-    "GONE",
     "INCEPTION_FILE",
     "LEAST_STD",
     "PLACES",
@@ -206,9 +205,6 @@ _RENAMED = {
     "evaluation.features": "evaluation.features.kind",
     "cluster.gpu": "cluster.gpus_per_worker",
 }
-
-GONE = {"cluster.autoscales": "Ray itself says what nodes a cluster may add; delete the key"}
-"""Switches of earlier versions that have no effect now, and why."""
 
 
 def current_name(key: str) -> str:

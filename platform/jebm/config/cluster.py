@@ -23,6 +23,7 @@ class Cluster:
             and trials of a single worker, each with that share of its memory.
         accelerator: Use only nodes with this kind of GPU, by Ray's name (T4, L4, A10G, H100); null for any.
         max_failures: How often Ray may restart the workers after a crash.
+        autoscales: The cluster adds nodes on demand, so wait for workers that do not fit on its present ones.
         hang_seconds: A step that takes longer, and ten times the slowest before, is a hang: the log names the
             ranks that hold the others up, and Ray or torchrun restart the workers; 0: never.
 
@@ -35,6 +36,7 @@ class Cluster:
     gpus_per_worker: float = 0.0
     accelerator: str | None = None
     max_failures: int = 3
+    autoscales: bool = False
     hang_seconds: float = 120.0
 
     def __post_init__(self) -> None:

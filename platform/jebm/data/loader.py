@@ -64,15 +64,18 @@ class Loader:
             return to_float(self._images.images_NHWC[rows_B], self._device)
         return to_float(self._images.take(*self._place(step), rows_B), self._device)
 
-    def is_ready(self, step: int) -> bool:
-        """Return whether `batch(step)` would not wait for images to be decoded."""
-        images, rows_B = self._images, self.rows(step)
-        return isinstance(images, ImageSet) or images.is_ready(*self._place(step), rows_B)
+    def needs_preparing(self, step: int) -> bool:
+        """Return whether `prepare(step)` must come before `batch(step)`: the same on every rank."""
+        images, size = self._images, self._batch_size
+        return isinstance(images, Windows) and (
+            step == 0
+            or images.touched(*self._place(step - 1), size) != images.touched(*self._place(step), size)
+        )
 
     def prepare(self, step: int) -> None:
-        """Wait until `batch(step)` need not wait; raises what `Windows.take` raises."""
-        if not isinstance(self._images, ImageSet):
-            self._images.take(*self._place(step), self.rows(step))
+        """Wait for the images of `batch(step)` on any rank; raises what `Windows.take` raises."""
+        if isinstance(self._images, Windows):
+            self._images.prepare(*self._place(step), self._batch_size)
 
     def close(self) -> None:
         """Decode nothing ahead any more."""

@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import shutil
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import accumulate
@@ -39,7 +40,7 @@ def parts_at_once(manifest: DatasetManifest, cache_gb: float, batch_size: int) -
     Raises ConfigError, naming data.cache_gb and the least that will do, if a window would not hold a batch.
     """
     part_bytes = _part_bytes(manifest)
-    parts = round(cache_gb * 1e9) // (_WINDOWS * part_bytes)
+    parts = min(round(cache_gb * 1e9) // (_WINDOWS * part_bytes), len(manifest.parts))
     # A batch lies in two windows at most if any window but an epoch's last has as many images.
     sizes = accumulate(sorted(part.images for part in manifest.parts))
     least = next((count for count, size in enumerate(sizes, 1) if size >= batch_size), len(manifest.parts))
@@ -80,14 +81,18 @@ class Windows:
         self._directory = directory / f"{manifest.sha256}.parts"
         self._starts = np.array([0, *accumulate(part.images for part in manifest.parts)])
         self._parts_at_once = parts_at_once(manifest, cache_gb, batch_size)
-        self._check_room(_WINDOWS * self._parts_at_once * _part_bytes(manifest))
+        parts_held = min(_WINDOWS * self._parts_at_once, len(manifest.parts))
+        self._check_room(parts_held * _part_bytes(manifest))
         self._windows_in_epoch = -(-len(manifest.parts) // self._parts_at_once)
         self._window = -1
+        self._plan: tuple[int, list[list[int]], npt.NDArray[np.int64]] = (-1, [], np.empty(0, np.int64))
+        self._closed = threading.Event()
         self._held: dict[int, Future[npt.NDArray[np.uint8]]] = {}
         self._pool = ThreadPoolExecutor(PART_THREADS, thread_name_prefix="jebm-window")
 
     def close(self) -> None:
         """Decode no further part; `take` cannot be called any more."""
+        self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def take(self, epoch: int, start: int, rows_B: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
@@ -102,10 +107,25 @@ class Windows:
             taken_BHWC[chosen_B] = self._held[part].result()[rows_B[chosen_B] - self._starts[part]]
         return taken_BHWC
 
-    def is_ready(self, epoch: int, start: int, rows_B: npt.NDArray[np.int64]) -> bool:
-        """Return whether `take` would not wait."""
-        parts_B = self._parts_of(epoch, start, rows_B)
-        return all(self._held[part].done() for part in np.unique(parts_B).tolist())
+    def touched(self, epoch: int, start: int, count: int) -> tuple[int, int]:
+        """Return the first and the last window of `count` positions of an epoch, counted from epoch 0."""
+        _, ends = self._planned(epoch)
+        first, last = np.searchsorted(ends, [start, start + count - 1], side="right").tolist()
+        return epoch * self._windows_in_epoch + first, epoch * self._windows_in_epoch + last
+
+    def prepare(self, epoch: int, start: int, count: int) -> None:
+        """Wait for the windows that these positions touch; `take` of any of their images need not wait then.
+
+        Raises what `take` raises.
+        """
+        windows, _ = self._planned(epoch)
+        first, last = self.touched(epoch, start, count)
+        self._move_to(epoch, first % self._windows_in_epoch)
+        needed = [windows[number % self._windows_in_epoch] for number in range(first, last + 1)]
+        parts = [part for window in needed for part in window]
+        self._decode_ahead(parts)
+        for part in parts:
+            self._held[part].result()
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the images of one epoch in their order, (N,), the same on every rank."""
@@ -122,16 +142,26 @@ class Windows:
         parts: list[int] = torch.randperm(len(self.manifest.parts), generator=stream).tolist()
         return [parts[i : i + self._parts_at_once] for i in range(0, len(parts), self._parts_at_once)]
 
+    def _planned(self, epoch: int) -> tuple[list[list[int]], npt.NDArray[np.int64]]:
+        """Return the windows of an epoch, and the positions at which they end."""
+        if epoch != self._plan[0]:
+            windows = self._windows(epoch)
+            sizes = [sum(self.manifest.parts[part].images for part in parts) for parts in windows]
+            self._plan = (epoch, windows, np.cumsum(sizes))
+        return self._plan[1:]
+
     def _parts_of(self, epoch: int, start: int, rows_B: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the part of each row, (B,), after moving to the window that holds position `start`."""
-        windows = self._windows(epoch)
-        sizes = [sum(self.manifest.parts[part].images for part in parts) for parts in windows]
-        number = int(np.searchsorted(np.cumsum(sizes), start, side="right"))
+        self._move_to(epoch, self.touched(epoch, start, 1)[0] % self._windows_in_epoch)
+        return np.searchsorted(self._starts, rows_B, side="right") - 1
+
+    def _move_to(self, epoch: int, number: int) -> None:
+        """Hold this window of an epoch, and the one after it."""
+        windows, _ = self._planned(epoch)
         if self._window != epoch * self._windows_in_epoch + number:
             following = windows[number + 1] if number + 1 < len(windows) else self._windows(epoch + 1)[0]
             self._move(list(dict.fromkeys([*windows[number], *following])))
             self._window = epoch * self._windows_in_epoch + number
-        return np.searchsorted(self._starts, rows_B, side="right") - 1
 
     def _move(self, wanted: Sequence[int]) -> None:
         """Give up the parts that are not wanted, and have the wanted ones decoded."""
@@ -145,15 +175,22 @@ class Windows:
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise self._unusable(error) from error
-        for part in wanted:
-            if part not in self._held:
+        self._decode_ahead(wanted)
+
+    def _decode_ahead(self, parts: Sequence[int]) -> None:
+        for part in parts:
+            held = self._held.get(part)
+            # What failed ahead of its time, such as while the storage was away, is tried again.
+            if held is None or (held.done() and held.exception() is not None):
                 self._held[part] = self._pool.submit(self._mapped, part)
 
     def _check_room(self, need: int) -> None:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            used = sum(path.stat().st_size for path in self._directory.iterdir())
-            free = shutil.disk_usage(self._directory).free + used
+            free = shutil.disk_usage(self._directory).free
+            for path in self._directory.iterdir():
+                with contextlib.suppress(FileNotFoundError):  # another run gives it up at this moment
+                    free += path.stat().st_size
         except OSError as error:
             raise self._unusable(error) from error
         if free < need:
@@ -187,6 +224,8 @@ class Windows:
         try:
             with unfinished.open("wb") as file:
                 for contents in decoded(self._store, self.manifest.parts[number], self.manifest):
+                    if self._closed.is_set():  # else the process could not end before the part does
+                        raise DataError("closed")
                     file.write(contents["images"])
                 file.flush()
                 os.fsync(file.fileno())

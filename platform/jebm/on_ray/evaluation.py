@@ -71,8 +71,8 @@ def resolve_request(request: Request) -> Request:
     return request
 
 
-def evaluate_on_ray(request: Request, *, workers: int, gpu: bool, provenance: Mapping[str, str]) -> Findings:
-    """Run `evaluate_request` in `workers` workers of one CPU (and GPU) each; return the findings.
+def evaluate_on_ray(request: Request, cluster: Cluster, *, provenance: Mapping[str, str]) -> Findings:
+    """Run `evaluate_request` in the cluster's workers, of one CPU (and GPU) each; return the findings.
 
     Joins the cluster at RAY_ADDRESS, or starts a local Ray. Call from the main thread: SIGTERM and SIGINT end
     it at once.
@@ -87,8 +87,7 @@ def evaluate_on_ray(request: Request, *, workers: int, gpu: bool, provenance: Ma
 
     def start() -> Findings:
         connect()
-        cluster = Cluster(workers=workers, gpus_per_worker=float(gpu))
-        config = Config(train=Train(batch_size=workers), cluster=cluster)
+        config = Config(train=Train(batch_size=cluster.workers), cluster=cluster)
         check_capacity(config, here=runs_here())
         try:
             return _evaluate(request, config, provenance)

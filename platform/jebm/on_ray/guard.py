@@ -20,7 +20,7 @@ from ray.train.v2._internal.execution.controller.state import (
 
 from jebm.config import Config
 from jebm.on_ray.capacity import needs
-from jebm.on_ray.gauges import gauge
+from jebm.on_ray.gauges import gauge, tags_of
 from jebm.on_ray.reservations import free_groups_of_this_actor, has_room, job_is_dead
 from jebm.on_ray.stopping import StoppedError, StopRequest
 from jebm.on_ray.waiting import Waiting, free_room
@@ -39,13 +39,13 @@ class Guard(ControllerCallback):
 
     def __init__(self, request: StopRequest, config: Config) -> None:
         self._request, self._run, self._needs = request, config.run.name, needs(config)
-        self._storage = config.run.storage
+        self._storage, self._tags = config.run.storage, tags_of(config)
 
     def after_controller_start(self, train_run_context: TrainRunContext) -> None:
         """Start watching."""
         self._ended, self._working = threading.Event(), False
         self._log = KeptLog(open_store(self._storage).child(self._run), "controller").__enter__()
-        self._starts = gauge("group_starts", {"run": self._run})
+        self._starts = gauge("group_starts", self._tags)
         self._started = 0
         threading.Thread(target=self._watch, name="guard", daemon=True).start()
         self._request.promise(self._run)

@@ -6,6 +6,7 @@ job server that is out of reach for a while.
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -27,6 +28,8 @@ _ANSWER_SECONDS = 30.0
 _LOOK_SECONDS = 5.0
 _QUIET_SECONDS = 10.0  # without a line of the log before the server is asked whether it is still there
 _AWAY_SECONDS = 3600.0  # without an answer
+_UPLOAD_SECONDS = 3600.0
+_LAST_LOG_SECONDS = 300.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 5.0, 300.0
 _USERS, _SIGNALS = 2, (130, 143, -2, -15)  # exit codes of a driver: docs/operations.md
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -44,8 +47,8 @@ class Ending:
 def ending_of(info: JobDetails, last_line: str, *, accepted: bool) -> Ending:
     """Judge the end of a job by its driver's exit code and the last line of its log.
 
-    A command that was `accepted` before and is refused now (exit code 2) lacks something that may return,
-    such as nodes that have not yet joined the new head.
+    A command that was `accepted` before and is refused now (exit code 2, an environment that cannot be built)
+    lacks something that may return, such as nodes that have not yet joined the new head.
     """
     code: int | None = info.driver_exit_code
     if info.status == JobStatus.SUCCEEDED:
@@ -54,7 +57,7 @@ def ending_of(info: JobDetails, last_line: str, *, accepted: bool) -> Ending:
         return Ending("was stopped", STOPPED, curable=False)
     if code is None:
         users = info.error_type == JobErrorType.RUNTIME_ENV_SETUP_FAILURE
-        return Ending(f"died: {info.message}", _USERS if users else 1, curable=not users)
+        return Ending(f"died: {info.message}", _USERS if users else 1, curable=accepted or not users)
     # Its driver ran, and ended with an error.
     final = code in _SIGNALS or last_line.startswith("diverged: ") or (code == _USERS and not accepted)
     return Ending(f"died with exit code {code}", code if code > 0 else 1, curable=not final)
@@ -71,10 +74,13 @@ def supervise(address: str, entrypoint: str, runtime_env: dict[str, Any], restar
     """
     name, pause = f"jebm-{uuid.uuid4().hex[:8]}", _FIRST_PAUSE_SECONDS
     job = _Job(address, f"{name}-1")
+    runs = False
     try:
         job.send(entrypoint, runtime_env)
         for restart in range(1, restarts + 2):
+            runs = True
             end = job.end(accepted=restart > 1)
+            runs = False
             if not end.curable or restart > restarts:
                 break
             _LOG.warning(
@@ -86,6 +92,9 @@ def supervise(address: str, entrypoint: str, runtime_env: dict[str, Any], restar
             job = _Job(address, f"{name}-{restart + 1}")
             job.send(entrypoint, runtime_env, patient=True)
     except KeyboardInterrupt:
+        if not runs:
+            _LOG.warning("%s was not sent, or has died: it does not run", job.name)
+            return 130
         _LOG.warning("detached; %s runs on, and is not restarted; ray job stop %s ends it", *[job.name] * 2)
         return 130
     given_up = f", after restart {restarts} of {restarts}" if end.curable and restarts else ""
@@ -97,7 +106,8 @@ class _Client(JobSubmissionClient):
     """Ray's client with a limit of time; Ray's own waits for a host that has vanished without a word."""
 
     def _do_request(self, method: str, endpoint: str, **more: Any) -> Any:  # noqa: ANN401 (Ray's own type)
-        return super()._do_request(method, endpoint, timeout=_ANSWER_SECONDS, **more)
+        seconds = _UPLOAD_SECONDS if method == "PUT" else _ANSWER_SECONDS
+        return super()._do_request(method, endpoint, timeout=seconds, **more)
 
 
 class _LostError(Exception):
@@ -141,7 +151,9 @@ class _Job:
                 if info is None:
                     return Ending("was lost with the head, which has been started anew", 1, curable=True)
                 if info.status.is_terminal():
-                    asyncio.run(self._follow(client))
+                    # The rest of its log may have gone with the head that it ran on.
+                    with contextlib.suppress(OSError, RuntimeError, ClientError):
+                        asyncio.run(asyncio.wait_for(self._follow(client), _LAST_LOG_SECONDS))
                     self._print("\n" if self._log else "")
                     return ending_of(info, self._last_line, accepted=accepted)
                 heard, away = time.monotonic(), False

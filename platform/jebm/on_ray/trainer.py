@@ -220,11 +220,12 @@ def known_cause(error: TrainingFailedError) -> Exception:
             return cause
     if any(isinstance(cause, UserExceptionWithTraceback) for cause in causes):
         return error
-    lines = [line.strip() for line in str(failures[0]).splitlines() if line.strip()]
+    lines = [line.strip(" .") for line in str(failures[0]).splitlines() if line.strip(" .")] or ["no reason"]
     if isinstance(failures[0], InsufficientClusterResourcesError):
         reason = next((line for line in lines if "requires" in line), lines[-1])
-        return ConfigError(f"cluster.workers: {reason} Lower it, or let the cluster have more nodes")
-    return ClusterError(f"{lines[-1]} The same command resumes the run from its newest checkpoint")
+        return ConfigError(f"cluster.workers: {reason}. Lower it, or let the cluster have more nodes")
+    reason = f"{type(failures[0]).__name__}: {lines[-1]}"
+    return ClusterError(f"{reason}. The same command resumes the run from its newest checkpoint")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -154,7 +154,7 @@ def _train_here(
     prepare_process(config, device)
     going = follow(node_is_going, _NOTICE_SECONDS)
 
-    gauges = Gauges(config.run.name, 0)
+    gauges = Gauges(config, 0)
 
     def on_report(report: Report) -> bool:
         gauges(report)
@@ -174,6 +174,7 @@ def _train_here(
         noticed = going.is_set()
     finally:
         going.set()  # ends the polling thread
+        gauges.close()
     if noticed and result.status == "stopped" and not stop.is_set():
         raise RayActorError(error_msg=f"saved at step {result.step:,}: its node is going", preempted=True)
     return result

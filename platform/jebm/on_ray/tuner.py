@@ -21,7 +21,7 @@ from ray.tune.registry import _unregister_all
 from jebm.config import Cluster, Config
 from jebm.data.honesty import check_honest
 from jebm.errors import ConfigError
-from jebm.on_ray.capacity import needs, node_types, places
+from jebm.on_ray.capacity import needs, nodes_there, places
 from jebm.on_ray.cluster import join, submission_id
 from jebm.on_ray.reservations import free_abandoned_groups
 from jebm.on_ray.searcher import StudyPruner, StudySearcher, whole_images
@@ -104,6 +104,8 @@ def plan_sweep(search: Search, plan: Plan) -> SweepPlan:
     config = plan.config
     if config.cluster.engine != "ray":
         raise ConfigError("cluster.engine: a sweep needs ray, not process")
+    if config.cluster.autoscales and search.max_concurrent is None:
+        raise ConfigError("max_concurrent: is missing; a cluster that grows on demand sets no limit")
     if plan.resumes_at is not None:
         raise ConfigError(f"run.name: {config.run.name} is a run with checkpoints; choose another name")
     # Pruning must come before the end of a trial.
@@ -255,8 +257,10 @@ def _run(
 
 def _at_once(plan: SweepPlan, study: SweepStudy) -> int:
     """Return how many trials run at a time: limited by the request, the cluster and the remaining trials."""
-    room = max(1, places(plan.base) // plan.base.cluster.workers)
-    return min(study.left, plan.search.max_concurrent or study.left, room)
+    limits = [study.left, plan.search.max_concurrent or study.left]
+    if not plan.base.cluster.autoscales:
+        limits.append(max(1, places(plan.base) // plan.base.cluster.workers))
+    return min(limits)
 
 
 def _resources(cluster: Cluster) -> dict[str, float]:
@@ -264,7 +268,7 @@ def _resources(cluster: Cluster) -> dict[str, float]:
     if cluster.workers > 1:
         # Workers reserve their own. What drives them needs no CPU, so a head that offers none would take all
         # of it: memory is what it has too little of.
-        return {"memory": min(_TRIAL_BYTES, max(int(node.get("memory", 1)) for node in node_types()))}
+        return {"memory": min(_TRIAL_BYTES, max(int(node.get("memory", 1)) for node in nodes_there()))}
     shape: dict[str, float] = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
     if cluster.accelerator:
         shape[f"accelerator_type:{cluster.accelerator}"] = 0.001  # as much as Ray itself asks for

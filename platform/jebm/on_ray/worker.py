@@ -87,7 +87,7 @@ class _Reporter:
 
     def __init__(self, config: Config, runtime: Runtime, *, every: bool) -> None:
         self._runtime, self._every = runtime, every
-        self._gauges = Gauges(config.run.name, runtime.rank)
+        self._gauges = Gauges(config, runtime.rank)
         self._folder = f"{config.run.name}/checkpoints"
         known = ray.train.get_checkpoint()
         self._registered = (0, 0) if known is None else _written(known.path.rpartition("/")[2])

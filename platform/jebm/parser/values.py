@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jebm.config import (
-    GONE,
     PLACES,
     Config,
     Features,
@@ -88,10 +87,6 @@ def _checked(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]
         if not isinstance(value, Mapping):
             if key == Features.SECTION:  # a kind in place of the section, and of a class there
                 yield f"{key}.class_path", None
-            if key in GONE:
-                if value not in (False, "false"):
-                    _LOG.warning("%s: has no effect any more: %s", key, GONE[key])
-                continue
             was_switch = key == OLD_SWITCH and isinstance(value, bool)
             key = current_name(key)
             if was_switch:

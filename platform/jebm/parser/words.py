@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jebm.config import GONE, current_name
+from jebm.config import current_name
 from jebm.errors import ConfigError
 from jebm.parser.values import (
     OLD_SWITCH,
@@ -134,7 +134,7 @@ class _Words:
     def _key(self, key: str, value: str | None) -> None:
         """Set a config key; a section takes a mapping."""
         kind = key_types().get(current_name(key))
-        switch = kind is bool or key in (*GONE, OLD_SWITCH)
+        switch = kind is bool or key == OLD_SWITCH
         if value is None and switch and (not self._left or self._left[0].startswith("--")):
             value = "true"
         text = self._value(f"--{key}") if value is None else value
@@ -203,4 +203,4 @@ def _keys() -> Collection[str]:
 
 
 def _is_key(key: str) -> bool:
-    return key in _keys() or key in GONE or is_class_argument(key)
+    return key in _keys() or is_class_argument(key)

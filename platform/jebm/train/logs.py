@@ -22,7 +22,8 @@ __all__ = ["LOGS", "KeptLog", "without_secrets"]
 LOGS = "logs/"
 
 _FILE_BYTES = 512 * 2**10  # of one process: the newest
-_ALL_BYTES = 64 * 2**20  # of a run: a start deletes the oldest
+_ALL_BYTES = 64 * 2**20  # of a run: a start deletes the oldest of others
+_ONE_START_SECONDS = 900.0  # within which all processes of a start begin
 _EVERY_SECONDS = 30.0  # at once after an error
 _GATHER_SECONDS = 1.0
 _LAST_SECONDS = 10.0  # for the last write
@@ -47,7 +48,9 @@ class KeptLog(logging.Handler):
         """
         super().__init__()
         self._run, self._source = run, source
-        self._key = f"{LOGS}{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{who}.log"
+        began = time.time()
+        self._key = f"{_key(began)}-{who}.log"
+        self._earlier = _key(began - _ONE_START_SECONDS)
         self._lines: deque[str] = deque()
         self._size = self._dropped = 0
         self._error = ""
@@ -86,7 +89,11 @@ class KeptLog(logging.Handler):
         last = logging.lastResort
         if last is not None and logging.getLogger().handlers == [self] and record.levelno >= last.level:
             last.handle(record)  # nobody has set up logging: without this handler it would have been printed
-        lines = [escaped(line) for line in self.format(record).split("\n")]
+        try:
+            lines = [escaped(line) for line in self.format(record).split("\n")]
+        except Exception:  # wrong arguments of whoever logs
+            self.handleError(record)
+            return
         with self._guard:
             self._lines.extend(lines)
             self._size += sum(len(line) + 1 for line in lines)
@@ -100,10 +107,12 @@ class KeptLog(logging.Handler):
 
     def _write_all(self) -> None:
         self._within.writing = True
-        while not self._end.is_set():
+        ended = False
+        while not ended:
             self._hurry.wait(_EVERY_SECONDS)
             self._hurry.clear()
             self._end.wait(_GATHER_SECONDS)  # an error has many lines
+            ended = self._end.is_set()
             try:
                 begins = not self._written
                 if self._write() and begins:
@@ -134,11 +143,15 @@ class KeptLog(logging.Handler):
         excess = sum(info.size for info in infos) - _ALL_BYTES
         old = []
         for info in infos:
-            if excess > 0 and info.key != self._key:
+            if excess > 0 and info.key < self._earlier:
                 old.append(info.key)
                 excess -= info.size
         if old:
             self._run.delete(old)
+
+
+def _key(seconds: float) -> str:
+    return LOGS + time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds))
 
 
 def without_secrets(text: str, secrets: tuple[str, ...]) -> str:
@@ -149,6 +162,7 @@ def without_secrets(text: str, secrets: tuple[str, ...]) -> str:
 
 
 def _secrets() -> tuple[str, ...]:
-    """Return the values of this process's environment that are secrets by their names, the longest first."""
+    """Return the lines of this process's environment that are secrets by their names, the longest first."""
     named = (value for name, value in os.environ.items() if _SECRET.search(name.upper()))
-    return tuple(sorted((one for one in named if len(one) >= _SHORTEST_SECRET), key=len, reverse=True))
+    lines = {escaped(line.strip()) for value in named for line in value.splitlines()}
+    return tuple(sorted((one for one in lines if len(one) >= _SHORTEST_SECRET), key=len, reverse=True))

@@ -105,8 +105,9 @@ def _course(
         _LOG.info("Langevin chain: %s", update.kernel)
 
     def images_of(step: int) -> Tensor:
-        if not loader.is_ready(step):
-            with watch.busy("images"):  # decoding may take longer than a hang
+        if loader.needs_preparing(step):
+            # Decoding may take longer than a hang; without the images of one rank none can go on.
+            with watch.busy("images"), runtime.together():
                 loader.prepare(step)
         return loader.batch(step)
 

@@ -164,7 +164,7 @@ def prepare_process(config: Config, device: torch.device) -> None:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
         torch.cuda.set_device(device)
-        torch.cuda.set_per_process_memory_fraction(config.cluster.gpus_per_worker, device)
+        torch.cuda.set_per_process_memory_fraction(float(config.cluster.gpus_per_worker) or 1.0, device)
         torch.backends.cudnn.deterministic = config.run.deterministic
         torch.backends.cudnn.benchmark = not config.run.deterministic
 
