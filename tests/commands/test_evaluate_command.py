@@ -96,7 +96,7 @@ def test_two_processes_find_what_one_finds_to_the_last_digit(storage: Path, tmp_
             capture_output=True,
             text=True,
             check=False,
-            timeout=240,
+            timeout=400,
         )
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout.count("report   ") == 1

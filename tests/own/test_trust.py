@@ -104,8 +104,8 @@ BUILDS = {
 }
 """Commands that build a run's model, or the feature net of its config, and so need --trust."""
 
-OTHERS = {"compare", "doctor", "ingest", "push", "new", "train", "track", "tune"}
-"""Commands whose classes their own command line names; doctor, push and track, which read none."""
+OTHERS = {"compare", "doctor", "ingest", "push", "new", "submit", "train", "track", "tune"}
+"""Commands whose classes their own command line names; doctor, push, submit and track, which read none."""
 
 
 @pytest.fixture

@@ -120,7 +120,12 @@ def test_nothing_in_it_tells_of_buckets_or_folders(folder: str) -> None:
         CONFIG, run=Run(storage="s3://secret"), data=Data(train="s3://secret/", held_out="s3://secret/a/b/")
     )
     assert "secret" not in str(shareable(bare))
-    assert shareable(bare)["data"] == {"train": "train", "held_out": "b", "validation": None}
+    assert shareable(bare)["data"] == {
+        "train": "train",
+        "held_out": "b",
+        "validation": None,
+        "cache_gb": None,
+    }
     given = {"table": "s3://secret/a/t.npy", "store": "s3://secret", "more": ["/secret/b/", "plain"], "n": 3}
     by_class = {"class_path": "mylab.Mine", "init_args": given}
     own = config_from_dict({"energy": by_class, "evaluation": {"features": by_class}})

@@ -69,7 +69,7 @@ class PriorSampler:
     def __call__(self, count: int, normal: Normal) -> tuple[Tensor, ChainInfo | None]:
         """Return `count` codes (B, D), and the chain's info."""
         model = self._model
-        if self._config.noise == "philox":
+        if self._config.noise == "philox" and model.energy is not None:
             normal = PhiloxNoise(normal, step=-1)
             start_BD = self._drawn(normal, count)
         else:
