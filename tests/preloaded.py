@@ -54,6 +54,8 @@ def preloaded_jebm(folder: Path, environment: dict[str, str]) -> Iterator[None]:
 
 def serve(listener: socket.socket) -> None:
     """Answer each request in two forks: one runs the command, the other waits for its exit code."""
+    # No folder of the caller's: the test's own, in which this file lies, and what ray has put before it.
+    sys.path.remove(str(Path(__file__).parent))
     import optuna  # noqa: F401
     import ray.train.torch
     import ray.tune  # noqa: F401
@@ -92,7 +94,8 @@ def serve(listener: socket.socket) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
-    sys.argv, sys.path[0] = ["jebm", *arguments], folder
+    sys.argv = ["jebm", *arguments]
+    sys.path.insert(0, folder)
     main()
 
 

@@ -109,7 +109,7 @@ def write_pictures(path: Path) -> None:
             file.writestr(f"{number:03d}.png", buffer.getvalue())
 
 
-@pytest.mark.long
+@pytest.mark.docs
 @pytest.mark.timeout(2 * SECONDS)
 @pytest.mark.parametrize("page", [page for page in pages() if to_run(page)])
 def test_the_lines_of_a_page_run(page: str, clone: tuple[Path, dict[str, str]]) -> None:
