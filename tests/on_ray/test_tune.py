@@ -81,7 +81,7 @@ def test_a_killed_sweep_goes_on_and_repeats_nothing(cluster, s3_uri: str, tmp_pa
         driver = subprocess.Popen(
             [python, *command(search, s3_uri)], cwd=ROOT, env=environment, stdout=lines, stderr=lines
         )
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 300
     while True:  # until one trial has finished, and another can go on from a checkpoint
         before = trials_of(store, tmp_path)
         running = [trial for trial in before if trial.state == TrialState.RUNNING]
@@ -172,7 +172,7 @@ def test_a_trial_leaves_a_node_that_is_about_to_go_and_is_not_charged(  # type: 
     arguments = command(search, s3_uri, **values, checkpoint__every_steps="1000000")
 
     def wait_for(what: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 300
         while not what():
             assert driver.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
