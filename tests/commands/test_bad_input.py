@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from refusal import refusal
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ["--config", str(ROOT / "jobs/configs/smoke.yaml")]
@@ -17,15 +18,9 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     """Run the job in this process; return its one line."""
 
     def run(*arguments: str) -> str:
-        given = ["train.py", *SMOKE, "--run.storage", str(tmp_path / "runs"), *arguments]
-        monkeypatch.setattr(sys, "argv", given)
         monkeypatch.setenv("JEBM_CACHE", str(tmp_path / "cache"))
-        monkeypatch.chdir(ROOT)
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(ROOT / "jobs/train.py"), run_name="__main__")
-        written = capsys.readouterr().err
-        assert ended.value.code == 2
-        assert written.count("\n") == 1, written
+        place = ("--run.storage", str(tmp_path / "runs"))
+        written = refusal(capsys, monkeypatch, "train", *SMOKE, *place, *arguments)
         assert written.startswith("error: ")
         return written
 

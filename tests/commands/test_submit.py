@@ -2,19 +2,16 @@
 
 import http.server
 import re
-import runpy
 import socket
-import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from ray.job_submission import JobDetails, JobErrorType, JobStatus, JobType
+from refusal import refusal
 
 from jebm.on_ray.submission import ending_of
 
-ROOT = Path(__file__).parents[2]
 TRAIN = ("--", "python", "jobs/train.py")
 
 
@@ -58,14 +55,7 @@ def test_a_job_without_a_driver(kind: JobErrorType, accepted: bool, curable: boo
 
 def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
     """Run the command in this process; return its one line."""
-    monkeypatch.setattr(sys, "argv", ["submit.py", *words])
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "jobs/submit.py"), run_name="__main__")
-    written = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert written.count("\n") == 1, written
-    return written
+    return refusal(capsys, monkeypatch, "submit", *words)
 
 
 @pytest.mark.parametrize(

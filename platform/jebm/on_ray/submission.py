@@ -110,10 +110,6 @@ class _Client(JobSubmissionClient):
         return super()._do_request(method, endpoint, timeout=seconds, **more)
 
 
-class _LostError(Exception):
-    """The head does not know the job: it was started anew."""
-
-
 class _Job:
     """One submission."""
 

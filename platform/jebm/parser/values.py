@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import functools
-import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +33,6 @@ __all__ = [
     "with_home",
 ]
 
-_LOG = logging.getLogger("jebm.parser")
 
 OLD_SWITCH = "cluster.gpu"
 """Was true or false before it became a number."""
