@@ -1,6 +1,5 @@
 """Runs that are killed, stopped and warned, on real Ray and a real S3 server, and what they come back as."""
 
-import ctypes
 import json
 import os
 import re
@@ -102,25 +101,13 @@ def test_one_process_killed_equals_one_that_was_not(s3_uri: str) -> None:
     assert_equal(f"{s3_uri}/straight", f"{s3_uri}/killed")
 
 
-def stop_training_thread(pid: int) -> int:
-    """Stop one thread of a worker, as a stuck driver or file system does; return its id, for `os.waitpid`."""
-    dump = [str(Path(sys.executable).with_name("py-spy")), "dump", "--json", "--pid", str(pid)]
-    told = json.loads(subprocess.run(dump, check=True, capture_output=True, timeout=60).stdout)
-    (thread,) = [each["os_thread_id"] for each in told if "TrainingThread" in (each["thread_name"] or "")]
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.ptrace(16, thread, None, None) == 0, os.strerror(ctypes.get_errno())  # PTRACE_ATTACH
-    return int(thread)
-
-
-def test_a_worker_and_the_driver_killed_and_a_thread_stopped_equal_two_torchrun_processes(
-    s3_uri: str, tmp_path: Path
-) -> None:
-    storage, two = f"{s3_uri}/ray", ("--cluster.workers=2", "--cluster.max_failures=2")
+def test_a_worker_and_the_driver_killed_equal_two_torchrun_processes(s3_uri: str, tmp_path: Path) -> None:
+    storage, two = f"{s3_uri}/ray", ("--cluster.workers=2", "--cluster.max_failures=1")
     few = "--checkpoint.keep_last=2"  # so that Ray, when it starts workers again, lists some that are gone
 
     def start(log: Path) -> "subprocess.Popen[bytes]":
         with log.open("w") as file:
-            ray = command(storage, *two, few, "--cluster.hang_seconds=10")
+            ray = command(storage, *two, few)
             return subprocess.Popen(ray, cwd=ROOT, env=local_environment(), stdout=file, stderr=file)
 
     with start(tmp_path / "log") as job:
@@ -136,14 +123,6 @@ def test_a_worker_and_the_driver_killed_and_a_thread_stopped_equal_two_torchrun_
         assert worker is not None
         os.kill(int(worker[1]), signal.SIGKILL)
         wait_for(lambda: (found := newest(storage)) is not None and found.attempt == 2)
-        # Rank 1 stands still: every rank says so, and the group starts again without anybody's help.
-        (rank,) = re.findall(r"RayTrainWorker pid=(\d+)", (tmp_path / "log").read_text())[-1:]
-        stuck, since = stop_training_thread(int(rank)), time.monotonic()
-        wait_for(lambda: "no progress at step" in (tmp_path / "log").read_text())
-        print(f"seconds until the log said so: {time.monotonic() - since:.0f}")
-        os.waitpid(stuck, 0x40000000)  # __WALL: the end of the thread
-        wait_for(lambda: (found := newest(storage)) is not None and found.attempt == 3)
-        print(f"seconds until the next checkpoint: {time.monotonic() - since:.0f}")
         job.kill()
     with start(tmp_path / "again") as again:
         wait_for(lambda: "(TrainController pid=" in (tmp_path / "again").read_text(), 300)
