@@ -273,11 +273,8 @@ class Faults:
         pid, rank = self.log.groups()[-1][host.address]
         self.cluster.net.cut(host)
         self.cluster.net.power_off(host)
-        if rank == 0:  # the store by which ranks hear of each other went with it: only Ray finds out
-            time.sleep(60)
-        else:
-            named = rf"rank {rank} on h2 \(pid {pid}\) no longer answers"
-            self.log.wait_for(rf"no progress at step .*: {named}", said)
+        named = rf"rank {rank} on h2 \(pid {pid}\)( or its launcher, .*)? no longer answers"
+        self.log.wait_for(rf"no progress at step .*: {named}", said)
         self.cluster.replace_second()
 
 

@@ -18,12 +18,16 @@ from jebm.train.watch import HUNG, Watch
 
 
 def start(folder: Path, way: str) -> "list[subprocess.Popen[str]]":
-    """Start two ranks, of which the second stands still in this way."""
+    """Start two ranks, of which one stands still in this way: the second, but for `keeper`."""
     worker = Path(__file__).parent / "watch_worker.py"
     folder.mkdir()
+    meeting = f"file://{folder}/meeting"
+    if way == "keeper":  # of the store, as rank 0 is without a launcher
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            meeting = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     return [
         subprocess.Popen(
-            [sys.executable, str(worker), str(rank), str(folder), way],
+            [sys.executable, str(worker), str(rank), meeting, way],
             env={**os.environ, "PYTHONPATH": str(ROOT / "platform")},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -35,15 +39,17 @@ def start(folder: Path, way: str) -> "list[subprocess.Popen[str]]":
 
 def ends(ranks: "list[subprocess.Popen[str]]", way: str) -> list[tuple[int, str]]:
     """Return the code and output of each rank; one that is stopped is killed when the other has ended."""
+    waits, still = reversed(ranks) if way == "keeper" else ranks
+    said: dict[int, str] = {}
     try:
-        first = ranks[0].communicate(timeout=120)[0]
-        if way == "process":
-            ranks[1].kill()
-        second = ranks[1].communicate(timeout=120)[0]
+        said[waits.pid] = waits.communicate(timeout=120)[0]
+        if way in ("process", "keeper"):
+            still.kill()
+        said[still.pid] = still.communicate(timeout=120)[0]
     finally:
         for rank in ranks:
             rank.kill()
-    return [(rank.returncode, said) for rank, said in zip(ranks, (first, second), strict=True)]
+    return [(rank.returncode, said[rank.pid]) for rank in ranks]
 
 
 def test_a_process_that_nothing_restarts_only_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -96,3 +102,16 @@ def test_a_rank_that_stands_still_is_named_with_its_stack(tmp_path: Path) -> Non
         codes = {"thread": HUNG, "gil": 1, "process": -signal.SIGKILL}
         assert other == codes[way], stack
         assert ("in stand_still" in stack) == (way != "process")
+
+
+def test_a_rank_that_keeps_the_store_is_named_too(tmp_path: Path) -> None:
+    """Stopped as a whole, it answers no request; each of the others finds that out by itself."""
+    ranks = start(tmp_path / "keeper", "keeper")
+    (code, _), (other, said) = ends(ranks, "keeper")
+    assert (code, other) == (-signal.SIGKILL, HUNG), said
+    keeper = rf"rank 0 on {re.escape(socket.gethostname())} \(pid {ranks[0].pid}\)"
+    named = (
+        rf"no progress at step 3 \(update\) for \d+ s, .*: {keeper} or its launcher, .*no longer answers; "
+    )
+    assert re.search(named, said), said
+    assert "all_reduce" in said

@@ -1,4 +1,4 @@
-"""One of two ranks that meet in every step; the second stands still in step 3, in the way asked for."""
+"""One of two ranks that meet in every step; one stands still in step 3, in the way asked for."""
 
 import ctypes
 import os
@@ -14,7 +14,8 @@ from jebm.train.group import process_group
 from jebm.train.runtime import member_runtime
 from jebm.train.watch import Watch
 
-rank, folder, way = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+rank, meeting, way = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+stands_still = 0 if way == "keeper" else 1
 log_lines()
 
 
@@ -23,12 +24,12 @@ def stand_still() -> None:
         time.sleep(600)
     elif way == "gil":
         ctypes.PyDLL(None).sleep(600)  # called without giving the GIL away
-    elif way == "process":
+    elif way in ("process", "keeper"):
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
 with (
-    process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2),
+    process_group("gloo", init_method=meeting, rank=rank, world_size=2),
     member_runtime(rank, 2, torch.device("cpu"), supervised=True) as runtime,
     Watch(runtime, 4.0, lambda: False) as watch,
 ):
@@ -37,7 +38,7 @@ with (
         if step == 1:
             with watch.busy("an evaluation"):
                 time.sleep(10 * rank)  # longer than the limit, on one rank: no hang
-        if rank == 1 and step == 3:
+        if rank == stands_still and step == 3:
             stand_still()
         watch.at(step, "update")
         dist.all_reduce(torch.ones(1))

@@ -7,7 +7,6 @@ prints the stacks and ends the process.
 """
 
 import faulthandler
-import json
 import logging
 import os
 import socket
@@ -17,13 +16,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
-from datetime import timedelta
 from types import TracebackType
 
-from torch.distributed import distributed_c10d
-from torch.distributed.distributed_c10d import PrefixStore, Store
-
+from jebm.train.exchange import Exchange
 from jebm.train.heartbeat import Note
 from jebm.train.runtime import Runtime
 
@@ -40,7 +35,6 @@ _STOPPING_SECONDS = 30.0  # the limit once a stop was requested
 _PUBLISH_BEATS = 3
 _STORE_SECONDS = 10.0  # for an answer of the group's store
 _NAMED = 8  # ranks in one line
-_ENDED = "ended"
 
 
 class Watch:
@@ -55,14 +49,15 @@ class Watch:
         """Take the limit in seconds (0: watch nothing), and what tells whether the run is to stop."""
         self._runtime, self._seconds, self._should_stop = runtime, seconds, should_stop
         self._note = Note(runtime.rank, socket.gethostname(), os.getpid())
-        self._board = _board() if runtime.world_size > 1 else None
         self.publish: Callable[[Sequence[Note], bool], None] = lambda ranks, hung: None
         """Takes what all ranks do, and whether they hang; called on rank 0 every 15 s, in another thread."""
         self._thread = threading.get_ident()
         self._began = self._since = self._excused = time.monotonic()
         self._slowest, self._counts_from, self._said = 0.0, 0, 0.0
-        self._heard: dict[int, tuple[int, float]] = {}
         self._beat = min(_BEAT_SECONDS, seconds / 8 or _BEAT_SECONDS)
+        self._others: Exchange | None = None
+        if runtime.world_size > 1:
+            self._others = Exchange(runtime.world_size, min(_STORE_SECONDS, 2 * self._beat))
         self._over = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="watch", daemon=True)
 
@@ -75,8 +70,8 @@ class Watch:
     ) -> None:
         self._over.set()
         self._watching.join(timeout=_STORE_SECONDS)
-        self._note.doing = _ENDED
-        self._post()
+        if self._others is not None:
+            self._others.end(self._note)
 
     def at(self, step: int, doing: str) -> None:
         """Record that this rank begins something within step `step`."""
@@ -108,7 +103,8 @@ class Watch:
         try:
             while not self._over.wait(self._beat):
                 self._note.beat += 1
-                self._post()
+                if self._others is not None:
+                    self._others.post(self._note)
                 if self._runtime.is_main and self._note.beat % _PUBLISH_BEATS == 1:
                     self.publish(self._listen() or [self._note], self._said > 0)
                 if self._seconds > 0:
@@ -121,7 +117,7 @@ class Watch:
         if self._runtime.supervised:
             with suppress(OSError):  # no stderr
                 # Late enough for the others to find out first who holds them up.
-                patience = 3.0 if self._board is not None else 1.5
+                patience = 3.0 if self._others is not None else 1.5
                 faulthandler.dump_traceback_later(patience * self._seconds, exit=True, file=2)
         since, now, limit = self._since, time.monotonic(), self._limit()
         still = now - max(since, self._excused)
@@ -148,29 +144,11 @@ class Watch:
         limit = max(self._seconds, _FACTOR * self._slowest)
         return min(limit, max(_STOPPING_SECONDS, 2 * self._slowest)) if self._should_stop() else limit
 
-    def _post(self) -> None:
-        if self._board is not None:
-            with suppress(RuntimeError):  # the rank that keeps the store is gone
-                self._board.set(str(self._note.rank), json.dumps(asdict(self._note)))
-
     def _listen(self) -> list[Note]:
-        """Return what the others have posted, and note when each was last heard."""
-        if self._board is None:
-            return []
-        ranks = map(str, range(self._runtime.world_size))
-        try:
-            notes = [Note(**json.loads(self._board.get(rank))) for rank in ranks if self._board.check([rank])]
-        except RuntimeError:
-            return []
-        notes = [note for note in notes if note.doing != _ENDED]
-        for note in notes:
-            if self._heard.get(note.rank, (-1, 0.0))[0] != note.beat:
-                self._heard[note.rank] = (note.beat, time.monotonic())
-        return notes
+        return self._others.listen() if self._others is not None else []
 
     def _silence(self, note: Note) -> float:
-        """Return for how many seconds a rank has posted nothing."""
-        return time.monotonic() - self._heard[note.rank][1]
+        return self._others.silence(note) if self._others is not None else 0.0
 
     def _silent(self, note: Note) -> bool:
         return self._silence(note) > max(self._seconds / 4, 4 * self._beat)
@@ -184,34 +162,31 @@ class Watch:
     def _tell(self, still: float, notes: list[Note]) -> None:
         """Log who holds the others up, as far as this rank can tell, and where this rank stands."""
         self._said = still
-        silent = [note for note in notes if self._silent(note)]
-        last = min((note.step, note.doing != "images") for note in notes) if notes else None
-        behind = [note for note in notes if (note.step, note.doing != "images") == last]
-        reason = "the stack below says where"
-        if silent:
-            reason = f"{_names(silent)} no longer answers"
-        elif 0 < len(behind) < len(notes):
-            reason = f"{_names(behind)} is behind the others, at {behind[0].doing} of step {behind[0].step}"
-        elif notes:
-            reason = "all ranks are within it; the one that does not wait for the others holds them up"
         _LOG.error(
             "no progress at step %d (%s) for %.0f s, %s: %s; %s stands here:",
             self._note.step,
             self._note.doing,
             still,
             f"where steps took up to {self._slowest:.1f} s" if self._slowest else "before any step has ended",
-            reason,
+            self._reason(notes),
             self._note,
         )
         for frame in traceback.extract_stack(sys._current_frames()[self._thread]):
             _LOG.error("  %s:%s in %s: %s", frame.filename, frame.lineno, frame.name, frame.line)
 
-
-def _board() -> Store:
-    """Return a connection of its own to the group's store, which another thread may use."""
-    store = distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
-    store.set_timeout(timedelta(seconds=_STORE_SECONDS))
-    return PrefixStore("jebm/watch", store)
+    def _reason(self, notes: list[Note]) -> str:
+        if self._others is not None and not self._others.answers:
+            keeper = self._others.keeper or "rank 0"
+            return f"{keeper} or its launcher, which keeps the group's store, no longer answers"
+        if silent := [note for note in notes if self._silent(note)]:
+            return f"{_names(silent)} no longer answers"
+        last = min((note.step, note.doing != "images") for note in notes) if notes else None
+        behind = [note for note in notes if (note.step, note.doing != "images") == last]
+        if 0 < len(behind) < len(notes):
+            return f"{_names(behind)} is behind the others, at {behind[0].doing} of step {behind[0].step}"
+        if notes:
+            return "all ranks are within it; the one that does not wait for the others holds them up"
+        return "the stack below says where"
 
 
 def _names(notes: list[Note]) -> str:
