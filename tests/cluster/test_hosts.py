@@ -93,7 +93,7 @@ class Faults:
             self.log.wait(lambda: len(self.log.groups()) > groups)
         steps = len(self.log.steps())
         self.log.wait(lambda: len(self.log.steps()) >= steps + 2)
-        assert (len(self.log.groups()) > groups) == restarts
+        assert (len(self.log.groups()) > groups) == restarts, self.log.text
         pairs = [(one, other) for one, other in pairwise(self.log.steps()) if other[0] > since]
         still = max(other[0] - one[0] for one, other in pairs)
         lost = sum(max(0, one[1] - other[1] + EVERY) for one, other in pairs)

@@ -36,6 +36,8 @@ class Exchange:
         self._last: Future[object] | None = None
         self._notes: list[Note] = []
         self._heard: dict[int, tuple[int, float]] = {}
+        self._answered = time.monotonic()
+        self._gone = False
         self.answers = True
         """Whether the store has answered the last request."""
         self.keeper: Note | None = None
@@ -64,6 +66,11 @@ class Exchange:
                     self._heard[note.rank] = (note.beat, time.monotonic())
         return self._notes
 
+    @property
+    def standstill(self) -> float:
+        """For how many seconds the store has not answered; 0 if it has, or its process is gone."""
+        return 0.0 if self.answers or self._gone else time.monotonic() - self._answered
+
     def silence(self, note: Note) -> float:
         """Return for how many seconds a rank that was heard has posted nothing."""
         return time.monotonic() - self._heard[note.rank][1]
@@ -82,9 +89,12 @@ class Exchange:
         self._requests.put((asked, request))  # type: ignore[arg-type]
         try:
             answer = asked.result(self._patience)
-        except (TimeoutError, RuntimeError):  # it stands still; it is gone
+        except TimeoutError:
             return None
-        self.answers = True
+        except RuntimeError:
+            self._gone = True
+            return None
+        self.answers, self._gone, self._answered = True, False, time.monotonic()
         return answer
 
     def _serve(self) -> None:
@@ -99,5 +109,5 @@ class Exchange:
 def _board(patience: float) -> Store:
     """Return a connection of its own to the group's store, which another thread may use."""
     store = distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
-    store.set_timeout(timedelta(seconds=patience))
+    store.set_timeout(timedelta(seconds=10 * patience))  # later, so that a failure means it is gone
     return PrefixStore("jebm/watch", store)

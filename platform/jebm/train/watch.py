@@ -155,6 +155,8 @@ class Watch:
 
     def _may_wait(self, notes: list[Note]) -> bool:
         """Return whether this rank, or one that it waits for, is busy, and none has vanished."""
+        if self._others is not None and self._others.standstill > self._seconds:
+            return False
         if any(self._silence(note) > self._seconds for note in notes):
             return False
         return self._note.busy or any(note.busy and not self._silent(note) for note in notes)
