@@ -105,7 +105,7 @@ class Log:
         self.wait(lambda: any(re.search(pattern, text) for _, text in self.lines[after:]))
 
     def steps(self) -> list[tuple[float, int]]:
-        found = [(at, re.search(r"\bstep (\d+)/512 ", text)) for at, text in self.lines]
+        found = [(at, re.search(r"\bstep (\d+)/\d+ ", text)) for at, text in self.lines]
         return [(at, int(step[1])) for at, step in found if step]
 
     def groups(self) -> list[dict[str, tuple[int, int]]]:
