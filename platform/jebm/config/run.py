@@ -72,9 +72,9 @@ class Data:
             images; jebm ingest --validation N holds them back from the training set.
         held_out: Test set, for final figures: jebm evaluate and jebm compare measure on it, and the pictures
             reconstruct its first images; by default the training set.
-        cache_gb: GB (1e9 bytes) of each node's disk for a training set that does not fit: windows of a few
-            parts pass through them, and images are shuffled within a window. Needs data.held_out. null for
-            all of the set at once.
+        cache_gb: GB (1e9 bytes) of each node's disk, for each run on it, for a training set that does not
+            fit: windows of a few parts pass through them, and images are shuffled within a window. Needs
+            data.held_out. null for all of the set at once.
 
     """
 
