@@ -169,6 +169,7 @@ def places(storage: Path) -> dict[str, str]:
             ["--suite", "samples", "--features", "inceptionv3", "--inception-weights", "{storage}/none.pth"],
             r"pip install -e '\.\[fid\]'",
         ),
+        (["--gpu"], r"error: --gpu: torch finds no CUDA device on this machine; leave it out"),
         (["--workers", "2"], r"workers: 2 processes need torchrun, or --engine ray"),
     ],
 )
@@ -178,6 +179,7 @@ def test_what_cannot_be_is_said_in_one_line(
     inception = "torch_fidelity.feature_extractor_inceptionv3"  # here already, where another test took it
     for package in ("efficientnet_lite_pytorch", "torch_fidelity", inception):
         monkeypatch.setitem(sys.modules, package, None)  # not installed
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     given = [argument.format(**places) for argument in arguments]
     if "--checkpoint" not in given:
         given = ["--checkpoint", f"{places['storage']}/tiny", *given]

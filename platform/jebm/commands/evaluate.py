@@ -40,7 +40,7 @@ from jebm.report.findings import Findings
 from jebm.report.write import write_report
 from jebm.store.storage import open_store
 from jebm.train.provenance import provenance
-from jebm.train.runtime import process_runtime, started_by_torchrun
+from jebm.train.runtime import check_cuda, process_runtime, started_by_torchrun
 
 __all__ = ["main"]
 
@@ -85,6 +85,8 @@ def evaluate_here(request: Request, arguments: Namespace) -> Findings | None:
     workers = int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
     if arguments.workers not in (1, workers):
         raise ConfigError(f"workers: {arguments.workers} processes need torchrun, or --engine ray")
+    if arguments.gpu:
+        check_cuda("--gpu", "leave it out")
     cluster = Cluster("process", workers, cpus_per_worker=torch.get_num_threads())
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if arguments.gpu else "cpu"
     with process_runtime(Config(train=Train(batch_size=workers), cluster=cluster)) as runtime:
