@@ -170,11 +170,18 @@ def places(storage: Path) -> dict[str, str]:
             r"pip install -e '\.\[fid\]'",
         ),
         (["--gpu"], r"error: --gpu: torch finds no CUDA device on this machine; leave it out"),
+        (["--output", "gs://bucket/x"], r"gs://bucket/x: write s3://bucket/x"),
+        (["--output", "{other}/dataset.json"], r"dataset\.json is no folder; choose another"),
         (["--workers", "2"], r"workers: 2 processes need torchrun, or --engine ray"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(
-    arguments: list[str], line: str, places: dict[str, str], job: Job, monkeypatch: pytest.MonkeyPatch
+def test_what_cannot_be_is_said_in_one_line_before_anything_is_measured(
+    arguments: list[str],
+    line: str,
+    places: dict[str, str],
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     inception = "torch_fidelity.feature_extractor_inceptionv3"  # here already, where another test took it
     for package in ("efficientnet_lite_pytorch", "torch_fidelity", inception):
@@ -188,3 +195,4 @@ def test_what_cannot_be_is_said_in_one_line(
     assert err.startswith("error: ")
     assert err.count("\n") == 1, err
     assert re.search(line.replace("{storage}", places["storage"]), err), err
+    assert not [message for message in caplog.messages if message.endswith(" …")]

@@ -38,7 +38,7 @@ from jebm.parser import (
 )
 from jebm.report.findings import Findings
 from jebm.report.write import write_report
-from jebm.store.storage import open_store
+from jebm.store.storage import Store, open_store
 from jebm.train.provenance import provenance
 from jebm.train.runtime import check_cuda, process_runtime, started_by_torchrun
 
@@ -80,8 +80,8 @@ def build_parser() -> JobParser:
     return parser
 
 
-def evaluate_here(request: Request, arguments: Namespace) -> Findings | None:
-    """Evaluate in this process or as one of torchrun's; None if another process writes the report."""
+def evaluate_here(request: Request, arguments: Namespace, output: Store) -> Findings | None:
+    """Evaluate in this process or as one of torchrun's; None if another process writes to the output."""
     workers = int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
     if arguments.workers not in (1, workers):
         raise ConfigError(f"workers: {arguments.workers} processes need torchrun, or --engine ray")
@@ -90,6 +90,8 @@ def evaluate_here(request: Request, arguments: Namespace) -> Findings | None:
     cluster = Cluster("process", workers, cpus_per_worker=torch.get_num_threads())
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if arguments.gpu else "cpu"
     with process_runtime(Config(train=Train(batch_size=workers), cluster=cluster)) as runtime:
+        if runtime.is_main:
+            output.probe()
         share = group_share()
         findings = evaluate_request(request, device=device, share=share, provenance=provenance())
         return findings if runtime.is_main else None
@@ -126,16 +128,17 @@ def main() -> None:
     checked = check(request)
     name = f"step-{checked.manifest.step:08d}-{'-'.join(request.suite)}"
     place = arguments.output or f"{checked.run}/evaluations/{name}"
+    output = open_store(place)
     findings: Findings | None
     if arguments.engine == "ray":
         check_output(place)
+        output.probe()
         gpus, grows = float(arguments.gpu), arguments.autoscales
         cluster = Cluster(workers=arguments.workers, gpus_per_worker=gpus, autoscales=grows)
         findings = evaluate_on_ray(request, cluster, provenance=provenance())
     else:
-        findings = evaluate_here(request, arguments)
+        findings = evaluate_here(request, arguments, output)
     if findings is None:
         return
-    output = open_store(place)
     write_report(findings, output, "evaluation")
     tell(f"report   {output.uri.removeprefix('file://')}/evaluation.html")
