@@ -15,6 +15,7 @@ not changed.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -22,7 +23,7 @@ import torch
 from jsonargparse import Namespace
 
 from jebm.cli import log_lines, tell
-from jebm.config import INCEPTION_FILE, Cluster, Config, Features, Train
+from jebm.config import INCEPTION_FILE, Cluster, Config, Features, Train, require_seed
 from jebm.core.by_class import named_modules
 from jebm.errors import ConfigError
 from jebm.evaluate.share import group_share
@@ -80,6 +81,24 @@ def build_parser() -> JobParser:
     return parser
 
 
+def named_sets(texts: Sequence[str]) -> dict[str, str]:
+    """Return name -> URI of NAME=URI, or of a URI alone, which is named by its last part.
+
+    Raises ConfigError for a name that stands twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, uri = text.rpartition("=")
+        name = name or Path(uri).name
+        if name in found:
+            raise ConfigError(
+                f"--out-of-distribution: {found[name]} and {uri} are both named {name}; give each a name of "
+                "its own as NAME=URI"
+            )
+        found[name] = uri
+    return found
+
+
 def evaluate_here(request: Request, arguments: Namespace, output: Store) -> Findings | None:
     """Evaluate in this process or as one of torchrun's; None if another process writes to the output."""
     workers = int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
@@ -101,7 +120,7 @@ def main() -> None:
     """Parse, check, evaluate, write the report and print where it is."""
     log_lines()
     arguments = parse(build_parser())
-    others = [text.rpartition("=") for text in arguments.out_of_distribution]
+    require_seed(arguments.seed, "--seed")
     weights = arguments.inception_weights
     # The net that this command line names, and so trusts; weights may also come from the run's config.
     net = word_or_class(arguments.features or "classifier", "--features", _KINDS)
@@ -113,7 +132,7 @@ def main() -> None:
         suite=tuple(arguments.suite),
         data=arguments.data,
         train=arguments.train,
-        out_of_distribution={name or Path(uri).name: uri for name, _, uri in others},
+        out_of_distribution=named_sets(arguments.out_of_distribution),
         features=named.evaluation.features if arguments.features else None,
         inception_weights=weights and str(Path(weights).absolute()),  # workers may run in another folder
         samples=arguments.samples,
