@@ -109,8 +109,9 @@ def evaluate_here(request: Request, arguments: Namespace, output: Store) -> Find
     cluster = Cluster("process", workers, cpus_per_worker=torch.get_num_threads())
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if arguments.gpu else "cpu"
     with process_runtime(Config(train=Train(batch_size=workers), cluster=cluster)) as runtime:
-        if runtime.is_main:
-            output.probe()
+        with runtime.together():
+            if runtime.is_main:
+                output.probe()
         share = group_share()
         findings = evaluate_request(request, device=device, share=share, provenance=provenance())
         return findings if runtime.is_main else None
