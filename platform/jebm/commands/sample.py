@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from jsonargparse import Namespace
@@ -88,7 +88,7 @@ def check_values(arguments: Namespace) -> None:
             raise ConfigError(f"--{key.replace('_', '-')} {value:g}: {what}") from None
 
 
-def _chain(arguments: Namespace) -> dict[str, int | float]:
+def _chain(arguments: Namespace) -> dict[str, Any]:
     """Return the command line's changes of the sampler settings."""
     return {key: arguments[key] for key in ("steps", "step_size") if arguments[key] is not None}
 
