@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from jebm.config.nets import Part
-from jebm.config.roles import key, require
+from jebm.config.roles import key, require, require_seed
 
 __all__ = [
     "INCEPTION_FILE",
@@ -58,7 +58,7 @@ class Run:
             f"{self.name!r} must be letters, digits, '.', '_' or '-' (at most 100)",
         )
         require(bool(self.storage), "run.storage", "must be a folder or s3://bucket/prefix")
-        require(self.seed >= 0, "run.seed", "must not be negative")
+        require_seed(self.seed, "run.seed")
         require(len({*self.track}) == len(self.track), "run.track", "names a tracker twice")
 
 
