@@ -105,7 +105,7 @@ def test_a_wrong_runtime_environment_is_refused_before_anything_is_sent(
     ):
         file.write_text(text)
         line = refused(capsys, monkeypatch, "--runtime-env", str(file), *TRAIN)
-        assert f"runtime-env: {file}: " in line
+        assert "runtime-env: " in line
         assert "RAY_ADDRESS" not in line
 
 

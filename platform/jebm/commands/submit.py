@@ -18,8 +18,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from ray.runtime_env import RuntimeEnv
-
 from jebm.cli import log_lines
 from jebm.errors import ConfigError
 from jebm.on_ray.submission import supervise
@@ -51,12 +49,5 @@ def main() -> int:
         raise ConfigError(
             f"RAY_ADDRESS: {address or 'unset'} is no job server's address; write http://HOST:8265"
         )
-    runtime_env = {"working_dir": "."}
-    if arguments.runtime_env is not None:
-        runtime_env |= read_yaml(arguments.runtime_env)
-        try:
-            RuntimeEnv(**runtime_env)
-        except (TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"runtime-env: {arguments.runtime_env}: {reason}") from error
-    return supervise(address, shlex.join(command), runtime_env, arguments.restarts)
+    added = {} if arguments.runtime_env is None else read_yaml(arguments.runtime_env)
+    return supervise(address, shlex.join(command), {"working_dir": "."} | added, arguments.restarts)

@@ -17,6 +17,7 @@ from typing import Any
 from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobErrorType, JobStatus, JobSubmissionClient
+from ray.runtime_env import RuntimeEnv
 
 from jebm.cli import STOPPED, tell
 from jebm.errors import ConfigError
@@ -73,9 +74,13 @@ def supervise(address: str, entrypoint: str, runtime_env: dict[str, Any], restar
     Prints the job's log on stdout, and logs what is done. Ctrl-C leaves the job running and returns 130.
 
     Raises:
-        ConfigError: no job server answers at the address, it refuses the token or the job; later, it does not
-            answer for an hour.
+        ConfigError: the environment is wrong; no job server answers at the address, it refuses the token or
+            the job; later, it does not answer for an hour.
     """
+    try:
+        RuntimeEnv(**runtime_env)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"runtime-env: {_line(error)}") from error
     name, pause = f"jebm-{uuid.uuid4().hex[:8]}", _FIRST_PAUSE_SECONDS
     job = _Job(address, f"{name}-1")
     try:
