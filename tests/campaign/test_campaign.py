@@ -147,7 +147,7 @@ def test_a_comparison_goes_on_where_it_was_and_does_nothing_twice(job, tmp_path:
         (["--arms=[gaussian, 'a=energy.width']"], "--arms: 'energy.width' of a is not KEY:VALUE"),
         (["--arms=[gaussian, 'a=energy.widht:9']"], "energy.widht"),
         (["--seeds=[]"], "--seeds: [] must name at least one"),
-        (["--seeds=[1, -1]"], "run.seed: must not be negative"),
+        (["--seeds=[1, -1]"], "run.seed: -1 must lie between 0"),
         (["--parallel=0"], "--parallel: must be at least 1"),
         (["--parallel=2", "--cluster.engine=ray"], "--parallel: is for cluster.engine process"),
         (["--data.train=no/such/set"], "no/such/set"),

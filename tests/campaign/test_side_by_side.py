@@ -99,8 +99,8 @@ def test_the_command_writes_a_page_whatever_the_storages_hold(
     store.put("pictures/step-00000010.png", b"\x89PNG no picture")
     store.put("evaluations/e/evaluation.json", b'{"sections": [{"figures": 7}]}')
 
-    def compare(*arguments: str) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["jebm", *arguments, "--output", str(tmp_path / "page")])
+    def compare(*arguments: str, output: str = "page") -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["jebm", *arguments, "--output", str(tmp_path / output)])
         with pytest.raises(SystemExit) as caught:
             run_command("compare-runs")
         return caught.value.code, *capsys.readouterr()
@@ -114,5 +114,8 @@ def test_the_command_writes_a_page_whatever_the_storages_hold(
     code, _, err = compare(good, str(tmp_path / "nothing"))
     assert code == 2
     assert err.endswith("no run here; jebm runs lists the runs of a storage\n")
+    code, _, err = compare(good, str(tmp_path / "nothing"), output="good/run.json")  # before runs are read
+    assert code == 2
+    assert err.endswith("run.json is no folder; choose another folder\n")
     with pytest.raises(StoreError):
         read_traces([str(tmp_path / "nothing")])

@@ -125,12 +125,13 @@ def places(storage: Path) -> dict[str, str]:
     save_run(storage, "old", CONFIG, energy=energy)
     save_run(storage, "holed", CONFIG, without=["model.inference.moments.2.bias"])
     found = {"storage": str(storage)}
+    manifest = json.loads((FASHION / "test/dataset.json").read_text())
     changes = {
         "empty": {"images": 0, "parts": []},
         "other": {"channels": 3},
+        "few": {"images": 39, "parts": [{**manifest["parts"][0], "images": 39}]},
         "unlabelled": {"labels_sha256": None},
     }
-    manifest = json.loads((FASHION / "test/dataset.json").read_text())
     for name, change in changes.items():
         (storage / name).mkdir()
         (storage / name / "dataset.json").write_text(json.dumps(manifest | change))
@@ -150,6 +151,15 @@ def places(storage: Path) -> dict[str, str]:
         (["--data", "{storage}/none"], r"{storage}/none: no data set here; make one with jebm ingest"),
         (["--data", "{empty}"], r"dataset\.json: .*images is no number"),
         (["--data", "{other}"], r"data: images are 28x28x3, but the checkpoint's model has 28x28x1"),
+        (
+            ["--data", "{few}"],
+            r"data: distances need at least 40 held-out images, and there are 39; .*samples",
+        ),
+        (
+            ["--out-of-distribution", "{few}/test", "{other}/test"],
+            r"--out-of-distribution: {storage}/few/test and .*/other/test are both named test; .*NAME=URI",
+        ),
+        (["--seed", "-1"], r"--seed: -1 must lie between 0 and 2\*\*63 - 1"),
         (["--out-of-distribution", "svhn={other}"], r"out_of_distribution: svhn: images are 28x28x3"),
         (["--suite", "hierarchy", "--data", "{unlabelled}"], r"data: hierarchy needs labels"),
         (["--suite", "hierarchy", "--train", "{unlabelled}"], r"hierarchy trains classifiers on the labels"),
@@ -169,15 +179,24 @@ def places(storage: Path) -> dict[str, str]:
             ["--suite", "samples", "--features", "inceptionv3", "--inception-weights", "{storage}/none.pth"],
             r"pip install -e '\.\[fid\]'",
         ),
+        (["--gpu"], r"error: --gpu: torch finds no CUDA device on this machine; leave it out"),
+        (["--output", "gs://bucket/x"], r"gs://bucket/x: write s3://bucket/x"),
+        (["--output", "{other}/dataset.json"], r"dataset\.json is no folder; choose another"),
         (["--workers", "2"], r"workers: 2 processes need torchrun, or --engine ray"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(
-    arguments: list[str], line: str, places: dict[str, str], job: Job, monkeypatch: pytest.MonkeyPatch
+def test_what_cannot_be_is_said_in_one_line_before_anything_is_measured(
+    arguments: list[str],
+    line: str,
+    places: dict[str, str],
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     inception = "torch_fidelity.feature_extractor_inceptionv3"  # here already, where another test took it
     for package in ("efficientnet_lite_pytorch", "torch_fidelity", inception):
         monkeypatch.setitem(sys.modules, package, None)  # not installed
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     given = [argument.format(**places) for argument in arguments]
     if "--checkpoint" not in given:
         given = ["--checkpoint", f"{places['storage']}/tiny", *given]
@@ -186,3 +205,4 @@ def test_what_cannot_be_is_said_in_one_line(
     assert err.startswith("error: ")
     assert err.count("\n") == 1, err
     assert re.search(line.replace("{storage}", places["storage"]), err), err
+    assert not [message for message in caplog.messages if message.endswith(" …")]

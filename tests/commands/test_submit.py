@@ -1,16 +1,19 @@
 """`jebm submit`: which jobs are sent again, and bad input."""
 
 import http.server
+import json
 import re
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import ray
 from ray.job_submission import JobDetails, JobErrorType, JobStatus, JobType
 from refusal import refusal
 
-from jebm.on_ray.submission import ending_of
+from jebm.on_ray.submission import ending_of, supervise
 
 TRAIN = ("--", "python", "jobs/train.py")
 
@@ -35,6 +38,14 @@ def test_what_a_restart_may_cure(code: int, last_line: str, accepted: bool, cura
     info = JobDetails(type=JobType.SUBMISSION, entrypoint="x", status=status, driver_exit_code=code)
     ending = ending_of(info, last_line, accepted=accepted)
     assert (ending.curable, ending.code) == (curable, code if code >= 0 else 1)
+
+
+def test_a_job_that_ran_for_long_was_accepted() -> None:
+    """A wrong value is found within minutes: what ends a longer run with code 2 is a storage that is away."""
+    job = {"type": JobType.SUBMISSION, "entrypoint": "x", "status": JobStatus.FAILED, "driver_exit_code": 2}
+    for minutes, curable in ((1, False), (60, True)):
+        info = JobDetails(**job, start_time=10**12, end_time=10**12 + minutes * 60_000)
+        assert ending_of(info, "error: s3://b: no answer", accepted=False).curable == curable
 
 
 @pytest.mark.parametrize(
@@ -78,6 +89,55 @@ def test_bad_input(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     assert re.search(line, refused(capsys, monkeypatch, *words))
+
+
+def test_a_wrong_runtime_environment_is_refused_before_anything_is_sent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    file = tmp_path / "environment.yaml"
+    for text in (
+        "env_vars: {OMP_NUM_THREADS: 1}",
+        "pip: 5",
+        "working_dir: 5",
+        "excludes: 5",
+        "env_vars: [A]",
+    ):
+        file.write_text(text)
+        line = refused(capsys, monkeypatch, "--runtime-env", str(file), *TRAIN)
+        assert "runtime-env: " in line
+        assert "RAY_ADDRESS" not in line
+
+
+@pytest.mark.filterwarnings("ignore:ssl=None:DeprecationWarning")  # Ray's client of the log
+def test_a_job_whose_answer_was_lost_is_followed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stand-in for Ray's job server, which takes the job and hangs up."""
+    received: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            job = {"type": "SUBMISSION", "entrypoint": "true", "status": "SUCCEEDED", "driver_exit_code": 0}
+            self.send_response(404 if "/jobs/" in self.path and not received else 200)
+            self.end_headers()
+            self.wfile.write(json.dumps(job | {"ray_version": ray.__version__}).encode())
+
+        def do_POST(self) -> None:
+            received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.close_connection = True
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        code = supervise(f"http://127.0.0.1:{server.server_port}", "true", {"working_dir": "."}, restarts=0)
+        server.shutdown()
+    assert (code, len(received)) == (0, 1)
+    assert "sent jebm-" in caplog.text
 
 
 @pytest.fixture

@@ -305,6 +305,7 @@ def test_null_is_a_value_where_it_means_none():
         ({"run.name": "a/b"}, "run.name"),
         ({"run.storage": ""}, "run.storage"),
         ({"run.seed": -1}, "run.seed"),
+        ({"run.seed": 2**63}, "run.seed"),
         ({"model.image_channels": 2}, "model.image_channels"),
         ({"model.latent_dims": []}, "model.latent_dims"),
         ({"model.latent_dims": [2, 0, 2]}, "model.latent_dims"),

@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import itertools
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,9 @@ class CountedStore:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.store, name)
+
+    def patient(self, seconds: float, on_retry: Callable[[], None] | None = None) -> "CountedStore":
+        return self
 
     def read_into(
         self, key: str, offset: int, pieces: Sequence[memoryview], *, etag: str | None = None
@@ -183,3 +188,35 @@ def test_a_damaged_part_is_named_when_its_window_comes(place: str, tmp_path: Pat
 def test_what_needs_all_images_is_refused(keys: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError, match=line):
         override(Config(), keys)
+
+
+def test_a_closed_set_waits_for_nobody(place: str, tmp_path: Path) -> None:
+    """Neither for a storage that is away nor for another process's decoder: its process could not end."""
+
+    @dataclass
+    class Away(CountedStore):
+        go_on: Callable[[], None] | None = None
+
+        def patient(self, seconds: float, on_retry: Callable[[], None] | None = None) -> "Away":
+            return dataclasses.replace(self, go_on=on_retry)
+
+        def read_into(self, key: str, *_: object, **__: object) -> None:
+            self.asked[key] += 1
+            while self.go_on is not None:  # as a store that retries
+                self.go_on()
+                time.sleep(0.01)
+
+    store = Away(open_store(place), tmp_path)
+    manifest = read_manifest(store)
+    cut = {"cache_gb": ROOM, "batch_size": BATCH, "seed": 1, "cache_directory": tmp_path}
+    images, others = Windows(store, manifest, **cut), Windows(store, manifest, **cut)
+    with ThreadPoolExecutor(2) as pool:  # the second waits for the first
+        waiting = [pool.submit(windows.prepare, 0, 0, 1) for windows in (images, others)]
+        deadline = time.monotonic() + 60
+        while not store.asked:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        for windows in (others, images):
+            windows.close()
+        for ended in waiting:
+            assert isinstance(ended.exception(timeout=60), DataError | CancelledError)

@@ -136,6 +136,12 @@ def settles(cluster: Any, expected: dict[str, str]) -> None:
     assert groups(cluster) == expected
 
 
+def waits_and_ends(evaluation: Driver, number: signal.Signals, code: int) -> None:
+    evaluation.says("waiting for 2 workers x 1 CPU for")
+    assert evaluation.end(number) == code
+    assert "Traceback" not in evaluation.log.read_text()
+
+
 @pytest.mark.long
 def test_whoever_waits_for_room_can_be_stopped_and_killed(cluster, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "search.yaml").write_text(SEARCH)
@@ -183,11 +189,12 @@ def test_whoever_waits_for_room_can_be_stopped_and_killed(cluster, tmp_path: Pat
         print(f"job: ended {time.monotonic() - since:.1f} s after `ray job stop` began")
         assert "stopped: step 0 of 48" in job.log.read_text()
 
-        for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-            evaluates = Driver(cluster, tmp_path / f"evaluates-{number}", *evaluation)
-            evaluates.says("waiting for 2 workers x 1 CPU for")
-            assert evaluates.end(number) == code
-            assert "Traceback" not in evaluates.log.read_text()
+        waits_and_ends(Driver(cluster, tmp_path / "evaluates", *evaluation), signal.SIGTERM, 143)
+        settles(cluster, before)
+    # With room for one of two workers, the other is waited for as well.
+    with running(Driver(cluster, tmp_path / "half", "-c", HOLDER, "2"), "ready"):
+        before = groups(cluster)
+        waits_and_ends(Driver(cluster, tmp_path / "half-waits", *evaluation), signal.SIGINT, 130)
         settles(cluster, before)
 
 

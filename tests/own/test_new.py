@@ -72,6 +72,9 @@ def test_what_it_prints_is_right_in_the_folder_of_the_file(
         (["energy", "tested.py"], "file: test_tested.py exists; name another one"),
         (["energy", "json.py"], "file: there is a module json already; name another one"),
         (["energy", "my-net.py"], "must be named as a Python module"),
+        (["energy", "class.py"], "must be named as a Python module"),
+        (["energy", "dangling.py"], "file: dangling.py cannot be written (No such file or directory: dangl"),
+        (["energy", f"{'a' * 250}.py"], "cannot be written (File name too long: test_aaa"),
         (["energy", "no/where.py"], "file: there is no folder no"),
         (["energi", "mine.py"], "must be one of generator, inference, energy, likelihood"),
     ],
@@ -82,6 +85,7 @@ def test_what_cannot_be_written_is_refused(
     monkeypatch.chdir(tmp_path)
     for name in ("there.py", "test_tested.py"):
         (tmp_path / name).write_text("mine")
+    (tmp_path / "dangling.py").symlink_to("no/where.py")
     assert new(monkeypatch, *words) == 2
     assert line in capsys.readouterr().err
-    assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"}
+    assert {path.read_text() for path in tmp_path.iterdir() if path.is_file()} == {"mine"}

@@ -84,6 +84,7 @@ def test_wrong_outputs_and_images_are_one_line(encode: Encode) -> None:
     for words, expected in {
         ("--output", "codes.csv"): "must end in .parquet or .npz",
         ("--output", "there.npz"): "is there already",
+        ("--output", "codes.npz", "--seed", "-1"): "--seed: -1 must lie between",
     }.items():
         code, error = encode(*words)
         assert (code, error.count("\n")) == (2, 1)

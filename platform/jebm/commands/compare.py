@@ -49,7 +49,7 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Parse, check, train, evaluate, compare; return 1 if stopped by a signal."""
+    """Parse, check, train, evaluate, compare; return `STOPPED` if a signal stopped it."""
     log_lines()
     config, arguments = _settings()
     trials = trials_of(config, arguments.arms, arguments.seeds)

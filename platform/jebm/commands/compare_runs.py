@@ -23,7 +23,7 @@ _MOST_RUNS = 12  # lines and columns of more cannot be told apart
 
 
 def main() -> None:
-    """Read the runs and write the page."""
+    """Look at the output, read the runs and write the page."""
     log_lines()
     parser = job_parser(__doc__ or "")
     parser.add_argument("runs", type=str, nargs="+", help="run.storage/run.name of each")
@@ -32,5 +32,6 @@ def main() -> None:
     if not 2 <= len(arguments.runs) <= _MOST_RUNS:
         raise ConfigError(f"give 2 to {_MOST_RUNS} runs; there are {len(arguments.runs)}")
     output = open_store(arguments.output)
+    output.probe()
     write_report(side_by_side(read_traces(arguments.runs)), output, "runs")
     tell(f"page     {output.uri.removeprefix('file://')}/runs.html")

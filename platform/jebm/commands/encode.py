@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from jebm.cli import log_lines, tell
+from jebm.config import require_seed
 from jebm.data.dataset import load_images
 from jebm.errors import ConfigError
 from jebm.parser import add_trust, job_parser, parse, trusted_names
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     add_trust(parser)
     arguments = parse(parser)
+    require_seed(arguments.seed, "--seed")
     # Refuse the output before anything is loaded.
     if not arguments.output.endswith(FORMS):
         raise ConfigError(f"--output {arguments.output}: the name must end in .parquet or .npz")

@@ -15,6 +15,7 @@ not changed.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -22,7 +23,7 @@ import torch
 from jsonargparse import Namespace
 
 from jebm.cli import log_lines, tell
-from jebm.config import INCEPTION_FILE, Cluster, Config, Features, Train
+from jebm.config import INCEPTION_FILE, Cluster, Config, Features, Train, require_seed
 from jebm.core.by_class import named_modules
 from jebm.errors import ConfigError
 from jebm.evaluate.share import group_share
@@ -38,9 +39,9 @@ from jebm.parser import (
 )
 from jebm.report.findings import Findings
 from jebm.report.write import write_report
-from jebm.store.storage import open_store
+from jebm.store.storage import Store, open_store
 from jebm.train.provenance import provenance
-from jebm.train.runtime import process_runtime, started_by_torchrun
+from jebm.train.runtime import check_cuda, process_runtime, started_by_torchrun
 
 __all__ = ["main"]
 
@@ -80,14 +81,37 @@ def build_parser() -> JobParser:
     return parser
 
 
-def evaluate_here(request: Request, arguments: Namespace) -> Findings | None:
-    """Evaluate in this process or as one of torchrun's; None if another process writes the report."""
+def named_sets(texts: Sequence[str]) -> dict[str, str]:
+    """Return name -> URI of NAME=URI, or of a URI alone, which is named by its last part.
+
+    Raises ConfigError for a name that stands twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, uri = text.rpartition("=")
+        name = name or Path(uri).name
+        if name in found:
+            raise ConfigError(
+                f"--out-of-distribution: {found[name]} and {uri} are both named {name}; give each a name of "
+                "its own as NAME=URI"
+            )
+        found[name] = uri
+    return found
+
+
+def evaluate_here(request: Request, arguments: Namespace, output: Store) -> Findings | None:
+    """Evaluate in this process or as one of torchrun's; None if another process writes to the output."""
     workers = int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
     if arguments.workers not in (1, workers):
         raise ConfigError(f"workers: {arguments.workers} processes need torchrun, or --engine ray")
+    if arguments.gpu:
+        check_cuda("--gpu", "leave it out")
     cluster = Cluster("process", workers, cpus_per_worker=torch.get_num_threads())
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if arguments.gpu else "cpu"
     with process_runtime(Config(train=Train(batch_size=workers), cluster=cluster)) as runtime:
+        with runtime.together():
+            if runtime.is_main:
+                output.probe()
         share = group_share()
         findings = evaluate_request(request, device=device, share=share, provenance=provenance())
         return findings if runtime.is_main else None
@@ -97,7 +121,7 @@ def main() -> None:
     """Parse, check, evaluate, write the report and print where it is."""
     log_lines()
     arguments = parse(build_parser())
-    others = [text.rpartition("=") for text in arguments.out_of_distribution]
+    require_seed(arguments.seed, "--seed")
     weights = arguments.inception_weights
     # The net that this command line names, and so trusts; weights may also come from the run's config.
     net = word_or_class(arguments.features or "classifier", "--features", _KINDS)
@@ -109,7 +133,7 @@ def main() -> None:
         suite=tuple(arguments.suite),
         data=arguments.data,
         train=arguments.train,
-        out_of_distribution={name or Path(uri).name: uri for name, _, uri in others},
+        out_of_distribution=named_sets(arguments.out_of_distribution),
         features=named.evaluation.features if arguments.features else None,
         inception_weights=weights and str(Path(weights).absolute()),  # workers may run in another folder
         samples=arguments.samples,
@@ -124,16 +148,17 @@ def main() -> None:
     checked = check(request)
     name = f"step-{checked.manifest.step:08d}-{'-'.join(request.suite)}"
     place = arguments.output or f"{checked.run}/evaluations/{name}"
+    output = open_store(place)
     findings: Findings | None
     if arguments.engine == "ray":
         check_output(place)
+        output.probe()
         gpus, grows = float(arguments.gpu), arguments.autoscales
         cluster = Cluster(workers=arguments.workers, gpus_per_worker=gpus, autoscales=grows)
         findings = evaluate_on_ray(request, cluster, provenance=provenance())
     else:
-        findings = evaluate_here(request, arguments)
+        findings = evaluate_here(request, arguments, output)
     if findings is None:
         return
-    output = open_store(place)
     write_report(findings, output, "evaluation")
     tell(f"report   {output.uri.removeprefix('file://')}/evaluation.html")

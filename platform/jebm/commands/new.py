@@ -6,6 +6,7 @@
 The skeleton works as it is. The test checks what training relies on (jebm.testing); see docs/own-model.md.
 """
 
+import keyword
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,14 +29,18 @@ def main() -> None:
     arguments = parse(parser)
     kind, file = arguments.kind, arguments.file
     test = file.with_name(f"test_{file.name}")
-    _check(file, test)
     # The skeleton, and its test.
     name = f"My{kind.capitalize()}"
     skeletons = files("jebm.testing") / "skeletons"
     source = (skeletons / f"{kind}.py.txt").read_text("utf-8")
     its_test = (skeletons / "test.py.txt").read_text("utf-8")
-    file.write_text(source, "utf-8")
-    test.write_text(its_test.format(name=name, module=file.stem, kind=kind), "utf-8")
+    try:
+        _check(file, test)
+        file.write_text(source, "utf-8")
+        test.write_text(its_test.format(name=name, module=file.stem, kind=kind), "utf-8")
+    except OSError as error:
+        reason = f"{error.strerror}: {error.filename}"
+        raise ConfigError(f"file: {file} cannot be written ({reason}); name another place") from error
     tell(f"wrote {file} with {name}, and {test}; next:")
     if file.parent != Path():  # a class is found in the working directory
         tell(f"  cd {quote(str(file.parent))}")
@@ -45,7 +50,7 @@ def main() -> None:
 
 def _check(file: Path, test: Path) -> None:
     """Raise `ConfigError` unless both files can be written, and the first can be imported by its name."""
-    if file.suffix != ".py" or not file.stem.isidentifier():
+    if file.suffix != ".py" or not file.stem.isidentifier() or keyword.iskeyword(file.stem):
         raise ConfigError(f"file: {file} must be named as a Python module, such as mine.py")
     for path in (file, test):
         if path.exists():

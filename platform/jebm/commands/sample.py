@@ -21,14 +21,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from jsonargparse import Namespace
 from tqdm import tqdm
 
 from jebm.cli import log_lines, tell
-from jebm.config import Langevin
+from jebm.config import Langevin, require_seed
 from jebm.core.model import JointModel
 from jebm.errors import ConfigError
 from jebm.evaluate.export import Drawn, Format, draw, write
@@ -74,9 +74,28 @@ def build_parser() -> JobParser:
     return parser
 
 
+def check_values(arguments: Namespace) -> None:
+    """Raise `ConfigError`, naming the option, for a value that no model and no place could make right."""
+    for key in ("count", "columns"):
+        if arguments[key] < 1:
+            raise ConfigError(f"--{key} {arguments[key]}: must be 1 or more")
+    require_seed(arguments.seed, "--seed")
+    for key, value in _chain(arguments).items():
+        try:
+            replace(Langevin(), **{key: value})
+        except ConfigError as error:
+            what = str(error).removeprefix(f"langevin.{key}: ")
+            raise ConfigError(f"--{key.replace('_', '-')} {value:g}: {what}") from None
+
+
+def _chain(arguments: Namespace) -> dict[str, Any]:
+    """Return the command line's changes of the sampler settings."""
+    return {key: arguments[key] for key in ("steps", "step_size") if arguments[key] is not None}
+
+
 def chain_of(arguments: Namespace, model: JointModel, config: Langevin) -> Langevin:
     """Return the sampler settings: the run's, with the command line's changes."""
-    given = {key: arguments[key] for key in ("steps", "step_size") if arguments[key] is not None}
+    given = _chain(arguments)
     if given and model.energy is None:
         raise ConfigError("--steps, --step-size: this model has the Gaussian prior, which needs no chain")
     return replace(config, **given)
@@ -95,9 +114,7 @@ def main() -> None:
     """Sample and write a few hundred images at a time."""
     log_lines()
     arguments = parse(build_parser())
-    for key in ("count", "columns"):
-        if arguments[key] < 1:
-            raise ConfigError(f"--{key} {arguments[key]}: must be 1 or more")
+    check_values(arguments)
     output = output_of(arguments.output)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # Restore the model and set up its sampler.

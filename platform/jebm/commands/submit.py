@@ -9,8 +9,8 @@ head is lost, it waits until there is one again; then it sends the same command 
 It does so as well if the job died of something that a restart may cure. Ctrl-C leaves the job running and
 names the command that stops it. `ray job submit` does all of this once.
 
-Exit code: the job's own; 3: stopped; 130: Ctrl-C. Not sent again: 0, 2 at the first try (a wrong value), 3,
-divergence, and a driver that a signal ended.
+Exit code: the job's own; 3: stopped; 130: Ctrl-C. Not sent again: 0, 2 within ten minutes of the first try (a
+wrong value), 3, divergence, and a driver that a signal ended.
 """
 
 import os

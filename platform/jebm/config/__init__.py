@@ -23,7 +23,7 @@ from jebm.config.nets import (
     Part,
     Prior,
 )
-from jebm.config.roles import RESUME_MAY_CHANGE, SHAPES_RESULT, Role, require
+from jebm.config.roles import RESUME_MAY_CHANGE, SHAPES_RESULT, Role, require, require_seed
 from jebm.config.run import (
     INCEPTION_FILE,
     Checkpoint,
@@ -70,6 +70,7 @@ __all__ = [
     "fields",
     "leaves",
     "present_leaves",
+    "require_seed",
     "role_of",
 ]
 

@@ -6,9 +6,11 @@ from typing import Literal, TypeAlias, TypeVar
 
 from jebm.errors import ConfigError
 
-__all__ = ["RESUME_MAY_CHANGE", "SHAPES_RESULT", "Role", "key", "require"]
+__all__ = ["RESUME_MAY_CHANGE", "SHAPES_RESULT", "Role", "key", "require", "require_seed"]
 
 T = TypeVar("T")
+
+_SEED_BITS = 63  # what trackers and tables hold of a whole number
 
 Role: TypeAlias = Literal["where", "start", "judge", "length", "shape", "result"]
 """where: where and how a run computes, stores and logs; start: its name and initial state; judge: how its
@@ -34,3 +36,8 @@ def require(condition: bool, key: str, message: str) -> None:
     """Raise `ConfigError` under a dotted key unless the condition holds."""
     if not condition:
         raise ConfigError(f"{key}: {message}")
+
+
+def require_seed(seed: int, key: str) -> None:
+    """Raise `ConfigError` under a dotted key or an option unless it is a seed: 0 to 2**63 - 1."""
+    require(0 <= seed < 2**_SEED_BITS, key, f"{seed} must lie between 0 and 2**{_SEED_BITS} - 1")

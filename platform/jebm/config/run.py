@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from jebm.config.nets import Part
-from jebm.config.roles import key, require
+from jebm.config.roles import key, require, require_seed
 
 __all__ = [
     "INCEPTION_FILE",
@@ -58,7 +58,7 @@ class Run:
             f"{self.name!r} must be letters, digits, '.', '_' or '-' (at most 100)",
         )
         require(bool(self.storage), "run.storage", "must be a folder or s3://bucket/prefix")
-        require(self.seed >= 0, "run.seed", "must not be negative")
+        require_seed(self.seed, "run.seed")
         require(len({*self.track}) == len(self.track), "run.track", "names a tracker twice")
 
 
@@ -72,9 +72,9 @@ class Data:
             images; jebm ingest --validation N holds them back from the training set.
         held_out: Test set, for final figures: jebm evaluate and jebm compare measure on it, and the pictures
             reconstruct its first images; by default the training set.
-        cache_gb: GB (1e9 bytes) of each node's disk for a training set that does not fit: windows of a few
-            parts pass through them, and images are shuffled within a window. Needs data.held_out. null for
-            all of the set at once.
+        cache_gb: GB (1e9 bytes) of each node's disk, for each run on it, for a training set that does not
+            fit: windows of a few parts pass through them, and images are shuffled within a window. Needs
+            data.held_out. null for all of the set at once.
 
     """
 

@@ -31,6 +31,7 @@ from jebm.store.protocol import PART_THREADS, Store
 
 __all__ = ["Windows", "parts_at_once"]
 
+_PATIENCE_SECONDS = 600.0  # reading ahead retries a request for so long: nobody waits for it yet
 _WINDOWS = 3  # used, decoded ahead, and not yet given up by a slower process
 
 
@@ -77,7 +78,7 @@ class Windows:
     ) -> None:
         directory = default_cache_directory() if cache_directory is None else cache_directory
         self.manifest = manifest
-        self._store, self._seed = store, seed
+        self._store, self._seed = store.patient(_PATIENCE_SECONDS, self._go_on), seed
         self._directory = directory / f"{manifest.sha256}.parts"
         self._starts = np.array([0, *accumulate(part.images for part in manifest.parts)])
         self._parts_at_once = parts_at_once(manifest, cache_gb, batch_size)
@@ -213,7 +214,7 @@ class Windows:
                     if path.stat().st_size != part.images * self.manifest.image_bytes:
                         path.unlink()
                     return np.memmap(path, np.uint8, "r", shape=shape)
-                with sole_decoder(self._directory, part.sha256, part.name) as stem:
+                with sole_decoder(self._directory, part.sha256, part.name, self._go_on) as stem:
                     if not path.exists():
                         self._decode(number, stem.with_suffix(".images"))
         except OSError as error:
@@ -224,14 +225,18 @@ class Windows:
         try:
             with unfinished.open("wb") as file:
                 for contents in decoded(self._store, self.manifest.parts[number], self.manifest):
-                    if self._closed.is_set():  # else the process could not end before the part does
-                        raise DataError("closed")
+                    self._go_on()
                     file.write(contents["images"])
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(self._path(number))
         finally:
             unfinished.unlink(missing_ok=True)
+
+    def _go_on(self) -> None:
+        """Raise DataError once `close` was called: the process could not end before its threads do."""
+        if self._closed.is_set():
+            raise DataError("closed")
 
     def _unusable(self, error: OSError) -> DataError:
         return DataError(

@@ -27,7 +27,7 @@ from jebm.evaluate.share import Ranks, share_of
 from jebm.evaluate.subject import QUICK, Subject
 from jebm.store.storage import open_store
 
-__all__ = ["NAMES", "QuickLook", "check_distances", "check_quick_look", "quick_look"]
+__all__ = ["NAMES", "QuickLook", "check_distances", "check_enough", "check_quick_look", "quick_look"]
 
 NAMES = (
     *("frechet", "frechet_long", "frechet_reconstructions", "frechet_posterior_long", "frechet_floor"),
@@ -138,9 +138,14 @@ def check_distances(
     Raises:
         ConfigError: too few unseen images, no labels for a classifier, or no such feature net.
     """
+    check_enough(unseen, key=key, otherwise="set evaluation.every_steps to 0")
+    check_feature_net(config, train, images)
+
+
+def check_enough(unseen: DatasetManifest, *, key: str, otherwise: str) -> None:
+    """Raise `ConfigError` if the unseen images, named by `key`, are too few to take distances to."""
     if unseen.images < _FEWEST_IMAGES:
         raise ConfigError(
             f"{key}: distances need at least {_FEWEST_IMAGES} held-out images, and there are "
-            f"{unseen.images}; give a larger set, or set evaluation.every_steps to 0"
+            f"{unseen.images}; give a larger set, or {otherwise}"
         )
-    check_feature_net(config, train, images)

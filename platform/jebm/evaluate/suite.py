@@ -21,6 +21,7 @@ from jebm.core.precision import true_fp32
 from jebm.data.dataset import load_images
 from jebm.data.manifest import DatasetManifest, read_manifest
 from jebm.errors import ConfigError
+from jebm.evaluate.quick import check_enough
 from jebm.evaluate.restore import Restored, restored, stored_config
 from jebm.evaluate.section_chains import chains_section
 from jebm.evaluate.section_factors import factors_section
@@ -116,8 +117,8 @@ def check(request: Request) -> Checked:
     """Return what a request resolves to, from manifests only: no tensor and no image is read.
 
     Raises:
-        ConfigError: an unknown name, too few samples, images of another shape than the model's, or missing
-            labels that a measure needs.
+        ConfigError: an unknown name, too few samples or images, images of another shape than the model's, or
+            missing labels that a measure needs.
         CheckpointError, DataError, StoreError: the checkpoint or a data set is missing or cannot be read.
     """
     measures_of(request.suite)  # names first
@@ -140,6 +141,8 @@ def check(request: Request) -> Checked:
     if request.train is not None:
         _check_shape(config, "train", read_manifest(open_store(request.train)))
     measures = measures_of(request.suite, factors=_same_factors(config, held_out))
+    if "samples" in measures:
+        check_enough(held_out, key="data", otherwise="name measures other than samples")
     if "factors" in measures and not _same_factors(config, held_out):
         raise ConfigError(
             "data: factors are needed, the same as those of data.train; ingest both with --factors, or name "

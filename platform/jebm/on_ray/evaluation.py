@@ -11,6 +11,8 @@ from typing import Any
 
 import ray
 import torch
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from jebm import errors
 from jebm.cli import log_lines
@@ -104,15 +106,19 @@ def evaluate_on_ray(request: Request, cluster: Cluster, *, provenance: Mapping[s
 
 def _evaluate(request: Request, config: Config, provenance: Mapping[str, str]) -> Findings:
     workers, device = config.cluster.workers, device_of(config)
-    remote = ray.remote(num_cpus=1, num_gpus=config.cluster.gpus_per_worker)(_Worker)
-    actors: list[Any] = [remote.remote() for _ in range(workers)]  # no type knows their methods
+    gpus = config.cluster.gpus_per_worker
+    bundle = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
+    group = placement_group([bundle] * workers)  # all or none, so that two evaluations never halve the room
+    actors: list[Any] = []  # no type knows their methods
     try:
-        # Once rank 0 runs, all workers meet at its address.
-        meeting = [actor.open_meeting_place.remote() for actor in actors[:1]]
-        waiting = Waiting(needs(config), free_room)
-        while not ray.wait(meeting, timeout=_LOOK_SECONDS)[0]:
+        waiting, ready = Waiting(needs(config), free_room), group.ready()
+        while not ray.wait([ready], timeout=_LOOK_SECONDS)[0]:
             waiting.look(waits=True)
-        (address,) = ray.get(meeting)
+        remote = ray.remote(num_cpus=1, num_gpus=gpus)(_Worker)
+        for rank in range(workers):
+            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+            actors.append(remote.options(scheduling_strategy=place).remote())
+        address = ray.get(actors[0].open_meeting_place.remote())  # where all meet
         # Every worker evaluates; rank 0's findings are returned.
         pending = {
             actor.run.remote(rank, workers, address, request, dict(provenance), device): rank
@@ -129,6 +135,7 @@ def _evaluate(request: Request, config: Config, provenance: Mapping[str, str]) -
     finally:
         for actor in actors:
             ray.kill(actor)
+        remove_placement_group(group)
     if findings is None:
         raise JebmError("the workers have ended without findings")
     return findings

@@ -17,6 +17,7 @@ from typing import Any
 from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobErrorType, JobStatus, JobSubmissionClient
+from ray.runtime_env import RuntimeEnv
 
 from jebm.cli import STOPPED, tell
 from jebm.errors import ConfigError
@@ -31,6 +32,7 @@ _AWAY_SECONDS = 3600.0  # without an answer
 _UPLOAD_SECONDS = 3600.0
 _LAST_LOG_SECONDS = 300.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 5.0, 300.0
+_ACCEPTED_SECONDS = 600.0  # a start that refuses its command takes less
 _USERS, _SIGNALS = 2, (130, 143, -2, -15)  # exit codes of a driver: docs/operations.md
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -48,8 +50,11 @@ def ending_of(info: JobDetails, last_line: str, *, accepted: bool) -> Ending:
     """Judge the end of a job by its driver's exit code and the last line of its log.
 
     A command that was `accepted` before and is refused now (exit code 2, an environment that cannot be built)
-    lacks something that may return, such as nodes that have not yet joined the new head.
+    lacks something that may return, such as nodes that have not yet joined the new head. So does one that has
+    run for longer than a start takes, such as the storage.
     """
+    ran = ((info.end_time or 0) - (info.start_time or 0)) / 1000
+    accepted = accepted or ran > _ACCEPTED_SECONDS
     code: int | None = info.driver_exit_code
     if info.status == JobStatus.SUCCEEDED:
         return Ending("finished", 0, curable=False)
@@ -69,18 +74,19 @@ def supervise(address: str, entrypoint: str, runtime_env: dict[str, Any], restar
     Prints the job's log on stdout, and logs what is done. Ctrl-C leaves the job running and returns 130.
 
     Raises:
-        ConfigError: no job server answers at the address, it refuses the token or the job; later, it does not
-            answer for an hour.
+        ConfigError: the environment is wrong; no job server answers at the address, it refuses the token or
+            the job; later, it does not answer for an hour.
     """
+    try:
+        RuntimeEnv(**runtime_env)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"runtime-env: {_line(error)}") from error
     name, pause = f"jebm-{uuid.uuid4().hex[:8]}", _FIRST_PAUSE_SECONDS
     job = _Job(address, f"{name}-1")
-    runs = False
     try:
         job.send(entrypoint, runtime_env)
         for restart in range(1, restarts + 2):
-            runs = True
             end = job.end(accepted=restart > 1)
-            runs = False
             if not end.curable or restart > restarts:
                 break
             _LOG.warning(
@@ -92,10 +98,9 @@ def supervise(address: str, entrypoint: str, runtime_env: dict[str, Any], restar
             job = _Job(address, f"{name}-{restart + 1}")
             job.send(entrypoint, runtime_env, patient=True)
     except KeyboardInterrupt:
-        if not runs:
-            _LOG.warning("%s was not sent, or has died: it does not run", job.name)
-            return 130
-        _LOG.warning("detached; %s runs on, and is not restarted; ray job stop %s ends it", *[job.name] * 2)
+        state = {True: "runs on", None: "may run on", False: "does not run"}[runs := job.runs()]
+        ended = "" if runs is False else f"; ray job stop {job.name} ends it"
+        _LOG.warning("detached; %s %s, and is not restarted%s", job.name, state, ended)
         return 130
     given_up = f", after restart {restarts} of {restarts}" if end.curable and restarts else ""
     _LOG.info("%s %s%s", job.name, end.reason, given_up)
@@ -123,18 +128,32 @@ class _Job:
         while True:
             try:
                 client = _Client(self._address)
-                if patient and self._info(client) is not None:
-                    return  # the server had it, and its answer was lost
                 client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, submission_id=self.name)
             except AuthenticationError as error:
                 raise ConfigError(_refused(self._address)) from error
             except (OSError, RuntimeError, ValueError) as error:
-                if not patient or time.monotonic() - since > _AWAY_SECONDS:
-                    raise ConfigError(f"RAY_ADDRESS: {_line(error)}{_remedy(error)}") from error
-                time.sleep(_LOOK_SECONDS)
-            else:
-                _LOG.info("sent %s to %s: %s", self.name, self._address, entrypoint)
-                return
+                if not self._received():
+                    if not patient or time.monotonic() - since > _AWAY_SECONDS:
+                        raise ConfigError(f"RAY_ADDRESS: {_line(error)}{_remedy(error)}") from error
+                    time.sleep(_LOOK_SECONDS)
+                    continue
+            _LOG.info("sent %s to %s: %s", self.name, self._address, entrypoint)
+            return
+
+    def runs(self) -> bool | None:
+        """Return whether the server has this job and it has not ended; None if the server does not answer."""
+        try:
+            info = self._info(_Client(self._address))
+        except (OSError, RuntimeError, AuthenticationError):
+            return None
+        return info is not None and not info.status.is_terminal()
+
+    def _received(self) -> bool:
+        """Return whether the server has this job: then only its answer was lost."""
+        try:
+            return self._info(_Client(self._address)) is not None
+        except (OSError, RuntimeError):
+            return False
 
     def end(self, *, accepted: bool) -> Ending:
         """Print the job's log until it ends; return how it ended."""

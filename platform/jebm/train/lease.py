@@ -36,7 +36,7 @@ _MOST = 10**15 - 1  # the highest holder number
 _BYTES = 4096  # longer objects are not read
 _LISTINGS = 5  # at most, until two agree
 _BEAT_SECONDS = 5.0
-_SILENT_BEATS = 3  # missed renewals after which the holder is considered dead
+_SILENT_BEATS = 6  # without a renewal the holder is considered dead: longer than a request that stalls
 _LOOKS_PER_BEAT = 4
 
 _FORMAT, _VERSION = "jebm-lease", 2

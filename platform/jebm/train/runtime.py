@@ -25,6 +25,7 @@ from jebm.train.memory import keep_freed_memory
 __all__ = [
     "STOPPING",
     "Runtime",
+    "check_cuda",
     "check_processes",
     "device_here",
     "device_of",
@@ -203,6 +204,12 @@ def started_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def check_cuda(key: str, otherwise: str) -> None:
+    """Raise `ConfigError` under the key or option that asks for a GPU if torch finds none here."""
+    if not torch.cuda.is_available():
+        raise ConfigError(f"{key}: torch finds no CUDA device on this machine; {otherwise}")
+
+
 def check_processes(config: Config) -> None:
     """Raise `ConfigError` if the number of processes is not `cluster.workers`."""
     processes = int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
@@ -211,8 +218,8 @@ def check_processes(config: Config) -> None:
             f"cluster.workers: is {config.cluster.workers}, but "
             + (f"torchrun started {processes}" if started_by_torchrun() else "this is one process")
         )
-    if config.cluster.gpus_per_worker and not torch.cuda.is_available():
-        raise ConfigError("cluster.gpus_per_worker: torch finds no CUDA device on this machine; set it to 0")
+    if config.cluster.gpus_per_worker:
+        check_cuda("cluster.gpus_per_worker", "set it to 0")
 
 
 @contextmanager

@@ -17,9 +17,6 @@ from jebm.train.state import Horizon, TrainState
 
 __all__ = ["Start", "begin", "check_images", "total_steps_of"]
 
-_PATIENCE_SECONDS = 600.0
-"""How long reading ahead retries a request: nobody waits for it yet."""
-
 
 @dataclass(frozen=True)
 class Start:
@@ -129,7 +126,7 @@ def _images(config: Config) -> tuple[ImageSet | Windows, ImageSet]:
     manifest = read_manifest(store)
     check_images(config, manifest, "data.train")
     windows = Windows(
-        store.patient(_PATIENCE_SECONDS),
+        store,
         manifest,
         cache_gb=data.cache_gb,
         batch_size=config.train.batch_size,
