@@ -32,7 +32,8 @@ from jebm.train.state import TrainState
 # Ray's own tools take the cluster's address, not the job server's.
 STATUS = f"ray status --address={ADDRESSES['h1']}:6379"
 IDLE = f"until {STATUS} | grep -q ' 0.0/2.0 CPU'; do sleep 1; done"  # nothing used, nothing reserved
-JEBM = f"env PYTHONPATH={ROOT / 'platform'} python -m jebm"
+# Started in the background, this test itself would have its programs ignore SIGINT.
+JEBM = f"env --default-signal=INT PYTHONPATH={ROOT / 'platform'} python -m jebm"
 EVERY, STEPS = 2, 384
 VALUES = [
     "--config=jobs/configs/smoke.yaml",
