@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 from jebm.errors import StoreError
 from jebm.store.judge import MANIFEST
 from jebm.store.manifest import RUN_NAME, step_and_attempt
-from jebm.store.storage import AccessDeniedError, ObjectInfo, Store
+from jebm.store.storage import BucketMissingError, EndpointError, ObjectInfo, Store
 from jebm.train.heartbeat import last_heartbeat
 from jebm.train.history import METRICS, RUN, end_of_metrics, newest_row, planned_steps
 from jebm.train.lease import LastHolder, last_holder
@@ -77,6 +77,8 @@ class ListedRun:
 def listed_runs(store: Store, metric: Metric) -> list[ListedRun]:
     """Return the runs and sweeps of a storage, the last changed first; damaged records count as missing.
 
+    A run that cannot be read is logged, and left out if it cannot be listed.
+
     Raises:
         StoreError: the storage cannot be reached, or holds neither.
     """
@@ -104,7 +106,7 @@ def listed_runs(store: Store, metric: Metric) -> list[ListedRun]:
 
 def _places(store: Store) -> dict[str, dict[str, ObjectInfo]]:
     """Return each run and sweep with its objects by key within it, from one listing."""
-    infos = list(store.list())
+    infos = _infos(store)
     places: dict[str, dict[str, ObjectInfo]] = {}
     for info in infos:
         above, _, last = info.key.rpartition("/")
@@ -119,6 +121,23 @@ def _places(store: Store) -> dict[str, dict[str, ObjectInfo]]:
     return places
 
 
+def _infos(store: Store) -> list[ObjectInfo]:
+    """Return all objects; where some may not be listed, log it and leave out the folder that holds them."""
+    try:
+        return list(store.list())
+    except (BucketMissingError, EndpointError):
+        raise
+    except StoreError:
+        folders = list(store.folders())
+    infos: list[ObjectInfo] = []
+    for folder in folders:
+        try:
+            infos += store.list(f"{folder}/")
+        except StoreError as error:
+            _LOG.error("%s is left out: %s", folder, error)
+    return infos
+
+
 def _above(key: str) -> Iterator[str]:
     """Yield the folders above a key, the nearest first."""
     while key := key.rpartition("/")[0]:
@@ -126,7 +145,7 @@ def _above(key: str) -> Iterator[str]:
 
 
 def _run(run: Store, name: str, objects: _Objects, metric: Metric) -> ListedRun:
-    """Return a run's line; one that may not be read hides no other."""
+    """Return a run's line; one that cannot be read hides no other."""
     folders = (key.split("/")[1] for key in objects if key.endswith(f"/{MANIFEST}"))
     saved = max((position[0] for folder in folders if (position := step_and_attempt(folder))), default=0)
     try:
@@ -136,7 +155,9 @@ def _run(run: Store, name: str, objects: _Objects, metric: Metric) -> ListedRun:
         state = state_of(holder, saved, total)
         if state == "running":
             state = finer(state, holder, last_heartbeat(run))
-    except AccessDeniedError as error:
+    except (BucketMissingError, EndpointError):
+        raise
+    except StoreError as error:
         _LOG.error("%s: %s", name, error)
         rows, total, holder, state = b"", None, None, "unknown"
     values = metric.values(rows)
