@@ -53,7 +53,7 @@ def main() -> int:
         )
     runtime_env = {"working_dir": "."}
     if arguments.runtime_env is not None:
-        runtime_env |= read_yaml(arguments.runtime_env)
+        runtime_env |= read_yaml(arguments.runtime_env, "env_vars: {NAME: value}")
         try:
             RuntimeEnv(**runtime_env)
         except (TypeError, ValueError) as error:

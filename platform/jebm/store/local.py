@@ -139,6 +139,8 @@ class LocalStore:
         if write:
             return probe_writes(self)
         with self._errors("list", ""):
+            if self._root.is_file():
+                raise StoreError(f"{self.uri}: is a file; give the folder that holds it, or another one")
             if not self._root.is_dir():
                 raise BucketMissingError(f"{self.uri}: no such folder")
             with os.scandir(self._root) as entries:
