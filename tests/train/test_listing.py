@@ -124,6 +124,7 @@ def test_hostile_records_forge_no_line_and_hide_no_other(
     assert "\x1b" not in out
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert lines.keys() == {"run", "good", "odd"}
+    assert runs("--metric", "lss")[1].splitlines()[-1] == "none has the metric lss; metrics are distortion"
     assert lines["good"].split()[1:7] == ["unknown", "7", "of", "40", "1.5", "1.5"]
     assert "cannot be read" in lines["odd"]
     document = json.loads(runs("--json", "--metric", 'a"b')[1])

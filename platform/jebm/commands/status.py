@@ -74,7 +74,7 @@ def described(status: RunStatus) -> str:
     holder = status.holder
     released = "ended" if holder and holder.released else "renewed"
     facts = {
-        "state": f"{status.state}, step {steps(status)}",
+        "state": f"{status.state}, step {steps(status)}" + (f"; {status.damage}" if status.damage else ""),
         "lease": f"{holder.description}; {released} {ago(holder.renewed)}" if holder else "none",
         "workers": doing(status.heartbeat),
         "checkpoint": f"{status.checkpoint}, {ago(status.checkpoint_written)}"
