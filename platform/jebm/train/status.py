@@ -56,11 +56,11 @@ def run_status(store: Store, name: str) -> RunStatus:
         manifest = None
     row, info = last_row(run) or {}, run.head(METRICS)
     step = max(row.get("step", 0), manifest.step if manifest else 0)
-    total, damage, holder = None, None, last_holder(run)
+    holder, damage = last_holder(run), None
     try:
         total = planned_steps(run)
     except DamagedRecordError as error:
-        damage = str(error)
+        total, damage = None, str(error)
     heartbeat = last_heartbeat(run)
     return RunStatus(
         name=name,
