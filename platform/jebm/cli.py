@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from types import TracebackType
@@ -32,6 +32,7 @@ __all__ = [
     "table",
     "tell",
     "tell_json",
+    "unknown_metric",
     "warn",
 ]
 
@@ -113,6 +114,13 @@ def age_text(moment: datetime) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def unknown_metric(name: str, known: Collection[str]) -> str:
+    """Return a line that says that none of the metrics has the name; empty if one has, or there are none."""
+    if not known or name in known:
+        return ""
+    return f"none has the metric {escaped(name)}; metrics are {', '.join(map(escaped, sorted(known)))}"
 
 
 @contextmanager

@@ -107,6 +107,9 @@ def test_a_wrong_runtime_environment_is_refused_before_anything_is_sent(
         line = refused(capsys, monkeypatch, "--runtime-env", str(file), *TRAIN)
         assert "runtime-env: " in line
         assert "RAY_ADDRESS" not in line
+    file.write_text("[env_vars]")
+    line = refused(capsys, monkeypatch, "--runtime-env", str(file), *TRAIN)
+    assert f"{file}: holds no keys; give a YAML file with lines such as `env_vars: {{NAME: value}}`" in line
 
 
 @pytest.mark.filterwarnings("ignore:ssl=None:DeprecationWarning")  # Ray's client of the log

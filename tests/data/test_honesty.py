@@ -88,3 +88,10 @@ def test_early_stopping_sees_validation_images_only(tmp_path: Path) -> None:
 def test_an_objective_of_training_needs_no_validation_and_the_plan_warns(tmp_path: Path) -> None:
     plan = planned(tmp_path, None, metric="distortion")
     assert "of data.held_out, for want of data.validation: choose nothing by" in plan.describe()
+
+
+def test_an_evaluation_that_is_not_measured_is_no_objective(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"evaluation/elbow is not measured .* did you mean evaluation/elbo\?"
+    ):
+        planned(tmp_path, str(FASHION / "validation"), metric="evaluation/elbow")

@@ -182,6 +182,10 @@ def test_a_checkpoint_is_chosen_by_step_by_metric_or_as_the_latest(local: RunSto
 def test_a_run_that_is_not_there_is_told_from_one_without_checkpoints(local: RunStore) -> None:
     with pytest.raises(CheckpointError, match=r"no such run; give run\.storage/run\.name"):
         local.choose()
+    local.root.put("mine/model.safetensors", b"{}")
+    local.root.put("mine/other/run.json", b"{}")
+    with pytest.raises(CheckpointError, match=r"mine: is no run, .*; give run\.storage/run\.name"):
+        local.choose()
     local.root.put("mine/run.json", b"{}")
     with pytest.raises(CheckpointError, match="mine: no whole checkpoint"):
         local.choose(step=1)

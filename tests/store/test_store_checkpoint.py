@@ -277,8 +277,11 @@ def test_a_manifest_that_is_no_json_is_refused(encoded):
         Manifest.decode(encoded)
     store = open_store("memory://no-json")
     store.put("run/checkpoints/step-00000001-a0001/MANIFEST.json", encoded)
-    with pytest.raises(CheckpointError, match=r"none that can be read \(step-00000001-a0001: .*choose"):
+    with pytest.raises(CheckpointError, match=r"none that can be read \(step-00000001-a0001: ") as refused:
         Checkpoints(store, "run").latest()
+    assert str(refused.value).endswith(
+        "; jebm checkpoints verify memory://no-json/run --deep says what is damaged"
+    )
 
 
 def test_a_manifest_speaks_for_its_own_folder(store, checkpoints):

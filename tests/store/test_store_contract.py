@@ -179,6 +179,8 @@ def test_local_store_names_what_the_system_refuses(tmp_path):
     store.put("file", b"")
     with pytest.raises(StoreError, match=r"file/below: .*(is no folder|Not a directory)"):
         store.put("file/below", b"")
+    with pytest.raises(StoreError, match=r"/file: is a file; give the folder"):
+        open_store(str(tmp_path / "file")).probe(write=False)
     with pytest.raises(StoreError, match="no such folder"):
         open_store(str(tmp_path / "absent")).probe(write=False)
 

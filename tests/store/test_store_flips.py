@@ -97,7 +97,7 @@ def test_a_manifest_that_is_never_whole_is_none_and_never_a_new_run(proxy, s3_ur
     bits, dice = 8 * len(first.encode()), random.Random(7)
     proxy.rewrite = lambda path, body: flipped(body, dice.randrange(bits)) if "MANIFEST" in path else body
     for deep in (False, True):
-        with pytest.raises(CheckpointError, match=f"none that can be read .{first.name}: .*delete.*run.name"):
+        with pytest.raises(CheckpointError, match=f"none that can be read .{first.name}: .*verify .* --deep"):
             checkpoints.latest(deep=deep)
     proxy.rewrite = lambda _path, body: body
     second = save(checkpoints, 2)

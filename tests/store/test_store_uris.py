@@ -175,6 +175,16 @@ def test_what_may_not_be_looked_into_is_not_empty(common):
     store.put("a/b", b"1")
     assert ask(lambda: list(open_store(str(common)).list())).startswith("[ObjectInfo")
     (common / "a").chmod(0o700)
+    refusal = ask(lambda: list(open_store(str(common)).list()))
+    assert refusal.startswith(f"AccessDeniedError {store.uri}/a: this user may not list here")
+    assert ask(lambda: list(open_store(str(common)).folders())) == "['a']"
+    common.chmod(0o700)
     for what in ("list", "folders"):
         answer = ask(lambda name=what: list(getattr(open_store(str(common)), name)()))
         assert answer.startswith(f"AccessDeniedError {store.uri}: this user may not list here")
+
+
+def test_a_link_to_itself_is_refused_as_any_damage(tmp_path):
+    (tmp_path / "run.json").symlink_to("run.json")
+    with pytest.raises(StoreError, match=r"run\.json: cannot"):
+        open_store(str(tmp_path)).get("run.json")

@@ -138,6 +138,10 @@ def space(**entries: object) -> dict[str, object]:
         ),
         (space(langevin__step_size=["uniform", 0.1, 1]) | {"sampler": "grid"}, r"a grid needs choice or int"),
         (space(energy__width=["logint", 1, 9]) | {"sampler": "grid"}, r"needs choice or int, not logint"),
+        (
+            space(energy__width=["int", 1, 10**18]) | {"sampler": "grid"},
+            r"space: a grid of 1,000,000,000,000,000,000 points, and 10,000 are the most; list fewer",
+        ),
         (search(sampler="grid", trials=42), r"trials: 42 are more than the 41 points of the grid"),
         (
             space(train__batch_size=["choice", [100, 10]], train__accumulate=["choice", [1, 25]])

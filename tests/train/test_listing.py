@@ -124,7 +124,25 @@ def test_hostile_records_forge_no_line_and_hide_no_other(
     assert "\x1b" not in out
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert lines.keys() == {"run", "good", "odd"}
+    assert runs("--metric", "lss")[1].splitlines()[-1] == "none has the metric lss; metrics are distortion"
     assert lines["good"].split()[1:7] == ["unknown", "7", "of", "40", "1.5", "1.5"]
     assert "cannot be read" in lines["odd"]
     document = json.loads(runs("--json", "--metric", 'a"b')[1])
     assert [(run["name"], run["last"]) for run in document["runs"]] == [("odd", None), ("good", None)]
+
+
+@pytest.mark.parametrize("spoilt", ["run.json", "checkpoints/data"])
+def test_a_run_that_cannot_be_listed_is_left_out_with_a_line_and_hides_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoilt: str
+) -> None:
+    store = open_store(str(tmp_path))
+    for name in ("bad", "good"):
+        journal(store, name, {"step": 7, "distortion": 1.5})
+    link = tmp_path / "bad" / spoilt
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(link.name)
+    assert [run.name for run in listed_runs(store, DISTORTION)] == ["good"]
+    (line,) = caplog.messages
+    assert line.startswith("bad is left out: ")
+    assert f"bad/{spoilt}: cannot" in line

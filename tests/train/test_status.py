@@ -119,6 +119,9 @@ def test_damaged_records_count_as_missing(store: Store) -> None:
     assert status.holder is not None
     assert "cannot be read" in status.holder.description
     assert status.metrics == {}
+    assert str(status.damage).startswith(f"{store.uri}/mine/run.json: is damaged (")
+    journal(store, "mine")
+    assert run_status(store, "mine").damage is None
 
 
 def test_the_command_tells_a_run_and_lets_nothing_reach_the_terminal(
@@ -141,14 +144,18 @@ def test_the_command_tells_a_run_and_lets_nothing_reach_the_terminal(
     assert "\n  a\\x1b[2J\\nb  1.5\n  none         -\n" in out
     document = json.loads(status(str(tmp_path / "mine"), "--json")[1])
     assert document["checkpoint"] == "step-00000005-a0001"
+    store.put("spoilt/run.json", b"[")
+    assert "\nstate       unknown, step 0; file://" in (out := status(str(tmp_path / "spoilt"))[1])
+    assert "spoilt/run.json: is damaged (" in out.splitlines()[1]
+    store.delete(["spoilt/run.json"])
     journal(store, "odd", '{"step": 1, "loss": 1' + "0" * 400 + "}")
     assert status(str(tmp_path / "odd"))[0] == 0
     journal(store, "sweep/trials/00003", '{"step": 4}')
     store.put("sweep/sweep.json", b"{}")
     store.put("sweep/lease/00000001.json", b"{}")  # a sweep's own, with no run in its place
     listed = [line.split()[0] for line in status(str(tmp_path))[1].splitlines()]
-    assert listed[0] == "run"
-    assert sorted(listed[1:]) == ["mine", "odd", "sweep"]
+    assert (listed[0], listed[-1]) == ("run", "none")  # none has the metric distortion
+    assert sorted(listed[1:-1]) == ["mine", "odd", "sweep"]
     assert status(str(tmp_path / "sweep"))[1].splitlines()[1].startswith("trials/00003  unknown ")
     code, out, err = status(str(tmp_path / "nothing"))
     assert (code, out) == (2, "")

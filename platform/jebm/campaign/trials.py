@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jebm.config import Config, differing_keys
+from jebm.config import SHAPES_RESULT, Config, differing_keys, leaves, role_of
 from jebm.data.manifest import read_manifest
 from jebm.errors import ConfigError
 from jebm.evaluate.comparison import REFERENCE
@@ -109,7 +109,7 @@ def trials_of(config: Config, arms: Sequence[str], seeds: Sequence[int]) -> list
 
 
 def _changes_of(arm: str) -> tuple[str, Mapping[str, object]]:
-    """Return the name and the changed keys of an arm."""
+    """Return the name and the changed keys of an arm; raises `ConfigError`, also for shared keys."""
     name, changed, text = arm.partition("=")
     if not changed:
         if name not in ARMS:
@@ -123,6 +123,9 @@ def _changes_of(arm: str) -> tuple[str, Mapping[str, object]]:
         if not colon:
             raise ConfigError(f"--arms: {item!r} of {name} is not KEY:VALUE, such as energy.width:200")
         values[key.strip()] = read_value(value.strip())
+    for key, _ in leaves(values):
+        if role_of(key) not in SHAPES_RESULT or key == "run.seed":
+            raise ConfigError(f"--arms: {name} sets {key}, which all arms share; take it out of the arm")
     return name, values
 
 

@@ -16,7 +16,7 @@ import sys
 from dataclasses import asdict
 from typing import Literal
 
-from jebm.cli import age_text, log_lines, size_text, table, tell, tell_json
+from jebm.cli import age_text, log_lines, size_text, table, tell, tell_json, unknown_metric
 from jebm.parser import job_parser, parse
 from jebm.store.storage import Store, open_store
 from jebm.train.listing import ListedRun, Metric, listed_runs
@@ -47,10 +47,15 @@ def tell_runs(store: Store, metric: Metric, *, as_json: bool) -> None:
     found = listed_runs(store, metric)
     if as_json:
         runs = [asdict(run) | {"changed": run.changed.isoformat()} for run in found]
+        for run in runs:
+            del run["metrics"]  # the same names for every run
         tell_json({"storage": store.uri, "metric": metric.name, "mode": metric.mode, "runs": runs})
         return
     head = ["run", "state", "step", f"last {metric.name}", "best", "changed", "size", "trained by"]
-    tell(table([head, *map(row, found)]))
+    lines = table([head, *map(row, found)])
+    if more := unknown_metric(metric.name, {name for run in found for name in run.metrics}):
+        lines += f"\n{more}"
+    tell(lines)
 
 
 def row(run: ListedRun) -> list[str]:

@@ -29,6 +29,7 @@ from jebm.parser import job_parser, parse
 from jebm.store.retrieve import open_run
 from jebm.store.storage import Store, open_store
 from jebm.train.heartbeat import Heartbeat
+from jebm.train.history import RUN
 from jebm.train.listing import Metric
 from jebm.train.status import RunStatus, run_status
 
@@ -61,7 +62,11 @@ def is_run(store: Store) -> bool:
     def holds(part: str) -> bool:
         return next(iter(store.list(part)), None) is not None
 
-    return holds("run.json") or holds("checkpoints/") or (holds("lease/") and not holds("sweep.json"))
+    return (
+        store.head(RUN) is not None
+        or holds("checkpoints/")
+        or (holds("lease/") and store.head("sweep.json") is None)
+    )
 
 
 def described(status: RunStatus) -> str:
@@ -69,7 +74,7 @@ def described(status: RunStatus) -> str:
     holder = status.holder
     released = "ended" if holder and holder.released else "renewed"
     facts = {
-        "state": f"{status.state}, step {steps(status)}",
+        "state": f"{status.state}, step {steps(status)}" + (f"; {status.damage}" if status.damage else ""),
         "lease": f"{holder.description}; {released} {ago(holder.renewed)}" if holder else "none",
         "workers": doing(status.heartbeat),
         "checkpoint": f"{status.checkpoint}, {ago(status.checkpoint_written)}"

@@ -49,5 +49,7 @@ def main() -> int:
         raise ConfigError(
             f"RAY_ADDRESS: {address or 'unset'} is no job server's address; write http://HOST:8265"
         )
-    added = {} if arguments.runtime_env is None else read_yaml(arguments.runtime_env)
+    added = {}
+    if arguments.runtime_env is not None:
+        added = read_yaml(arguments.runtime_env, "env_vars: {NAME: value}")
     return supervise(address, shlex.join(command), {"working_dir": "."} | added, arguments.restarts)

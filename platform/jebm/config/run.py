@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from jebm.config.names import is_reserved
 from jebm.config.nets import Part
 from jebm.config.roles import key, require, require_seed
 
@@ -56,6 +57,11 @@ class Run:
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None,
             "run.name",
             f"{self.name!r} must be letters, digits, '.', '_' or '-' (at most 100)",
+        )
+        require(
+            not is_reserved(self.name),
+            "run.name",
+            f"{self.name!r} is the name of something within a run; choose another",
         )
         require(bool(self.storage), "run.storage", "must be a folder or s3://bucket/prefix")
         require_seed(self.seed, "run.seed")

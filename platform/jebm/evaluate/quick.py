@@ -6,6 +6,7 @@ one (docs/sweeps.md has the figures). So the same distance is also measured afte
 uses the normalised prior.
 """
 
+import difflib
 from collections.abc import Callable
 
 import torch
@@ -27,7 +28,15 @@ from jebm.evaluate.share import Ranks, share_of
 from jebm.evaluate.subject import QUICK, Subject
 from jebm.store.storage import open_store
 
-__all__ = ["NAMES", "QuickLook", "check_distances", "check_enough", "check_quick_look", "quick_look"]
+__all__ = [
+    "NAMES",
+    "QuickLook",
+    "check_distances",
+    "check_enough",
+    "check_measured",
+    "check_quick_look",
+    "quick_look",
+]
 
 NAMES = (
     *("frechet", "frechet_long", "frechet_reconstructions", "frechet_posterior_long", "frechet_floor"),
@@ -119,15 +128,20 @@ def check_quick_look(
         DataError, StoreError: as `check_honest`.
     """
     watched = config.train.early_stopping.metric
-    if watched is not None and watched.removeprefix("evaluation/") not in NAMES:
-        raise ConfigError(
-            f"train.early_stopping.metric: {watched} is not measured while training; there are "
-            + ", ".join(f"evaluation/{name}" for name in NAMES)
-        )
     if watched is not None:
+        check_measured(watched, "train.early_stopping.metric")
         check_honest(watched, config, judging)
     if config.evaluation.every_steps:
         check_distances(config, train, judging, images, key=config.data.judging[0])
+
+
+def check_measured(metric: str, key: str) -> None:
+    """Check that an evaluation/… given under `key` is one of a quick look; raises `ConfigError`."""
+    known = [f"evaluation/{name}" for name in NAMES]
+    if metric not in known:
+        close = difflib.get_close_matches(metric, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+        raise ConfigError(f"{key}: {metric} is not measured while training; {hint}")
 
 
 def check_distances(

@@ -21,6 +21,7 @@ from ray.tune.registry import _unregister_all
 from jebm.config import Cluster, Config
 from jebm.data.honesty import check_honest
 from jebm.errors import ConfigError
+from jebm.evaluate.quick import check_measured
 from jebm.on_ray.capacity import needs, nodes_there, places
 from jebm.on_ray.cluster import join, submission_id
 from jebm.on_ray.reservations import free_abandoned_groups
@@ -99,7 +100,7 @@ def plan_sweep(search: Search, plan: Plan) -> SweepPlan:
 
     Raises:
         ConfigError: the base config is unfit for a sweep, the sweep was started with another search or base,
-            pruning would come too late, or the objective would see test images.
+            pruning would come too late, or an objective is not measured or would see test images.
     """
     config = plan.config
     if config.cluster.engine != "ray":
@@ -120,6 +121,8 @@ def plan_sweep(search: Search, plan: Plan) -> SweepPlan:
                 "lower grace_images or evaluation.every_steps, or set scheduler to none"
             )
     for objective in search.objectives:
+        if objective.metric.startswith("evaluation/"):
+            check_measured(objective.metric, "objective.metric")
         check_honest(objective.metric, config, plan.judging)
     store = open_store(config.run.storage).child(config.run.name)
     # What trials train on, and what judges them.

@@ -25,8 +25,8 @@ _TAG = "tag:yaml.org,2002:"
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file, empty for an empty file.
+def read_yaml(path: str | Path, example: str = "train: {epochs: 3}") -> dict[str, Any]:
+    """Return the mapping in a YAML file, empty for an empty file; a refusal shows the `example` of a line.
 
     Raises:
         ConfigError: the file cannot be read, is not YAML, holds anything but one mapping of plain values, or
@@ -36,7 +36,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     with _about(f"{path}: "):
         values = _Reader().read(_composed(text))
         if not isinstance(values, dict | None):
-            raise ConfigError("holds no keys; give a YAML file with lines such as `train: {epochs: 3}`")
+            raise ConfigError(f"holds no keys; give a YAML file with lines such as `{example}`")
         return values or {}
 
 

@@ -149,7 +149,7 @@ class Checkpoints:
             more = f"; and {len(damaged) - _SHOWN} more" if len(damaged) > _SHOWN else ""
             raise CheckpointError(
                 f"{self._store.uri}: there are checkpoints, and none that can be read ({reasons}{more}); "
-                "delete their folders to begin anew, or choose another run.name"
+                f"jebm checkpoints verify {self._root.uri}/{self._run} --deep says what is damaged"
             )
         return None
 

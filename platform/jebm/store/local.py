@@ -91,7 +91,21 @@ class LocalStore:
         yield from sorted(self._walk(prefix), key=lambda info: info.key)
 
     def folders(self) -> Iterator[str]:
-        yield from sorted({info.key.partition("/")[0] for info in self._walk("") if "/" in info.key})
+        names: list[str] = []
+        with (
+            self._errors("list", ""),
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            os.scandir(self._root) as entries,
+        ):
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        yield from filter(self._holds_something, names)
+
+    def _holds_something(self, folder: str) -> bool:
+        """Return whether there are objects in a folder; one that cannot be listed counts as if there were."""
+        try:
+            return next(self._walk(f"{folder}/"), None) is not None
+        except StoreError:
+            return True
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -125,6 +139,8 @@ class LocalStore:
         if write:
             return probe_writes(self)
         with self._errors("list", ""):
+            if self._root.is_file():
+                raise StoreError(f"{self.uri}: is a file; give the folder that holds it, or another one")
             if not self._root.is_dir():
                 raise BucketMissingError(f"{self.uri}: no such folder")
             with os.scandir(self._root) as entries:
@@ -134,7 +150,7 @@ class LocalStore:
     def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
         with self._errors("list", ""):
             start = self._root / prefix.rpartition("/")[0]
-            if not start.resolve().is_relative_to(self._root):
+            if not self._is_within(start):
                 raise StoreError(f"{self.uri}: {prefix!r} lies outside")
         for folder, names in self._folders(start):
             for name in names:
@@ -155,7 +171,10 @@ class LocalStore:
         """
 
         def refuse(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError | NotADirectoryError):  # deleted meanwhile, or a file
+            if isinstance(error, FileNotFoundError | NotADirectoryError):  # deleted meanwhile, or a file
+                return
+            key = Path(error.filename).relative_to(self._root).as_posix()
+            with self._errors("list", key if key != "." else ""):
                 raise error
 
         walk = os.walk(start, onerror=refuse)
@@ -207,9 +226,16 @@ class LocalStore:
 
     def _path(self, key: str) -> Path:
         path = self._root / checked_key(key)
-        if not path.resolve().is_relative_to(self._root):
+        if not self._is_within(path):
             raise StoreError(f"{self.uri}/{key}: leads out of the store by a symbolic link")
         return path
+
+    def _is_within(self, path: Path) -> bool:
+        """Return whether a path, with its links followed, is in the store; raises StoreError for a loop."""
+        try:
+            return path.resolve().is_relative_to(self._root)
+        except RuntimeError as error:  # before Python 3.13
+            raise StoreError(f"{path}: cannot be read: {one_line(error)}; remove that link") from error
 
     @contextlib.contextmanager
     def _errors(self, what: str, key: str) -> Iterator[None]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
+from jebm.config.names import CHECKPOINT_NAME
 from jebm.errors import CheckpointError
 from jebm.store.layout import StoredObject
 from jebm.store.sealed import sealed, unsealed
@@ -39,7 +40,6 @@ RUN_NAME = re.compile(r"\w[\w.=+-]*(/\w[\w.=+-]*)*", re.ASCII)
 
 _FORMAT = "jebm-checkpoint"
 _MOST_STEPS = 10**15 - 1
-_FOLDER_NAME = re.compile(r"step-(\d{8,15})-a(\d{4,9})", re.ASCII)
 _OBJECT_BYTES = 50 << 40  # S3's limit for an object
 _PART_BYTES = 5 << 30  # S3's limit for a part
 _DATA_KEY = re.compile(r"data/r\d{5}-[0-9a-f]{8}\.safetensors", re.ASCII)
@@ -52,7 +52,7 @@ def checkpoint_name(step: int, attempt: int) -> str:
 
 def step_and_attempt(name: str) -> tuple[int, int] | None:
     """Return the step and attempt in a checkpoint's name; None for any other name or spelling."""
-    match = _FOLDER_NAME.fullmatch(name)
+    match = CHECKPOINT_NAME.fullmatch(name)
     if match is None:
         return None
     found = int(match[1]), int(match[2])

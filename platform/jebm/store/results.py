@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
+from jebm.config.names import MARKERS, RUN_FOLDERS
 from jebm.errors import StoreError
 from jebm.store.manifest import step_and_attempt
 from jebm.store.protocol import (
@@ -39,8 +40,6 @@ __all__ = ["RECORD", "Fetched", "Plan", "fetch_results", "planned"]
 RECORD = ".fetched.json"
 """Records what was fetched, so that the next fetch downloads only what has changed."""
 
-_LEFT_OUT = ("checkpoints", "lease")
-_MARKERS = ("run.json", "sweep.json", "comparison.json")
 _SLICE_BYTES = 4 << 20  # per thread
 _RECORD_BYTES = 64 << 20
 _TRIES = 3  # for a file that a run is writing
@@ -158,11 +157,11 @@ def _results(store: Store) -> list[ObjectInfo]:
     places: set[tuple[str, ...]] = set()  # of runs, sweeps and comparisons
     for info in store.list():
         *above, name = info.key.split("/")
-        depth = next((n for n, at in enumerate(above) if at in _LEFT_OUT or step_and_attempt(at)), None)
+        depth = next((n for n, at in enumerate(above) if at in RUN_FOLDERS or step_and_attempt(at)), None)
         if depth is not None:
             places.add(tuple(above[:depth]))
             continue
-        if name in _MARKERS:
+        if name in MARKERS:
             places.add(tuple(above))
         results.append(info)
     # Distinguish one run from a folder of several.

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from jebm.config.names import RUN_FOLDERS
 from jebm.errors import CheckpointError, StoreError
 from jebm.store.checkpoint import Checkpoints, FoundCheckpoint, Manifest
 from jebm.store.finite import not_finite, not_finite_line
@@ -77,9 +78,15 @@ class RunStore:
 
     def nothing(self) -> str:
         """Return the error message for a run without a whole checkpoint."""
-        if next(iter(self.root.list(f"{self.name}/")), None) is None:
+        run = self.root.child(self.name)
+        if next(iter(run.list()), None) is None:
             return f"{self.uri}: no such run; give run.storage/run.name"
-        return f"{self.uri}: no whole checkpoint"
+        if run.head("run.json") is None and not {*RUN_FOLDERS} & {*run.folders()}:
+            return (
+                f"{self.uri}: is no run, but perhaps an exported model or a storage of runs; give "
+                "run.storage/run.name (jebm runs lists the runs of a storage)"
+            )
+        return f"{self.uri}: no whole checkpoint yet; give another run"
 
     def size(self, checkpoint: str) -> int:
         """Return the size of everything in a checkpoint's folder, in bytes."""

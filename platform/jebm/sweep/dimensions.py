@@ -32,6 +32,7 @@ Value: TypeAlias = Any
 """The value of a searched key: bool, int, float, str or None. Optuna checks it, so mypy need not."""
 
 _KINDS = ("uniform", "loguniform", "int", "logint", "choice")
+_MOST_POINTS = 10_000  # of a grid: each is checked before anything starts
 
 
 # ── Made from the entry of a search ─────────────────────────────────────────────────────────────────────
@@ -87,12 +88,22 @@ def label(value: object) -> Value:
 
 
 def grid_points(space: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
-    """Return all points of a space of choices and whole numbers, the last key varying fastest."""
-    values = [
-        list(axis.choices) if isinstance(axis, CategoricalDistribution) else range(axis.low, axis.high + 1)
+    """Return all points of a space of choices and whole numbers, the last key varying fastest.
+
+    Raises:
+        ConfigError: there are too many.
+    """
+    values: list[Sequence[Value]] = [
+        axis.choices if isinstance(axis, CategoricalDistribution) else range(axis.low, axis.high + 1)
         for axis in space.values()
         if isinstance(axis, CategoricalDistribution | IntDistribution)
     ]
+    points = math.prod(axis[-1] - axis[0] + 1 if isinstance(axis, range) else len(axis) for axis in values)
+    if points > _MOST_POINTS:
+        raise ConfigError(
+            f"space: a grid of {points:,} points, and {_MOST_POINTS:,} are the most; list fewer values with "
+            "choice, or take the sampler random"
+        )
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
 
 

@@ -74,16 +74,21 @@ def attempts_before(run: Store) -> list[JsonObject]:
 
 
 def planned_steps(run: Store) -> int | None:
-    """Return the steps planned by the newest attempt; None if run.json is missing, damaged or older.
+    """Return the steps planned by the newest attempt; None if run.json is missing or older.
 
     Raises:
+        DamagedRecordError: run.json is damaged.
         StoreError: the store cannot be reached.
     """
     try:
-        attempts = listed_objects(read_object(run, RUN), "attempts")
-        return whole_number(attempts[-1], "total_steps", 0, _LAST_STEP) if attempts else None
-    except (DamagedRecordError, ObjectMissingError, ValueError):
+        record = read_object(run, RUN)
+    except ObjectMissingError:
         return None
+    with understood(run, RUN):
+        attempts = listed_objects(record, "attempts")
+        if not attempts or "total_steps" not in attempts[-1]:
+            return None
+        return whole_number(attempts[-1], "total_steps", 0, _LAST_STEP)
 
 
 def last_row(run: Store) -> JsonObject | None:

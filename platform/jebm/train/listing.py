@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, TypeAlias
@@ -16,9 +17,10 @@ from typing import Literal, TypeAlias
 from jebm.errors import StoreError
 from jebm.store.judge import MANIFEST
 from jebm.store.manifest import RUN_NAME, step_and_attempt
-from jebm.store.storage import AccessDeniedError, ObjectInfo, Store
+from jebm.store.records import DamagedRecordError
+from jebm.store.storage import BucketMissingError, EndpointError, ObjectInfo, Store
 from jebm.train.heartbeat import last_heartbeat
-from jebm.train.history import METRICS, RUN, end_of_metrics, newest_row, planned_steps
+from jebm.train.history import METRICS, RUN, end_of_metrics, metrics_in, newest_row, planned_steps
 from jebm.train.lease import LastHolder, last_holder
 from jebm.train.status import State, finer, state_of
 
@@ -47,6 +49,11 @@ class Metric:
         found = re.findall(name + rb": (" + _NUMBER + rb")[,}]", rows)
         return [value for value in map(float, found) if math.isfinite(value)]
 
+    def names(self, rows: bytes) -> frozenset[str]:
+        """Return the names of the metrics in lines of metrics.jsonl: the newest row's, and this one."""
+        own = {self.name} if json.dumps(self.name).encode() + b": " in rows else set()
+        return frozenset(own | metrics_in(newest_row(rows) or {}).keys())
+
     def best(self, values: list[float]) -> float | None:
         """Return the best of some values; None if there is none."""
         return (min if self.mode == "min" else max)(values, default=None)
@@ -58,7 +65,7 @@ class ListedRun:
 
     `last` and `best` are values of one metric: of a run's reports (of the last MiB of them), or of the last
     reports of a sweep's trials, of which there is no last. `size` is in bytes, `changed` when anything was
-    last written. `holder` is whoever trains it now.
+    last written. `holder` is whoever trains it now, `metrics` the names in its reports.
     """
 
     name: str
@@ -72,10 +79,13 @@ class ListedRun:
     changed: datetime
     size: int
     holder: str | None
+    metrics: frozenset[str]
 
 
 def listed_runs(store: Store, metric: Metric) -> list[ListedRun]:
     """Return the runs and sweeps of a storage, the last changed first; damaged records count as missing.
+
+    A run that cannot be read is logged, and left out if it cannot be listed.
 
     Raises:
         StoreError: the storage cannot be reached, or holds neither.
@@ -104,7 +114,7 @@ def listed_runs(store: Store, metric: Metric) -> list[ListedRun]:
 
 def _places(store: Store) -> dict[str, dict[str, ObjectInfo]]:
     """Return each run and sweep with its objects by key within it, from one listing."""
-    infos = list(store.list())
+    infos = _infos(store)
     places: dict[str, dict[str, ObjectInfo]] = {}
     for info in infos:
         above, _, last = info.key.rpartition("/")
@@ -119,6 +129,23 @@ def _places(store: Store) -> dict[str, dict[str, ObjectInfo]]:
     return places
 
 
+def _infos(store: Store) -> list[ObjectInfo]:
+    """Return all objects; where some may not be listed, log it and leave out the folder that holds them."""
+    try:
+        return list(store.list())
+    except (BucketMissingError, EndpointError):
+        raise
+    except StoreError:
+        folders = list(store.folders())
+    infos: list[ObjectInfo] = []
+    for folder in folders:
+        try:
+            infos += store.list(f"{folder}/")
+        except StoreError as error:
+            _LOG.error("%s is left out: %s", folder, error)
+    return infos
+
+
 def _above(key: str) -> Iterator[str]:
     """Yield the folders above a key, the nearest first."""
     while key := key.rpartition("/")[0]:
@@ -126,17 +153,22 @@ def _above(key: str) -> Iterator[str]:
 
 
 def _run(run: Store, name: str, objects: _Objects, metric: Metric) -> ListedRun:
-    """Return a run's line; one that may not be read hides no other."""
+    """Return a run's line; one that cannot be read hides no other."""
     folders = (key.split("/")[1] for key in objects if key.endswith(f"/{MANIFEST}"))
     saved = max((position[0] for folder in folders if (position := step_and_attempt(folder))), default=0)
     try:
         rows = end_of_metrics(run, objects[METRICS].size, _JOURNAL_BYTES) if METRICS in objects else b""
-        total = planned_steps(run) if RUN in objects else None
+        total = None
+        if RUN in objects:
+            with suppress(DamagedRecordError):
+                total = planned_steps(run)
         holder = last_holder(run) if any(key.startswith("lease/") for key in objects) else None
         state = state_of(holder, saved, total)
         if state == "running":
             state = finer(state, holder, last_heartbeat(run))
-    except AccessDeniedError as error:
+    except (BucketMissingError, EndpointError):
+        raise
+    except StoreError as error:
         _LOG.error("%s: %s", name, error)
         rows, total, holder, state = b"", None, None, "unknown"
     values = metric.values(rows)
@@ -152,6 +184,7 @@ def _run(run: Store, name: str, objects: _Objects, metric: Metric) -> ListedRun:
         changed=max(info.modified for info in objects.values()),
         size=sum(info.size for info in objects.values()),
         holder=holder.description if holder and state in _ALIVE else None,
+        metrics=metric.names(rows),
     )
 
 
@@ -171,4 +204,5 @@ def _sweep(
         changed=max([info.modified for info in objects.values()] + [trial.changed for trial in trials]),
         size=sum(info.size for info in objects.values()) + sum(trial.size for trial in trials),
         holder=holder.description if holder and state == "running" else None,
+        metrics=frozenset(name for trial in trials for name in trial.metrics),
     )

@@ -19,7 +19,7 @@ from jebm.store.parts import damages, fitting_headers
 from jebm.store.retrieve import open_checkpoint
 from jebm.store.storage import Store, open_store
 from jebm.train.early import patience_of
-from jebm.train.resume import check_same, origin_of
+from jebm.train.resume import check_same, newest, origin_of
 from jebm.train.runtime import Runtime
 from jebm.train.start import check_images, total_steps_of
 from jebm.train.state import TrainState
@@ -253,7 +253,7 @@ def _resumed(
     checkpoints = Checkpoints(store, config.run.name)
     failure: CheckpointError | None = None
     for every_byte in (True,) if deep else (False, True):
-        manifest = checkpoints.latest(deep=every_byte)
+        manifest = newest(checkpoints, deep=every_byte)
         if manifest is None:
             break
         try:

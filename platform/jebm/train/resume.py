@@ -12,7 +12,7 @@ from jebm.store.retrieve import RunStore, open_checkpoint, read_tensors
 from jebm.train.runtime import Runtime
 from jebm.train.state import TrainState
 
-__all__ = ["check_same", "origin_of", "resume"]
+__all__ = ["check_same", "newest", "origin_of", "resume"]
 
 _LOG = logging.getLogger("jebm.train")
 _SHOWN = 20  # keys named in an error: a manifest may hold any number
@@ -35,7 +35,7 @@ def resume(
     damage: CheckpointError | None = None
     for deep in (False, True):
         with runtime.together():
-            found = checkpoints.latest(deep=deep) if runtime.is_main else None
+            found = newest(checkpoints, deep=deep) if runtime.is_main else None
         manifest = runtime.from_main(found)
         if manifest is None:
             break
@@ -68,6 +68,20 @@ def resume(
             else:
                 run.checkpoints.load(origin, state.tensors())
     return None
+
+
+def newest(checkpoints: Checkpoints, *, deep: bool) -> Manifest | None:
+    """Return the checkpoint to go on from, as `Checkpoints.latest`.
+
+    Raises:
+        CheckpointError: there are checkpoints but none is whole; it also says how to begin anew.
+    """
+    try:
+        return checkpoints.latest(deep=deep)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; delete their folders to begin anew, or choose another run.name"
+        ) from error
 
 
 def _warn_of_other_source(config: Config, manifest: Manifest) -> None:

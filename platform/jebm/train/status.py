@@ -6,6 +6,7 @@ from typing import Literal
 
 from jebm.errors import CheckpointError
 from jebm.store.checkpoint import Checkpoints
+from jebm.store.records import DamagedRecordError
 from jebm.store.storage import Store
 from jebm.train.heartbeat import Heartbeat, last_heartbeat
 from jebm.train.history import METRICS, last_row, metrics_in, planned_steps
@@ -29,6 +30,8 @@ class RunStatus:
     state: State
     step: int
     total_steps: int | None
+    damage: str | None
+    """Why run.json cannot be read, so that the total is not known."""
     holder: LastHolder | None
     heartbeat: Heartbeat | None
     checkpoint: str | None
@@ -53,13 +56,18 @@ def run_status(store: Store, name: str) -> RunStatus:
         manifest = None
     row, info = last_row(run) or {}, run.head(METRICS)
     step = max(row.get("step", 0), manifest.step if manifest else 0)
-    total, holder = planned_steps(run), last_holder(run)
+    holder, damage = last_holder(run), None
+    try:
+        total = planned_steps(run)
+    except DamagedRecordError as error:
+        total, damage = None, str(error)
     heartbeat = last_heartbeat(run)
     return RunStatus(
         name=name,
         state=finer(state_of(holder, manifest.step if manifest else 0, total), holder, heartbeat),
         step=step,
         total_steps=total,
+        damage=damage,
         holder=holder,
         heartbeat=heartbeat,
         checkpoint=manifest.name if manifest else None,

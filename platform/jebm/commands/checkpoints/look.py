@@ -8,7 +8,7 @@ from datetime import datetime
 
 from jsonargparse import Namespace
 
-from jebm.cli import age_text, progress, size_text, table
+from jebm.cli import age_text, progress, size_text, table, unknown_metric
 from jebm.commands.checkpoints.answer import Answer, chosen, is_chosen
 from jebm.config import leaves
 from jebm.errors import CheckpointError
@@ -42,10 +42,9 @@ def list_(run: RunStore, arguments: Namespace) -> Answer:
             ]
         )
     more = f"\nthe {len(items)} newest; all: --limit 0" if len(items) == arguments.limit else ""
-    names = sorted({name for item in items for name in item["metrics"]})
-    if names and arguments.metric not in names:
-        known = ", ".join(map(escaped, names))
-        more += f"\nnone has the metric {escaped(arguments.metric)}; metrics are {known}"
+    names = {name for item in items for name in item["metrics"]}
+    if unknown := unknown_metric(arguments.metric, names):
+        more += f"\n{unknown}"
     return Answer(table(rows, right=5) + more, {"run": run.uri, "checkpoints": items})
 
 
