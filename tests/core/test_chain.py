@@ -34,6 +34,9 @@ SHAPES = {
     "fashion": (2, 100, 14, 60, 0.4, 10.0),
     "odd": (1, 7, 3, 60, 0.4, 4.0),
 }
+no_wheel_compiles = pytest.mark.skipif(
+    find_spec("ziglang") is not None, reason="the wheel ziglang is a compiler"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -243,7 +246,7 @@ def probe(**environment: str) -> tuple[float, str]:
     return float(value), description
 
 
-@pytest.mark.skipif(find_spec("ziglang") is not None, reason="the wheel ziglang is a compiler")
+@no_wheel_compiles
 def test_a_machine_without_a_compiler_gets_the_same_from_torch(tmp_path):
     value, description = probe(PATH=str(tmp_path), XDG_CACHE_HOME=str(tmp_path), CC="")
     assert description == "torch (no C kernel: no C compiler found)"
@@ -251,6 +254,7 @@ def test_a_machine_without_a_compiler_gets_the_same_from_torch(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@no_wheel_compiles
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
