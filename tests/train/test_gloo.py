@@ -53,7 +53,7 @@ def test_torchrun_ends_at_once_where_training_diverges(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     command += ["jobs/train.py", "--config=jobs/configs/smoke.yaml", f"--run.storage={tmp_path}"]
     command += ["--energy.spectral_norm=false", "--energy.output_scale=1e30"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert ended.returncode == 1
     assert "diverged: loss or gradient is not finite at step 0" in ended.stderr
-    assert "SIGKILL" not in ended.stderr
+    assert "SIGKILL" not in ended.stderr  # which torchrun sends to a process that does not end
