@@ -5,13 +5,13 @@ import json
 import math
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from jebm.errors import ConfigError
 
-__all__ = ["converted", "is_plain", "resolved", "shown"]
+__all__ = ["converted", "hint_at", "is_plain", "resolved", "shown"]
 
 _SHOWN = 60
 """How many characters of a value an error shows."""
@@ -33,6 +33,12 @@ _FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 )
 _LONGEST_NUMBER = 100
+
+
+def hint_at(name: str, known: Collection[str]) -> str:
+    """Return what a refusal of an unknown name adds: the known one that is nearest to it, or else all."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
 
 
 def resolved(text: str) -> Any:  # noqa: ANN401  (None, a bool, a number or the text)

@@ -6,7 +6,6 @@ one (docs/sweeps.md has the figures). So the same distance is also measured afte
 uses the normalised prior.
 """
 
-import difflib
 from collections.abc import Callable
 
 import torch
@@ -26,6 +25,7 @@ from jebm.evaluate.latents import latent_samples
 from jebm.evaluate.measures import common_measures
 from jebm.evaluate.share import Ranks, share_of
 from jebm.evaluate.subject import QUICK, Subject
+from jebm.plain import hint_at
 from jebm.store.storage import open_store
 
 __all__ = [
@@ -139,9 +139,7 @@ def check_measured(metric: str, key: str) -> None:
     """Check that an evaluation/… given under `key` is one of a quick look; raises `ConfigError`."""
     known = [f"evaluation/{name}" for name in NAMES]
     if metric not in known:
-        close = difflib.get_close_matches(metric, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-        raise ConfigError(f"{key}: {metric} is not measured while training; {hint}")
+        raise ConfigError(f"{key}: {metric} is not measured while training; {hint_at(metric, known)}")
 
 
 def check_distances(

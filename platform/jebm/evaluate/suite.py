@@ -7,7 +7,6 @@ by its own module (`section_likelihood`, …), from one `jebm.evaluate.subject.S
 Shapes: N images, H height, W width, C channels.
 """
 
-import difflib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,7 @@ from jebm.evaluate.section_ood import ood_section
 from jebm.evaluate.section_samples import samples_section
 from jebm.evaluate.share import ALONE, Share
 from jebm.evaluate.subject import Subject
+from jebm.plain import hint_at
 from jebm.report.findings import Findings, Section, duration, plural
 from jebm.store.manifest import Manifest
 from jebm.store.retrieve import open_checkpoint
@@ -103,9 +103,7 @@ def measures_of(suite: Sequence[str], *, factors: bool = False) -> dict[str, boo
     for name in suite:
         known = {"quick": _QUICK, "paper": paper} | {measure: (measure,) for measure in MEASURES}
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-            raise ConfigError(f"suite: unknown name {name}; {hint}")
+            raise ConfigError(f"suite: unknown name {name}; {hint_at(name, known)}")
         for measure in known[name]:
             asked[measure] = asked.get(measure, False) or name != "quick"
     if not asked:

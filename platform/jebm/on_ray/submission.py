@@ -98,7 +98,8 @@ def supervise(address: str, entrypoint: str, runtime_env: dict[str, Any], restar
             job = _Job(address, f"{name}-{restart + 1}")
             job.send(entrypoint, runtime_env, patient=True)
     except KeyboardInterrupt:
-        state = {True: "runs on", None: "may run on", False: "does not run"}[runs := job.runs()]
+        runs = job.runs()
+        state = "does not run" if runs is False else "runs on" if runs else "may run on"
         ended = "" if runs is False else f"; ray job stop {job.name} ends it"
         _LOG.warning("detached; %s %s, and is not restarted%s", job.name, state, ended)
         return 130

@@ -6,7 +6,6 @@ config's objects.
 """
 
 import dataclasses
-import difflib
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Collection, Mapping, Sequence
@@ -23,6 +22,7 @@ from jebm.parser.own_classes import class_help, part_names, with_own_classes
 from jebm.parser.values import checked, config_from_dict, is_class_argument, merged, override
 from jebm.parser.words import Option, checked_words, read_config
 from jebm.parser.yaml_file import read_value
+from jebm.plain import hint_at
 
 __all__ = [
     "JobParser",
@@ -113,8 +113,7 @@ class JobParser(ArgumentParser):
             return ["--help"]
         if command in self.commands:
             return [command, *self.commands[command].checked(rest)]
-        close = difflib.get_close_matches(command, self.commands, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(self.commands)}"
+        hint = hint_at(command, self.commands)
         raise ConfigError(
             f"unknown command {command}; {hint}" if command else f"a command is missing; {hint}"
         )

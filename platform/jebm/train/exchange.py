@@ -102,7 +102,7 @@ class Exchange:
             asked, request = self._requests.get()
             try:
                 asked.set_result(request())
-            except RuntimeError as error:
+            except Exception as error:  # whoever asks judges it
                 asked.set_exception(error)
 
 
