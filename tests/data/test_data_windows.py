@@ -209,7 +209,7 @@ def test_a_closed_set_waits_for_nobody(place: str, tmp_path: Path) -> None:
     store = Away(open_store(place), tmp_path)
     manifest = read_manifest(store)
     cut = {"cache_gb": ROOM, "batch_size": BATCH, "seed": 1, "cache_directory": tmp_path}
-    images, others = Windows(store, manifest, **cut), Windows(store, manifest, **cut)
+    images, others, unused = (Windows(store, manifest, **cut) for _ in range(3))
     with ThreadPoolExecutor(2) as pool:  # the second waits for the first
         waiting = [pool.submit(windows.prepare, 0, 0, 1) for windows in (images, others)]
         deadline = time.monotonic() + 60
@@ -220,3 +220,7 @@ def test_a_closed_set_waits_for_nobody(place: str, tmp_path: Path) -> None:
             windows.close()
         for ended in waiting:
             assert isinstance(ended.exception(timeout=60), DataError | CancelledError)
+    unused.close()
+    for windows in (others, images, unused):
+        with pytest.raises(DataError, match="closed"):
+            windows.prepare(0, 0, 1)

@@ -32,6 +32,7 @@ from jebm.store.protocol import PART_THREADS, Store
 __all__ = ["Windows", "parts_at_once"]
 
 _PATIENCE_SECONDS = 600.0  # reading ahead retries a request for so long: nobody waits for it yet
+_CLOSED = "closed"
 _WINDOWS = 3  # used, decoded ahead, and not yet given up by a slower process
 
 
@@ -92,7 +93,7 @@ class Windows:
         self._pool = ThreadPoolExecutor(PART_THREADS, thread_name_prefix="jebm-window")
 
     def close(self) -> None:
-        """Decode no further part; `take` cannot be called any more."""
+        """Decode no further part; `take` and `prepare` raise DataError from now on, in any thread."""
         self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -182,8 +183,15 @@ class Windows:
         for part in parts:
             held = self._held.get(part)
             # What failed ahead of its time, such as while the storage was away, is tried again.
-            if held is None or (held.done() and held.exception() is not None):
-                self._held[part] = self._pool.submit(self._mapped, part)
+            if held is None or (held.done() and (held.cancelled() or held.exception() is not None)):
+                self._held[part] = self._submit(part)
+
+    def _submit(self, part: int) -> Future[npt.NDArray[np.uint8]]:
+        self._go_on()
+        try:
+            return self._pool.submit(self._mapped, part)
+        except RuntimeError as error:  # another thread has called `close` since
+            raise DataError(_CLOSED) from error
 
     def _check_room(self, need: int) -> None:
         try:
@@ -236,7 +244,7 @@ class Windows:
     def _go_on(self) -> None:
         """Raise DataError once `close` was called: the process could not end before its threads do."""
         if self._closed.is_set():
-            raise DataError("closed")
+            raise DataError(_CLOSED)
 
     def _unusable(self, error: OSError) -> DataError:
         return DataError(
