@@ -21,7 +21,7 @@ import torch
 from step import config_of  # type: ignore[import-not-found, unused-ignore]
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jebm.native import triton_chain
+from jebm.native import triton_chain, triton_power
 from jebm.rng import gaussian_noise
 from jebm.train.metrics import Clock, Meter
 from jebm.train.runtime import Runtime
@@ -73,7 +73,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def _triton_as_on_a_gpu(counter: _Counter) -> Iterator[None]:
-    """Let the chain go by Triton's kernels, each launch of which counts and does nothing."""
+    """Let chain and power iterations go by Triton's kernels, whose launches count and do nothing."""
 
     class Launch:
         def __init__(self, name: str) -> None:
@@ -82,16 +82,17 @@ def _triton_as_on_a_gpu(counter: _Counter) -> Iterator[None]:
         def __getitem__(self, _: object) -> Callable[..., None]:
             return lambda *_args, **_kwargs: counter.launch(self.name)
 
-    names = ("chain_kernel", "noise_kernel")
+    names = ("chain_kernel", "noise_kernel", "power_kernel")
     module = types.ModuleType("jebm.native.triton_kernel")
     module.__dict__.update({name: Launch(name) for name in names})
-    before, hindrance = sys.modules.get(module.__name__), triton_chain.hindrance
+    before, hindrance, usable = sys.modules.get(module.__name__), triton_chain.hindrance, triton_power.usable
     sys.modules[module.__name__] = module
     triton_chain.hindrance = lambda *_, **_named: None
+    triton_power.usable = lambda weight_OI: weight_OI.dim() == 2
     try:
         yield
     finally:
-        triton_chain.hindrance = hindrance
+        triton_chain.hindrance, triton_power.usable = hindrance, usable
         del sys.modules[module.__name__]
         if before is not None:
             sys.modules[module.__name__] = before

@@ -1,6 +1,7 @@
-"""Compile the Triton kernel for GPUs that are not there: `triton_compile.py ARCH DIMS WIDTH DEPTH NOISE …`.
+"""Compile the Triton kernels for GPUs that are not there: `triton_compile.py ARCH DIMS WIDTH DEPTH NOISE …`.
 
-Prints, for each five arguments, them and registers, bytes of stack and of shared memory.
+Prints, for each five arguments, them and registers, bytes of stack and of shared memory. With the noise
+`power` it compiles the power iterations of a WIDTH x DIMS weight.
 """
 
 import re
@@ -15,7 +16,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from jebm.native.triton_chain import _BLOCK, options
-from jebm.native.triton_kernel import chain_kernel
+from jebm.native.triton_kernel import chain_kernel, power_kernel
+from jebm.native.triton_power import options as power_options
+from jebm.native.triton_power import padded
 
 POINTERS = (
     *("z_BD", "gradient_BD", "noise_KBD", "first_WD", "first_DW", "hidden_LWW", "transposed_LWW"),
@@ -29,8 +32,7 @@ TYPES = {
 OBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
 
 
-def used(arch: int, dims: int, width: int, depth: int, noise: str) -> tuple[int, int, int]:
-    """Return registers, stack bytes (spills are there) and shared bytes."""
+def chain_of(dims: int, width: int, depth: int, noise: str) -> tuple[ASTSource, dict[str, int]]:
     how = options(width, dims)
     constants: dict[str, int | None] = {"BLOCK": _BLOCK, "DIMS": dims, "WIDTH": width, "DEPTH": depth}
     constants["PIECE"] = how.pop("PIECE")
@@ -42,6 +44,26 @@ def used(arch: int, dims: int, width: int, depth: int, noise: str) -> tuple[int,
         constexprs=constants,
         attrs={(i,): [["tt.divisibility", 16]] for i in range(len(POINTERS))},
     )
+    return source, how
+
+
+def power_of(rows: int, columns: int) -> tuple[ASTSource, dict[str, int]]:
+    how = power_options(columns)
+    constants = {"ROWS": rows, "COLUMNS": columns, "PADDED": padded(columns), "PIECE": how.pop("PIECE")}
+    pointers = ("weight_OI", "u_O", "v_I")
+    types = {**dict.fromkeys(pointers, "*fp32"), "times": "i32", "least": "fp32"}
+    source = ASTSource(
+        power_kernel,
+        signature={**types, **dict.fromkeys(constants, "constexpr")},
+        constexprs=constants,
+        attrs={(i,): [["tt.divisibility", 16]] for i in range(len(pointers))},
+    )
+    return source, how
+
+
+def used(arch: int, dims: int, width: int, depth: int, noise: str) -> tuple[int, int, int]:
+    """Return registers, stack bytes (spills are there) and shared bytes."""
+    source, how = power_of(width, dims) if noise == "power" else chain_of(dims, width, depth, noise)
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=how)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])

@@ -17,6 +17,7 @@ from jebm.config import Energy as EnergyConfig
 from jebm.core.activations import ACTIVATIONS
 from jebm.core.parts import Energy
 from jebm.errors import ConfigError
+from jebm.native import triton_power
 
 __all__ = ["EnergyNet", "ResolvedEnergy", "SpectralLinear"]
 
@@ -42,6 +43,9 @@ class SpectralLinear(nn.Linear):
     def iterate(self, times: int = 1) -> None:
         """Do `times` power iterations on the current weight, in place."""
         if self.weight.is_meta:  # only its shape is wanted
+            return
+        if triton_power.usable(self.weight):
+            triton_power.run(self.weight, self.u, self.v, times)
             return
         for _ in range(times):
             self.v.copy_(F.normalize(self.weight.mT @ self.u, dim=0))

@@ -1,14 +1,15 @@
-"""The Langevin chain of `chain.c` for GPUs, in Triton; `triton_chain.py` imports this only with triton.
+"""The Langevin chain of `chain.c` for GPUs, in Triton, and the power iterations of the spectral norm.
 
-A program advances a block of chains over all steps. Chains are independent, so programs never wait for each
-other. A chain's result depends neither on its block nor on other chains. Sizes are padded to powers of two;
-weights, positions and noise are zero there.
+`triton_chain.py` and `triton_power.py` import this only with triton. A program of the chain advances a block
+of chains over all steps. Chains are independent, so programs never wait for each other. A chain's result
+depends neither on its block nor on other chains. Sizes are padded to powers of two; weights, positions and
+noise are zero there.
 """
 
 import triton
 import triton.language as tl
 
-__all__ = ["chain_kernel", "noise_kernel"]
+__all__ = ["chain_kernel", "noise_kernel", "power_kernel"]
 
 
 @triton.jit
@@ -173,3 +174,57 @@ def chain_kernel(
         step += 1
     tl.store(z_BD + at_BD, z, mask=inside)
     tl.store(gradient_BD + at_BD, gradient, mask=inside)
+
+
+@triton.jit
+def _unit(squares, least):
+    """Return the length of a vector from the sum of its squares, or `least` if it is shorter; NaN stays."""
+    length = tl.sqrt_rn(squares)
+    return tl.where(length < least, least, length)
+
+
+@triton.jit(do_not_specialize=["times"])
+def power_kernel(
+    weight_OI,
+    u_O,  # in and out: the left singular vector
+    v_I,  # out: the right one
+    times,
+    least,  # no length is taken to be less, as in torch's `normalize`
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PADDED: tl.constexpr,  # columns, to a power of two
+    PIECE: tl.constexpr,  # rows read at a time
+):
+    """Do `times` power iterations, in the one program that there is."""
+    column_I = tl.arange(0, PADDED)
+    piece_P = tl.arange(0, PIECE)
+    v = tl.zeros((PADDED,), tl.float32)
+    done = 0
+    while done < times:
+        v = tl.zeros((PADDED,), tl.float32)
+        for first in range(0, ROWS, PIECE):
+            row_P = first + piece_P
+            inside = (row_P < ROWS)[:, None] & (column_I < COLUMNS)[None, :]
+            weight = tl.load(weight_OI + row_P[:, None] * COLUMNS + column_I[None, :], mask=inside, other=0.0)
+            u = tl.load(u_O + row_P, mask=row_P < ROWS, other=0.0)
+            v += tl.sum(weight * u[:, None], axis=0)
+        v /= _unit(tl.sum(v * v, axis=0), least)
+        tl.debug_barrier()  # all have read u
+        squares = 0.0
+        for first in range(0, ROWS, PIECE):
+            row_P = first + piece_P
+            inside = (row_P < ROWS)[:, None] & (column_I < COLUMNS)[None, :]
+            weight = tl.load(weight_OI + row_P[:, None] * COLUMNS + column_I[None, :], mask=inside, other=0.0)
+            u = tl.sum(weight * v[None, :], axis=1)
+            tl.store(u_O + row_P, u, mask=row_P < ROWS)
+            squares += tl.sum(u * u, axis=0)
+        length = _unit(squares, least)
+        tl.debug_barrier()  # it is written
+        for first in range(0, ROWS, PIECE):
+            row_P = first + piece_P
+            u = tl.load(u_O + row_P, mask=row_P < ROWS, other=0.0)
+            tl.store(u_O + row_P, u / length, mask=row_P < ROWS)
+        tl.debug_barrier()
+        done += 1
+    if times > 0:
+        tl.store(v_I + column_I, v, mask=column_I < COLUMNS)
