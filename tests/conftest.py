@@ -91,15 +91,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """Among several workers, a file is one worker's: its fixtures are made once.
 
     All files with Ray clusters are one worker's: two clusters would fight for the CPUs. (Lines of the docs
-    start small ones. Hosts in namespaces, whose jobs take ten minutes and mostly wait, stand beside them.)
+    start small ones.)
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            clusters = "/on_ray/" in file or ("/cluster/" in file and not file.endswith("/test_hosts.py"))
-            return "clusters" if clusters else file
+            clusters = "/on_ray/" in nodeid or "/cluster/" in nodeid
+            return "clusters" if clusters else nodeid.partition("::")[0]
 
     config.option.loadscopereorder = False  # not by the number of tests, but as sorted above
     return Scheduler(config, log)
