@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
 import signal
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -179,3 +182,20 @@ def test_an_arm_may_change_any_key(config: Config) -> None:
     assert wide.name == "duel-wide-0"
     assert (wide.config.energy.width, wide.config.optimizer.energy.lr) == (200, 3e-4)
     assert wide.config.prior.kind == "joint"
+
+
+def test_a_stop_reaches_runs_that_only_start(config: Config, output: Store) -> None:
+    """They do not listen yet, and end as unfinished, not as failed."""
+
+    def stop() -> None:
+        deadline = time.monotonic() + 60
+        while not psutil.Process().children() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    trials = trials_of(config, ["joint", "gaussian"], [3])
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    assert rows_of(trials, Rows(output, Ruler()), parallel=2) is None
+    stopper.join()
+    assert not any(trial.finished() for trial in trials)

@@ -111,14 +111,14 @@ def _train_side_by_side(trials: Sequence[T], rows: Rows[T], processes: "_Process
             for future in as_completed(futures):
                 trial = futures[future]
                 try:
-                    future.result()
+                    ended = future.result()
                 except DivergedError as error:
                     _diverged(trial, rows, error)
                 except JebmError:
                     processes.stop()
                     raise
                 else:
-                    tell(f"trained {trial.name}")
+                    tell(f"{'trained' if ended else 'stopped'} {trial.name}")
 
 
 class _Processes:
@@ -126,11 +126,11 @@ class _Processes:
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[str]] = set()
-        self._lock = threading.Lock()
-        self._stopping = False
+        self._lock = threading.RLock()  # a signal's handler may call `stop` within it
+        self._stopping = threading.Event()
 
-    def train(self, trial: Trial) -> None:
-        """Train one run in a separate process; raises its error."""
+    def train(self, trial: Trial) -> bool:
+        """Train one run in a separate process; return whether it ended; raises its error."""
         package = str(Path(jebm.__file__).parents[1])
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         threads = str(trial.config.cluster.cpus_per_worker)
@@ -138,8 +138,8 @@ class _Processes:
             path = Path(scratch) / "config.yaml"
             path.write_text(config_to_yaml(trial.config), encoding="utf-8")
             with self._lock:
-                if self._stopping:
-                    return
+                if self._stopping.is_set():
+                    return False
                 # In its own session, so that Ctrl-C reaches it only once, through `stop`.
                 process = subprocess.Popen(  # noqa: S603
                     [sys.executable, "-P", "-m", "jebm", "train", "--config", str(path)],
@@ -153,8 +153,10 @@ class _Processes:
             _, complaint = process.communicate()
             with self._lock:
                 self._running.remove(process)
-        if process.returncode in (0, STOPPED):  # stopped: `rows_of` sees that it is unfinished
-            return
+        # Before its first step a run does not listen, and the request ends it.
+        unheard = self._stopping.is_set() and process.returncode == -signal.SIGTERM
+        if process.returncode in (0, STOPPED) or unheard:  # stopped: `rows_of` sees that it is unfinished
+            return process.returncode == 0
         line = (complaint.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
         kind, _, message = line.partition(": ")
         if kind == "diverged":
@@ -163,6 +165,8 @@ class _Processes:
 
     def stop(self) -> None:
         """Ask all runs to stop after their current step, and start no more."""
-        self._stopping = True
-        for process in list(self._running):
-            process.send_signal(signal.SIGTERM)
+        with self._lock:  # none is just being started
+            if not self._stopping.is_set():
+                self._stopping.set()
+                for process in self._running:
+                    process.send_signal(signal.SIGTERM)

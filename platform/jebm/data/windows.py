@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from itertools import accumulate
 from pathlib import Path
 
@@ -106,7 +106,7 @@ class Windows:
         taken_BHWC = np.empty((len(rows_B), *self.manifest.shape[1:]), np.uint8)
         for part in np.unique(parts_B).tolist():
             chosen_B = parts_B == part
-            taken_BHWC[chosen_B] = self._held[part].result()[rows_B[chosen_B] - self._starts[part]]
+            taken_BHWC[chosen_B] = self._decoded(part)[rows_B[chosen_B] - self._starts[part]]
         return taken_BHWC
 
     def touched(self, epoch: int, start: int, count: int) -> tuple[int, int]:
@@ -127,7 +127,7 @@ class Windows:
         parts = [part for window in needed for part in window]
         self._decode_ahead(parts)
         for part in parts:
-            self._held[part].result()
+            self._decoded(part)
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the images of one epoch in their order, (N,), the same on every rank."""
@@ -185,6 +185,12 @@ class Windows:
             # What failed ahead of its time, such as while the storage was away, is tried again.
             if held is None or (held.done() and (held.cancelled() or held.exception() is not None)):
                 self._held[part] = self._submit(part)
+
+    def _decoded(self, part: int) -> npt.NDArray[np.uint8]:
+        try:
+            return self._held[part].result()
+        except CancelledError as error:  # another thread has called `close`
+            raise DataError(_CLOSED) from error
 
     def _submit(self, part: int) -> Future[npt.NDArray[np.uint8]]:
         self._go_on()

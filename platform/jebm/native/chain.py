@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -161,7 +162,7 @@ def _built(compiler: list[str]) -> Path:
     folder = _cache_folder()
     library = folder / f"chain-{digest}.so"
     if not library.exists():
-        partial = folder / f"{library.name}.{os.getpid()}"
+        partial = folder / f"{library.name}.{uuid.uuid4().hex}"
         _output([*compiler, *_FLAGS, "-shared", "-fPIC", "-pthread", "-o", str(partial), str(_SOURCE)])
         partial.replace(library)  # atomic, even if others build it at the same time
     return library

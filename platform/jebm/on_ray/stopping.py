@@ -129,8 +129,9 @@ def attend(
                 _LOG.info("%s: %s", received[0].name, ending)
             asking = in_background(stop)
             wait([asking], timeout=_PATIENCE_SECONDS)
-            if not outcome.done() and not (asking.done() and asking.result()):
-                raise StoppedError(*received)
+            heard = asking.done() and asking.exception() is None and asking.result()
+            if not (outcome.done() or heard):
+                raise failure or StoppedError(*received)
         while not outcome.done():
             wait([outcome], timeout=_HEAR_SECONDS)
     if failure is not None:

@@ -183,6 +183,7 @@ def _attended(plan: SweepPlan, study: SweepStudy, provenance: Mapping[str, str])
                 free_abandoned_groups()
 
     def on_signal() -> bool:
+        stopping.set()  # first: the thread may begin to run at this moment
         if not running.is_set():
             return False
         stop()

@@ -190,9 +190,9 @@ class LocalStore:
             path = self._path(key)
             # Open a partial file; a concurrent delete may remove the empty folder in between.
             for attempt in range(_MOST_ATTEMPTS):
-                path.parent.mkdir(parents=True, exist_ok=True)
                 partial_path = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
                 try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
                     file = partial_path.open("xb")
                     break
                 except FileNotFoundError:  # the folder was empty, and a delete has just removed it

@@ -1,10 +1,10 @@
 """The protocol of object stores, its errors, and helpers that all backends share."""
 
 import contextlib
+import threading
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, TypeVar
@@ -178,15 +178,46 @@ def in_parallel(work: Callable[[int, _Item], _T], items: Sequence[_Item]) -> lis
 
     After a failure no further call starts; the first failure is raised once the running calls have ended.
     """
-    with ThreadPoolExecutor(PART_THREADS, thread_name_prefix="jebm-part") as pool:
-        futures = [pool.submit(work, index, item) for index, item in enumerate(items)]
-        try:
-            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
+    remaining, lock = enumerate(items), threading.Lock()
+    results: dict[int, _T] = {}
+    failures: list[BaseException] = []
+
+    def take_turns() -> None:
+        while True:
+            with lock:
+                turn = None if failures else next(remaining, None)
+            if turn is None:
+                return
+            try:
+                results[turn[0]] = work(*turn)
+            except BaseException as error:
+                failures.append(error)
+
+    # Daemons, not a pool: where a storage is away, a process that ends would wait for the pool's threads.
+    threads = [
+        threading.Thread(target=take_turns, name=f"jebm-part-{i}", daemon=True)
+        for i in range(min(PART_THREADS, len(items)))
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+    except BaseException as error:
+        failures.append(error)
+    try:
+        _join(threads)
+    except BaseException as error:  # an interrupt: the running calls may still use what the caller cleans up
+        failures.append(error)
+        _join(threads)
+        raise
+    if failures:
+        raise failures[0]
+    return [results[index] for index in range(len(items))]
+
+
+def _join(threads: Iterable[threading.Thread]) -> None:
+    for thread in threads:
+        if thread.ident is not None:  # it was started
+            thread.join()
 
 
 def checked_key(key: str) -> str:

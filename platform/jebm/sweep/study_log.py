@@ -248,12 +248,12 @@ class StudyLog(BaseJournalBackend):
         Raises:
             StoreError: it could not be stored within `seconds`.
         """
-        stored = self.flush(seconds)
+        self.flush(seconds)
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self._thread.join()
-        if not stored:
+        if self._stored < len(self._lines):
             raise StoreError(f"{self._store.uri}/{LOG}: could not be stored: {self._error}")
 
     def _mirror(self) -> None:

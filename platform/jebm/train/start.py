@@ -7,7 +7,7 @@ from jebm.data.dataset import ImageSet, load_images
 from jebm.data.loader import Loader
 from jebm.data.manifest import DatasetManifest, read_manifest
 from jebm.data.windows import Windows
-from jebm.errors import ConfigError, JebmError
+from jebm.errors import ConfigError
 from jebm.store.checkpoint import Checkpoints, Manifest
 from jebm.store.storage import Store, open_store
 from jebm.train.early import Patience, patience_of
@@ -96,7 +96,7 @@ def begin(config: Config, runtime: Runtime) -> Start:
         try:
             with runtime.together():
                 loader.prepare(state.step)
-        except JebmError:
+        except BaseException:  # an interrupt, too: the process would wait for its threads
             loader.close()
             raise
     return Start(
