@@ -188,6 +188,7 @@ def test_samples_go_from_bucket_to_bucket(sample: Sample, s3_uri: str) -> None:
     [
         (["--count", "0"], "--count 0: must be 1 or more"),
         (["--columns", "0"], "--columns 0: must be 1 or more"),
+        (["--columns", "100000000"], "--columns 100000000: must be 1000 or less"),
         (["--count", "many"], "count: "),
         (["--format", "gif"], "format: "),
         (["--vary", "z4"], "--vary z4: this model has z1 (bottom) to z3 (top)"),

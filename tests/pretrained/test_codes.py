@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from made_models import save
 
 import jebm
@@ -17,7 +20,7 @@ from jebm.commands import run_command
 from jebm.data.factors import Factor
 from jebm.data.shards import write_dataset
 from jebm.data.source import Batch, source_from_arrays
-from jebm.errors import ConfigError
+from jebm.errors import ConfigError, JebmError
 from jebm.store.storage import open_store
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (255, 16, 16, 1), np.uint8)
@@ -96,3 +99,25 @@ def test_wrong_outputs_and_images_are_one_line(encode: Encode) -> None:
         True,
     )
     assert not Path("codes.npz").exists()
+
+
+def test_what_is_no_image_no_code_and_no_seed_is_refused_in_one_line(tmp_path: Path) -> None:
+    save(str(tmp_path / "mine"))
+    model = jebm.from_pretrained(str(tmp_path / "mine"))
+    pixels, codes = torch.full((2, 1, 16, 16), 255.0), torch.zeros(2, model.model.latent_dim)
+    refused: list[tuple[Callable[[], object], str]] = [
+        (lambda: model.encode(pixels), "floats lie in [-1, 1], and these reach 255; give x / 127.5 - 1"),
+        (lambda: model.likelihood(pixels * math.nan), "and these reach nan"),
+        (lambda: model.encode([1, 2]), "images: this is a list; give an array of uint8 pixels"),  # type: ignore[arg-type]
+        (lambda: model.encode(IMAGES, seed=-1), "seed: -1 must lie between 0"),
+        (lambda: model.sample(0), "count: 0 must be 1 or more"),
+        (lambda: model.sample(1, seed=2**64), "must lie between 0 and 2**63 - 1"),
+        (lambda: model.decode(codes[0]), "codes: these are torch.float32"),
+        (lambda: model.decode(codes[:, 1:]), "give a tensor of finite floats, (N, "),
+        (lambda: model.decode(codes + math.inf), "give a tensor of finite floats, (N, "),
+        (lambda: model.decode([0.0]), "codes: this is a list"),  # type: ignore[arg-type]
+    ]
+    for call, line in refused:
+        with pytest.raises(JebmError, match=re.escape(line)):
+            call()
+    assert model.encode(pixels / 255).mean_ND.isfinite().all()

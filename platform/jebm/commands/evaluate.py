@@ -55,7 +55,12 @@ def build_parser() -> JobParser:
         "--checkpoint", type=str, required=True, help="run (its newest), or …/checkpoints/NAME"
     )
     parser.add_argument("--suite", type=str, nargs="+", default=["quick"], help="quick, paper, or measures")
-    parser.add_argument("--output", type=str | None, default=None, help="default: RUN/evaluations/STEP-SUITE")
+    parser.add_argument(
+        "--output",
+        type=str | None,
+        default=None,
+        help="default: RUN/evaluations/STEP-SUITE; a report there is replaced",
+    )
     parser.add_argument("--data", type=str | None, default=None, help="unseen images; default: data.held_out")
     parser.add_argument("--train", type=str | None, default=None, help="where the run's data.train is now")
     parser.add_argument(
@@ -149,6 +154,8 @@ def main() -> None:
     name = f"step-{checked.manifest.step:08d}-{'-'.join(request.suite)}"
     place = arguments.output or f"{checked.run}/evaluations/{name}"
     output = open_store(place)
+    if output.head("evaluation.json") is not None:
+        tell(f"replaces the report in {output.uri.removeprefix('file://')}")
     findings: Findings | None
     if arguments.engine == "ray":
         check_output(place)

@@ -40,6 +40,8 @@ from jebm.train.provenance import provenance
 
 __all__ = ["main"]
 
+_MOST_COLUMNS = 1000  # a row is drawn at once
+
 
 def output_of(place: str | None) -> Store:
     """Return an empty store to write to: the requested one, or the first free of samples, samples-2 etc."""
@@ -79,6 +81,8 @@ def check_values(arguments: Namespace) -> None:
     for key in ("count", "columns"):
         if arguments[key] < 1:
             raise ConfigError(f"--{key} {arguments[key]}: must be 1 or more")
+    if arguments.columns > _MOST_COLUMNS:
+        raise ConfigError(f"--columns {arguments.columns}: must be {_MOST_COLUMNS} or less")
     require_seed(arguments.seed, "--seed")
     for key, value in _chain(arguments).items():
         try:

@@ -71,8 +71,8 @@ def draw(
         if vary is not None:
             z_ND = z_ND.repeat_interleave(columns, 0)
             z_ND = resample_layer(model, z_ND, vary, config, normal, source="conditional")
-        z_ND = z_ND[: samples - first]
-        x_NCHW = model.decode(z_ND)
+        wanted = slice(samples - first)
+        x_NCHW, z_ND = model.decode(z_ND)[wanted], z_ND[wanted]
         if not x_NCHW.isfinite().all():
             raise ConfigError(
                 f"samples are not finite: the weights are not, or chains diverge at langevin.step_size "

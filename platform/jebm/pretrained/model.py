@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from jebm.classes import trusted_name
-from jebm.config import Config
+from jebm.config import Config, require_seed
 from jebm.core.by_class import changed_origins
 from jebm.core.model import JointModel, build_model
 from jebm.core.precision import true_fp32
 from jebm.data.loader import to_float
-from jebm.errors import CheckpointError, DataError
+from jebm.errors import CheckpointError, ConfigError, DataError
 from jebm.evaluate.estimates import Estimate
 from jebm.evaluate.export import draw
 from jebm.evaluate.hierarchy import tilt_of
@@ -38,6 +38,7 @@ from jebm.store.storage import open_store
 __all__ = ["Codes", "Pretrained", "from_pretrained", "origin_of_run"]
 
 _LOG = logging.getLogger("jebm.pretrained")
+_MOST = 1.001  # floats that someone has scaled to [-1, 1]
 
 
 class Codes(NamedTuple):
@@ -53,7 +54,10 @@ class Codes(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Pretrained:
-    """A trained model; the same arguments give the same numbers, however many images there are."""
+    """A trained model; the same arguments give the same numbers, however many images there are.
+
+    Samples to the bit; codes, of batches that may be smaller, to rounding.
+    """
 
     model: JointModel
     """In evaluation mode; no parameter requires a gradient."""
@@ -72,15 +76,19 @@ class Pretrained:
     def sample(self, count: int, seed: int = 0) -> Tensor:
         """Return samples of the prior, (N, C, H, W), in [-1, 1]: those of `jebm sample` with this seed.
 
-        Raises ConfigError if they are not finite.
+        Raises ConfigError if they are not finite, or count or seed cannot be.
         """
+        if count < 1:
+            raise ConfigError(f"count: {count} must be 1 or more")
+        require_seed(seed, "seed")
         noise = gaussian_noise(seed, 0, self.device)
         return torch.cat([each.x_NCHW for each in draw(self.model, self.config.langevin, count, noise)])
 
     def encode(self, images: npt.NDArray[np.uint8] | Tensor, seed: int = 0) -> Codes:
         """Return the codes of images: pixels, uint8, (N, H, W, C), or floats, (N, C, H, W), in [-1, 1].
 
-        Raises DataError for images of another shape or kind.
+        Raises DataError for images of another shape or kind, or floats beyond [-1, 1]; ConfigError for a
+        number that is no seed.
         """
         return Codes(*map(torch.cat, zip(*self.encoded(images, seed), strict=True)))
 
@@ -92,7 +100,20 @@ class Pretrained:
 
     @torch.no_grad()
     def decode(self, codes_ND: Tensor) -> Tensor:
-        """Return the means of p(x|u), (N, C, H, W), in [-1, 1]."""
+        """Return the means of p(x|u), (N, C, H, W), in [-1, 1].
+
+        Raises DataError unless the codes are finite floats of the model's width.
+        """
+        wanted = self.model.latent_dim
+        if (
+            not isinstance(codes_ND, Tensor)
+            or not codes_ND.is_floating_point()
+            or codes_ND.dim() != 2
+            or codes_ND.shape[1] != wanted
+            or not len(codes_ND)
+            or not codes_ND.isfinite().all()
+        ):
+            raise DataError(f"codes: {_kind(codes_ND)}; give a tensor of finite floats, (N, {wanted})")
         batches = torch.split(codes_ND.to(self.device, torch.float32), BATCH)
         return torch.cat([self.model.decode(code_BD) for code_BD in batches])
 
@@ -135,19 +156,26 @@ class Pretrained:
 
     def _check(self, images: npt.NDArray[np.uint8] | Tensor) -> None:
         channels, height, width = self.model.shapes.image
-        floats = isinstance(images, Tensor)
-        wanted = (channels, height, width) if floats else (height, width, channels)
-        kind = images.is_floating_point() if isinstance(images, Tensor) else images.dtype == np.uint8
-        if not kind or tuple(images.shape[1:]) != wanted or not len(images):
+        if isinstance(images, Tensor):
+            right = images.is_floating_point() and images.shape[1:] == (channels, height, width)
+        else:
+            right = isinstance(images, np.ndarray) and images.dtype == np.uint8
+            right = right and images.shape[1:] == (height, width, channels)
+        if not right or not len(images):
             raise DataError(
-                f"images: are {images.dtype}, {tuple(images.shape)}; give uint8 pixels (N, {height}, "
-                f"{width}, {channels}) or a float tensor (N, {channels}, {height}, {width}) in [-1, 1]"
+                f"images: {_kind(images)}; give an array of uint8 pixels, (N, {height}, {width}, {channels}),"
+                f" or a tensor of floats, (N, {channels}, {height}, {width}), in [-1, 1]"
+            )
+        if isinstance(images, Tensor) and not (most := float(images.abs().max())) <= _MOST:
+            raise DataError(
+                f"images: floats lie in [-1, 1], and these reach {most:g}; give x / 127.5 - 1 for pixels x"
             )
 
     def _batches(
         self, images: npt.NDArray[np.uint8] | Tensor, seed: int, purpose: str
     ) -> Iterator[tuple[Tensor, Normal]]:
         """Yield the images as floats in [-1, 1] on the device, some at a time, each with its noise."""
+        require_seed(seed, "seed")
         noise = gaussian_noise(seed, 0, self.device)
         for position, rows in ALONE.batches(len(images)):
             some = images[rows]
@@ -156,6 +184,13 @@ class Pretrained:
             else:
                 x_BCHW = to_float(some.copy(), self.device)
             yield x_BCHW, noise(position, purpose)
+
+
+def _kind(value: object) -> str:
+    """Return what kind of array a value is, in words."""
+    if isinstance(value, Tensor | np.ndarray):
+        return f"these are {value.dtype}, {tuple(value.shape)}"
+    return f"this is a {type(value).__name__}"
 
 
 def from_pretrained(

@@ -1,12 +1,24 @@
-"""Keep freed memory in the process."""
+"""How much memory there is, and that the process keeps what it has freed."""
 
 import ctypes
 import os
+from contextlib import suppress
+from pathlib import Path
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["keep_freed_memory", "machine_memory"]
+
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt` (malloc.h)."""
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory of this machine, or of this container if that may have less."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # no such file, or "max"
+        memory = min(memory, int(_CGROUP.read_text()))
+    return memory
 
 
 def keep_freed_memory() -> bool:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from jebm.config import Config
+from jebm.core.by_class import named_modules
+from jebm.core.model import build_model
 from jebm.data.dataset import ImageSet, load_images
 from jebm.data.manifest import DatasetManifest, read_manifest
 from jebm.data.windows import parts_at_once
@@ -19,6 +21,7 @@ from jebm.store.parts import damages, fitting_headers
 from jebm.store.retrieve import open_checkpoint
 from jebm.store.storage import Store, open_store
 from jebm.train.early import patience_of
+from jebm.train.memory import machine_memory
 from jebm.train.resume import check_same, newest, origin_of
 from jebm.train.runtime import Runtime
 from jebm.train.start import check_images, total_steps_of
@@ -235,14 +238,21 @@ def _initial_state(config: Config) -> TrainState:
     Raises:
         ConfigError: its tensors exceed this machine's memory, or the sizes that torch can represent.
     """
+    remedy = "lower model.latent_dims, or the widths and channels of the nets"
     try:
+        # Before anything is allocated: a system that runs out of memory kills, and says nothing.
+        with torch.device("meta"):
+            model = build_model(config, named_modules(config))
+        need = (4 if config.train.ema_decay else 3) * sum(each.nbytes for each in model.parameters())
+        if need > (there := machine_memory()):
+            raise ConfigError(
+                f"model: nets of these sizes and their optimizers take {need / 1e9:,.0f} GB, and this "
+                f"machine has {there / 1e9:,.0f} GB; {remedy}"
+            )
         return TrainState.build(config, Runtime(0, 1, torch.device("cpu")))
     except (MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or ["out of memory"])[0]
-        raise ConfigError(
-            f"model: nets of these sizes cannot be built ({reason}); lower model.latent_dims, or the widths "
-            "and channels of the nets"
-        ) from error
+        raise ConfigError(f"model: nets of these sizes cannot be built ({reason}); {remedy}") from error
 
 
 def _resumed(
