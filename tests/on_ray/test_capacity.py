@@ -110,7 +110,7 @@ def test_who_waits_hears_who_holds_what(
             free_room(),
         )
         remove_placement_group(group)
-        other.communicate(timeout=30)
+        other.communicate(timeout=300)
     # Once, and then at growing intervals.
     now = 0.0
     monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: now))

@@ -54,7 +54,7 @@ def test_an_answer_that_drips_ends_in_one_line(proxy, s3_uri, hasty, ask, fault)
     began = time.monotonic()
     text = line_of(lambda: ASKS[ask](store), EndpointError)
     assert proxy.url in text
-    assert time.monotonic() - began < 15  # of the minutes that the bytes would take
+    assert time.monotonic() - began < 60  # of the minutes that the bytes would take
 
 
 def test_a_slow_answer_is_not_cut_off_as_long_as_it_moves(proxy, s3_uri, hasty):
@@ -290,4 +290,4 @@ def test_an_endpoint_that_speaks_no_tls_is_named(s3, s3_uri, monkeypatch, endpoi
     began = time.monotonic()
     text = line_of(lambda: open_store(s3_uri).patient(0).put("a", b"1"), EndpointError)
     assert ("does it speak https?" in text) == (endpoint == "https")
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 40  # not the 45 s that any request may take
