@@ -124,7 +124,7 @@ def test_no_checkpoint_is_newer_than_the_evaluations_that_stopping_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In a store that is written now and then: a kill after any checkpoint loses no evaluation before it."""
-    monkeypatch.setattr("jebm.train.outbox._REMOTE_EVERY_SECONDS", 600.0)
+    monkeypatch.setattr("jebm.train.outbox._REMOTE_EVERY_SECONDS", 400.0)
     monkeypatch.setattr("jebm.train.outbox._FLUSH_SECONDS", 60.0)
     config = jebm.override(
         stopping(Path("unused"), least=0.1),
