@@ -258,7 +258,7 @@ def test_a_wrong_secret_and_a_dead_endpoint_are_one_line(
     ended = job("checkpoints", "list", f"{s3_uri}/mine")
     assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
     assert "is it running" in ended.err
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 25  # not the 30 s that a store is given otherwise
 
 
 def test_the_doctor_says_it_by_line_document_and_exit_code(

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -18,6 +17,7 @@ import pytest
 import yaml
 
 from jebm.store.storage import open_store
+from ports import free_port
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "cluster/prometheus"
@@ -52,8 +52,7 @@ def prometheus(folder: Path, discovery: Path) -> Iterator[str]:
         assert ours in config
         config = config.replace(ours, here)
     (folder / "prometheus.yaml").write_text(config)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [

@@ -61,6 +61,7 @@ ray.init(namespace="waiters", log_to_driver=False)
 for name in ("ours", "theirs", "alive"):
     ray.kill(ray.get_actor(name))
 """
+START = 300  # seconds for a start with its imports
 PATIENCE = 60  # seconds for what takes some on a quiet machine, and took two minutes and a SIGKILL
 if sys.platform != "linux":
     pytest.skip("reads /proc", allow_module_level=True)
@@ -211,11 +212,11 @@ def test_a_start_frees_what_dead_jobs_of_ours_have_reserved_and_nothing_else(clu
         assert {ours, theirs, living[1]} <= set(groups(cluster).values())
         many = ["--train.batch_size=102", "--cluster.workers=51", f"--run.storage={tmp_path}/runs"]
         start = Driver(cluster, tmp_path / "start", "jobs/train.py", SMOKE, *many)
-        assert start.process.wait(timeout=PATIENCE) == 2
+        assert start.process.wait(timeout=START) == 2
         assert "freed 1 reservation of jobs that are dead" in start.log.read_text()
         wait_for(lambda: ours not in groups(cluster).values())
         assert {theirs, living[1]} <= set(groups(cluster).values())
-    assert Driver(cluster, tmp_path / "clean", "-c", CLEANER).process.wait(timeout=PATIENCE) == 0
+    assert Driver(cluster, tmp_path / "clean", "-c", CLEANER).process.wait(timeout=START) == 0
 
 
 @contextmanager
@@ -251,7 +252,7 @@ def test_a_head_that_does_not_answer_is_left_at_once(tmp_path: Path) -> None:
     wrong = {address: f"nobody answers at {address} ", "nonsense": "Invalid address format: nonsense; "}
     for given, line in wrong.items():
         with local_driver(tmp_path, RAY_ADDRESS=given) as driver:
-            output, _ = driver.communicate(timeout=PATIENCE)
+            output, _ = driver.communicate(timeout=START)
             assert driver.returncode == 2
             assert re.search(rf"error: RAY_ADDRESS: {line}.*\n\Z", output)
 

@@ -37,7 +37,7 @@ class Proxy(ThreadingHTTPServer):
       lose     the server does it, the answer never comes
       flip     one bit of the body, or of the answer where there is none
       stall    silence in place of the server
-      hush     the server does it, then silence
+      hush     the server does it, which sets `hushed`, then silence
       drip     the server does it, then its answer comes a byte a second
       drop     the server does it, then of its body comes a byte a second
       pace     the server does it, then 128 KiB of its body come every 0.3 s
@@ -57,6 +57,7 @@ class Proxy(ThreadingHTTPServer):
         self.gate = threading.Event()
         self.gate.set()
         self.over = threading.Event()
+        self.hushed = threading.Event()
         self.seen: list[str] = []
         self.headers: list[dict[str, str]] = []  # of each request in `seen`, names in small letters
 
@@ -131,6 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             upstream.close()
         if fault == "hush":
+            self.server.hushed.set()
             self.server.over.wait()
         if fault in ("hush", "lose"):
             return

@@ -256,31 +256,35 @@ def test_a_killed_download_goes_on_by_part(s3_uri: str, proxy: "Proxy", target: 
     stored = manifest.objects[0]
     data = run.folder(manifest.name).get(stored.key)
     asked: list[str] = []
+    answered = 6
 
-    def close_the_gate(method: str, path: str) -> None:
+    def strike(method: str, path: str) -> str | None:
         if method == "GET" and ".safetensors" in path:
             asked.append(path)
-            if len(asked) == 6:
-                proxy.gate.clear()
+            return "stall" if len(asked) > answered else None
+        return None
 
-    proxy.fault = close_the_gate
+    def arrived() -> int:
+        there = data_file(target, manifest).read_bytes()
+        parts = (slice(begin, begin + PART) for begin in range(0, stored.size, PART))
+        return sum(len(data[part]) for part in parts if data[part] == there[part])
+
+    proxy.fault = strike
     command = [sys.executable, str(JOBS / "checkpoints.py"), "get", run.uri, "--output", str(target)]
     with subprocess.Popen(command) as process:
-        while proxy.gate.is_set() and process.poll() is None:
-            time.sleep(0.02)
-        time.sleep(0.3)  # what had passed the gate arrives
-        process.kill()
-    assert not proxy.gate.is_set()
-    proxy.gate.set()
+        deadline = time.monotonic() + 300
+        try:
+            while len(asked) < 8 or not arrived():  # all that it asks for
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        finally:
+            process.kill()
     here = open_run(str(target / "mine"))
     assert here.checkpoints.list()[0].status == "partial"
-    arrived = data_file(target, manifest).read_bytes()
-    kept = sum(
-        len(data[begin : begin + PART])
-        for begin in range(0, stored.size, PART)
-        if data[begin : begin + PART] == arrived[begin : begin + PART]
-    )
+    kept = arrived()
     assert 0 < kept < stored.size
+    answered = 100
     asked.clear()
     done = download(run, manifest, target, ignore)
     assert (done.bytes_kept, done.bytes_fetched) == (kept, stored.size - kept)

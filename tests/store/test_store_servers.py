@@ -300,7 +300,7 @@ def test_addressing_by_host_name_can_be_asked_for(s3_uri, monkeypatch):
 
 def test_without_conditions_two_that_start_in_one_moment_see_each_other(proxy, s3_uri):
     """Both look, both see nothing, both write: the one whose object was replaced steps back."""
-    first_writes, over = threading.Barrier(2, timeout=20), threading.Barrier(2, timeout=20)
+    first_writes, over = threading.Barrier(2, timeout=60), threading.Barrier(2, timeout=60)
     met = threading.Event()
 
     def habit(method, path, headers):

@@ -1,6 +1,8 @@
 """Small real images and a small config for the training tests."""
 
+import ctypes
 import itertools
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,14 @@ def stop_in(step: int) -> Callable[[], bool]:
     """A stop request in this step, from 0, of the loop in this thread; the watch of steps asks as well."""
     calls, here = itertools.count(), threading.get_ident()
     return lambda: threading.get_ident() == here and next(calls) == step
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap what two names stand for, in one step: a thread that writes there finds no gap. Linux only."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), swap):
+        raise OSError(ctypes.get_errno(), "cannot be exchanged", str(one))
 
 
 def tiny_config(storage: Path | str, **overrides: object) -> Config:

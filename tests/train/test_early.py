@@ -120,8 +120,12 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path)
     assert train(strict).step == 20
 
 
-def test_no_checkpoint_is_newer_than_the_evaluations_that_stopping_counts() -> None:
-    """In a store that is written every 15 s: a kill after any checkpoint loses no evaluation before it."""
+def test_no_checkpoint_is_newer_than_the_evaluations_that_stopping_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a store that is written now and then: a kill after any checkpoint loses no evaluation before it."""
+    monkeypatch.setattr("jebm.train.outbox._REMOTE_EVERY_SECONDS", 400.0)
+    monkeypatch.setattr("jebm.train.outbox._FLUSH_SECONDS", 60.0)
     config = jebm.override(
         stopping(Path("unused"), least=0.1),
         {"run.storage": "memory://early", "checkpoint.every_steps": 5, "run.track": []},
@@ -142,8 +146,9 @@ def test_no_checkpoint_is_newer_than_the_evaluations_that_stopping_counts() -> N
         fit(config, runtime, provenance={}, on_report=look, measure=lambda model, step, ranks: measure)
     assert len(seen) >= 3
     assert all(evaluated >= checkpoint for checkpoint, evaluated in seen), seen
-    assert seen[-1] == (15, 15)
-    assert time.monotonic() - began < 15
+    assert seen[-1][0] >= 5  # two may still be on their way
+    assert seen[-1][1] == 15
+    assert time.monotonic() - began < 300  # nobody waited until the store was due
 
 
 def test_what_cannot_be_watched_is_refused() -> None:

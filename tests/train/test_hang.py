@@ -15,6 +15,7 @@ from helpers import ROOT
 
 from jebm.train.runtime import Runtime
 from jebm.train.watch import HUNG, Watch
+from ports import free_port
 
 
 def start(folder: Path, way: str) -> "list[subprocess.Popen[str]]":
@@ -23,8 +24,7 @@ def start(folder: Path, way: str) -> "list[subprocess.Popen[str]]":
     folder.mkdir()
     meeting = f"file://{folder}/meeting"
     if way.startswith("keeper"):  # of the store, as rank 0 is without a launcher
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            meeting = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        meeting = f"tcp://127.0.0.1:{free_port()}"
     return [
         subprocess.Popen(
             [sys.executable, str(worker), str(rank), meeting, way],

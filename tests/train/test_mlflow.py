@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+
+from ports import free_port
 
 ROOT = Path(__file__).parents[2]
 SERVER = os.environ.get("JEBM_MLFLOW", "")
@@ -76,9 +77,7 @@ def test_a_server_killed_during_a_run_has_every_report_afterwards_and_one_run(
 ) -> None:
     from mlflow import MlflowClient
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     storage = tmp_path / "runs"
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from jebm.store.storage import open_store
 from jebm.train.loop import fit
 from jebm.train.runtime import process_runtime
 from jebm.train.state import TrainState
+from ports import free_port
 
 if TYPE_CHECKING:
     from tests.conftest import S3Server
@@ -33,13 +33,11 @@ def train(
     for number, config in enumerate(configs):
         files.append(str(folder / f"{number}.json"))
         Path(files[-1]).write_text(json.dumps(config_to_dict(config)))  # JSON is YAML
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
     placed = {
         "PYTHONPATH": f"{ROOT / 'platform'}:{HERE}",
         "TORCHELASTIC_RUN_ID": "test",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": "2",
     }
     logs = [folder / f"log-{rank}" for rank in range(2)]
