@@ -108,14 +108,14 @@ def test_what_is_no_image_no_code_and_no_seed_is_refused_in_one_line(tmp_path: P
     refused: list[tuple[Callable[[], object], str]] = [
         (lambda: model.encode(pixels), "floats lie in [-1, 1], and these reach 255; give x / 127.5 - 1"),
         (lambda: model.likelihood(pixels * math.nan), "and these reach nan"),
-        (lambda: model.encode([1, 2]), "images: this is a list; give an array of uint8 pixels"),  # type: ignore[arg-type]
+        (lambda: model.encode([1, 2]), "images: are a list; give uint8 pixels"),  # type: ignore[arg-type]
         (lambda: model.encode(IMAGES, seed=-1), "seed: -1 must lie between 0"),
         (lambda: model.sample(0), "count: 0 must be 1 or more"),
         (lambda: model.sample(1, seed=2**64), "must lie between 0 and 2**63 - 1"),
-        (lambda: model.decode(codes[0]), "codes: these are torch.float32"),
+        (lambda: model.decode(codes[0]), "codes: are torch.float32"),
         (lambda: model.decode(codes[:, 1:]), "give a tensor of finite floats, (N, "),
         (lambda: model.decode(codes + math.inf), "give a tensor of finite floats, (N, "),
-        (lambda: model.decode([0.0]), "codes: this is a list"),  # type: ignore[arg-type]
+        (lambda: model.decode([0.0]), "codes: are a list"),  # type: ignore[arg-type]
     ]
     for call, line in refused:
         with pytest.raises(JebmError, match=re.escape(line)):

@@ -163,8 +163,8 @@ class Pretrained:
             right = right and images.shape[1:] == (height, width, channels)
         if not right or not len(images):
             raise DataError(
-                f"images: {_kind(images)}; give an array of uint8 pixels, (N, {height}, {width}, {channels}),"
-                f" or a tensor of floats, (N, {channels}, {height}, {width}), in [-1, 1]"
+                f"images: {_kind(images)}; give uint8 pixels (N, {height}, {width}, {channels}) or a "
+                f"float tensor (N, {channels}, {height}, {width}) in [-1, 1]"
             )
         if isinstance(images, Tensor) and not (most := float(images.abs().max())) <= _MOST:
             raise DataError(
@@ -189,8 +189,8 @@ class Pretrained:
 def _kind(value: object) -> str:
     """Return what kind of array a value is, in words."""
     if isinstance(value, Tensor | np.ndarray):
-        return f"these are {value.dtype}, {tuple(value.shape)}"
-    return f"this is a {type(value).__name__}"
+        return f"are {value.dtype}, {tuple(value.shape)}"
+    return f"are a {type(value).__name__}"
 
 
 def from_pretrained(
