@@ -1,6 +1,7 @@
 """From errors to exit codes."""
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -106,3 +107,12 @@ def test_a_stdout_that_cannot_be_written_is_one_line(program: str, code: int) ->
         assert done.returncode == code
         # Nor a stderr on the same disk, as of `… > log 2>&1`.
         assert subprocess.run(command, stdout=full, stderr=full, check=False).returncode == code
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
+)
+def test_letters_that_a_terminal_does_not_know_are_escaped(variables: dict[str, str]) -> None:
+    shown = subprocess.check_output([sys.executable, "-m", "jebm", "--help"], env=os.environ | variables)
+    assert shown.startswith(b"usage: jebm COMMAND \\u2026\n")

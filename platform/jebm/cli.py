@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from types import TracebackType
 from typing import NoReturn, TextIO
 
@@ -54,6 +55,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     Anything else is our bug and keeps its traceback.
     """
     code: str | int | None
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a terminal may not know every letter
     try:
         code = main()
     except SystemExit as ended:  # of --help and --print_config
