@@ -1,9 +1,11 @@
 """From errors to exit codes."""
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +86,33 @@ def test_lines_that_nobody_reads_any_more_are_dropped() -> None:
         assert process.stderr is not None
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [
+        ("from jebm.commands import main; sys.argv = ['jebm', '--help']; main()", 2),
+        ("from jebm.commands import main; sys.argv = ['jebm', 'new', '--help']; main()", 2),
+        ("tell('before'); run(lambda: tell('after'))", 2),
+        ("log_lines(); run(lambda: [logging.getLogger('jebm').info('a'), tell('b'), 0][-1])", 0),
+        ("log_lines(); run(lambda: [logging.getLogger('jebm').info('a'), tell('b'), 3][-1])", 3),
+    ],
+)
+def test_a_stdout_that_cannot_be_written_is_one_line(program: str, code: int) -> None:
+    program = f"import logging, sys\nfrom jebm.cli import log_lines, run, tell\n{program}"
+    command = [sys.executable, "-c", program]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.stderr == "stdout cannot be written: No space left on device\n"
+        assert done.returncode == code
+        # Nor a stderr on the same disk, as of `… > log 2>&1`.
+        assert subprocess.run(command, stdout=full, stderr=full, check=False).returncode == code
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
+)
+def test_letters_that_a_terminal_does_not_know_are_escaped(variables: dict[str, str]) -> None:
+    shown = subprocess.check_output([sys.executable, "-m", "jebm", "--help"], env=os.environ | variables)
+    assert shown.startswith(b"usage: jebm COMMAND \\u2026\n")

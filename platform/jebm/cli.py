@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from types import TracebackType
 from typing import NoReturn, TextIO
 
@@ -40,24 +41,35 @@ STOPPED = 3
 """Exit code of training that a signal stopped before its end: `jebm train … && jebm evaluate …` stops too."""
 
 _LINE_SECONDS = 5.0  # between progress lines without a terminal
+_unwritable: set[TextIO] = set()  # streams that could not be written, as on a full disk
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main` and exit: with its result (None is 0), or with one line on stderr.
+    """Run `main` and exit: with its result, or with one line on stderr.
+
+    A result of None is 0, but 2 if stdout could not be written: what was printed is all that was wanted. Work
+    that ended well whatever was printed returns 0.
 
     Exit code 2 for errors that the user can fix before anything was lost (ConfigError, DataError, StoreError,
     CheckpointError); 1 for any other JebmError, its kind before the message (`diverged: …`); 130 on Ctrl-C.
     Anything else is our bug and keeps its traceback.
     """
+    code: str | int | None
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a terminal may not know every letter
     try:
-        code = main() or 0
+        code = main()
+    except SystemExit as ended:  # of --help and --print_config
+        code = ended.code or None
+        if isinstance(ended.__cause__, OSError):
+            _drop(sys.stdout, ended.__cause__)
     except (CheckpointError, ConfigError, DataError, StoreError) as error:
         code = _report("error", error, 2)
     except JebmError as error:
         code = _report(type(error).__name__.removesuffix("Error").lower(), error, 1)
     except KeyboardInterrupt:
         code = _report("interrupted", "", 130)
-    sys.exit(code)
+    sys.exit((2 if sys.stdout in _unwritable else 0) if code is None else code)
 
 
 def tell(text: str) -> None:
@@ -75,7 +87,8 @@ def tell_json(document: object) -> None:
 
 def warn(text: str) -> None:
     """Print one line on stderr, escaped."""
-    sys.stderr.write(f"{escaped(' '.join(text.split()))}\n")
+    with _or_nowhere(sys.stderr):
+        sys.stderr.write(f"{escaped(' '.join(text.split()))}\n")
 
 
 def announce(text: str) -> None:
@@ -169,11 +182,12 @@ class _Lines(logging.Formatter):
 
 
 class _LineHandler(logging.StreamHandler[TextIO]):
-    """Writes lines, and drops them once nobody reads them, as after `… | head`."""
+    """Writes lines, and drops them once they cannot be written, as after `… | head`."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
-        if isinstance(sys.exception(), BrokenPipeError):
-            _drop(self.stream)
+        error = sys.exception()
+        if isinstance(error, OSError):
+            _drop(self.stream, error)
         else:
             super().handleError(record)
 
@@ -194,15 +208,25 @@ def _report(kind: str, error: Exception | str, code: int) -> int:
 
 
 def _print(text: str) -> None:
-    try:
+    with _or_nowhere(sys.stdout):
         print(text, flush=True)
-    except BrokenPipeError:
-        _drop(sys.stdout)
 
 
-def _drop(stream: TextIO) -> None:
-    """Send what is still written to a stream nowhere: its reader has gone."""
+@contextmanager
+def _or_nowhere(stream: TextIO) -> Iterator[None]:
+    """Let what is written to a stream within go nowhere if it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        _drop(stream, error)
+
+
+def _drop(stream: TextIO, error: OSError) -> None:
+    """Send what is still written to a stream nowhere; say why once, unless its reader has gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if not isinstance(error, BrokenPipeError):
+        _unwritable.add(stream)
+        warn(f"{stream.name.strip('<>')} cannot be written: {error.strerror}")
 
 
 def _plain(value: object) -> object:

@@ -52,6 +52,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         (["--generator.width", "10000000"], r"and this machine has [\d,]+ GB; lower model\.latent_dims"),
         (["--energy.width", "99999999999999"], r"model: nets of these sizes cannot be built"),
         (["--langevin.step_size", "2.5"], r"langevin\.step_size: must lie between 0 and 2"),
+        (["--config", ""], r"--config: is empty; give a YAML file"),
         (["--config", "nowhere.yaml"], r"nowhere\.yaml: there is no such file"),
     ],
 )

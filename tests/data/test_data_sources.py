@@ -78,7 +78,8 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
     for options, name in (
         ({"file_format": "jpg"}, "format"),
         ({"channels": 2}, "channels"),
-        ({"limit": 0}, "limit"),
+        ({"limit": 0}, "^limit: 0 must be at least 1"),
+        ({"size": -1}, "^size: -1 must be at least 1"),
         ({"file_format": "svhn", "labels": "y"}, "labels"),
         ({"file_format": "idx", "partition": "p"}, "partition"),
     ):

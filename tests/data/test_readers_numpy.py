@@ -36,6 +36,10 @@ def test_npy_of_objects_or_floats_is_refused(tmp_path: Path) -> None:
     refused(path, "uint8", "float64")
     np.save(path, np.zeros((2, 4, 4, 5), np.uint8))
     refused(path, "4x4x5")
+    np.save(path, random_images(2, 3, 4, 4))
+    refused(path, "(2, 3, 4, 4)", "channels first", "transpose to (N, H, W, C)")
+    np.savez(tmp_path / "set.npz", x=random_images(2, 3, 4, 4))
+    refused(tmp_path / "set.npz", "channels first", size=4, channels=3)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -56,6 +60,13 @@ def test_other_members_of_an_npz_do_not_matter(tmp_path: Path) -> None:
     source = open_source(path)
     assert source.images == 3
     assert source.remarks == ("arrays seen and not used: masks, names, readme.txt",)
+
+
+def test_an_array_with_something_after_it_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "trail.npy").open("wb") as file:
+        for _ in range(2):
+            np.save(file, random_images(3, 4, 4))
+    refused(tmp_path / "trail.npy", "trail.npy", "longer than its header says")
 
 
 @pytest.mark.parametrize("shape", ["(10**6, 10**6, 3)", "(1000000, 1000000, 3)", "(-1, 4, 4)", "(2, 4, 4"])

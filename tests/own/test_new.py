@@ -73,7 +73,11 @@ def test_what_it_prints_is_right_in_the_folder_of_the_file(
         (["energy", "json.py"], "file: there is a module json already; name another one"),
         (["energy", "my-net.py"], "must be named as a Python module"),
         (["energy", "class.py"], "must be named as a Python module"),
-        (["energy", "dangling.py"], "file: dangling.py cannot be written (No such file or directory: dangl"),
+        (["energy", "__main__.py"], "file: there is a module __main__ already; name another one"),
+        (["energy", ""], "must be named as a Python module"),
+        (["energy", "/"], "file: / must be named as a Python module"),
+        (["energy", "dangling.py"], "file: dangling.py cannot be written (File exists: dangling.py)"),
+        (["energy", "half.py"], "file: half.py cannot be written (File exists: test_half.py)"),
         (["energy", f"{'a' * 250}.py"], "cannot be written (File name too long: test_aaa"),
         (["energy", "no/where.py"], "file: there is no folder no"),
         (["energi", "mine.py"], "must be one of generator, inference, energy, likelihood"),
@@ -85,7 +89,9 @@ def test_what_cannot_be_written_is_refused(
     monkeypatch.chdir(tmp_path)
     for name in ("there.py", "test_tested.py"):
         (tmp_path / name).write_text("mine")
-    (tmp_path / "dangling.py").symlink_to("no/where.py")
+    for name in ("dangling.py", "test_half.py"):
+        (tmp_path / name).symlink_to("no/where.py")
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as in the installed program
     assert new(monkeypatch, *words) == 2
     assert line in capsys.readouterr().err
     assert {path.read_text() for path in tmp_path.iterdir() if path.is_file()} == {"mine"}

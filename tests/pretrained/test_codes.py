@@ -84,9 +84,11 @@ def test_a_file_in_the_root_folder_is_not_one_in_this_folder(
 
 def test_wrong_outputs_and_images_are_one_line(encode: Encode) -> None:
     Path("there.npz").touch()
+    Path("folder.npz").mkdir()
     for words, expected in {
         ("--output", "codes.csv"): "must end in .parquet or .npz",
         ("--output", "there.npz"): "is there already",
+        ("--output", "folder.npz"): "--output folder.npz: is a folder; name a file",
         ("--output", "codes.npz", "--seed", "-1"): "--seed: -1 must lie between",
     }.items():
         code, error = encode(*words)

@@ -256,6 +256,8 @@ def test_the_plan_counts_and_refuses(tmp_path: Path) -> None:
     assert (plan.steps_per_epoch, plan.total_steps, plan.resumes_at) == (25, 20, None)
     assert set(plan.parameters) == {"inference", "generator", "energy"}
     assert "64 = 1 x 64" in plan.describe()
+    forged = make_plan(tiny_config(tmp_path / "a\nsteps    1"))
+    assert f"{tmp_path}/a\\nsteps    1" in forged.describe().splitlines()[0]
     with pytest.raises(DataError, match="nowhere"):
         make_plan(tiny_config(tmp_path, data__train=str(tmp_path / "nowhere")))
     with pytest.raises(ConfigError, match=r"data\.train: images are 28x28x1"):

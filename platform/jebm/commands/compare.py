@@ -48,8 +48,8 @@ from jebm.train.runtime import device_here, prepare_process
 __all__ = ["main"]
 
 
-def main() -> int:
-    """Parse, check, train, evaluate, compare; return `STOPPED` if a signal stopped it."""
+def main() -> int | None:
+    """Parse, check, train, evaluate, compare; return `STOPPED` if a signal stopped it, None if dry."""
     log_lines()
     config, arguments = _settings()
     trials = trials_of(config, arguments.arms, arguments.seeds)
@@ -67,7 +67,7 @@ def main() -> int:
     output = open_store(place)
     output.probe()
     if arguments.dry_run:
-        return 0
+        return None
 
     # Train and evaluate what is missing.
     prepare_process(config, device_here(config))

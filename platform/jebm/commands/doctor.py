@@ -23,8 +23,8 @@ from jebm.train.machine import kernel_check
 __all__ = ["main"]
 
 
-def main() -> int:
-    """Run all checks, print them and return the exit code."""
+def main() -> int | None:
+    """Run all checks, print them and return the exit code, None if all is well."""
     log_lines(logging.ERROR, sys.stderr)  # the checks report their own findings
     parser = job_parser(__doc__ or "")
     parser.add_argument(
@@ -53,7 +53,7 @@ def main() -> int:
         if arguments.gpu:
             document["nodes"] = [{"node": node, **asdict(check)} for node, check in nodes]
         tell_json(document)
-    return 2 if any(check.unreachable for check in failed) else 1 if failed else 0
+    return 2 if any(check.unreachable for check in failed) else 1 if failed else None
 
 
 def _storage_checks(place: str) -> Iterator[Check]:

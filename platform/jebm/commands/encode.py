@@ -21,6 +21,7 @@ from jebm.errors import ConfigError
 from jebm.parser import add_trust, job_parser, parse, trusted_names
 from jebm.pretrained.codes import FORMS, Columns, coded, write_codes
 from jebm.pretrained.model import from_pretrained
+from jebm.store.local import LocalStore
 from jebm.store.storage import open_store
 
 __all__ = ["main"]
@@ -47,6 +48,8 @@ def main() -> None:
     output.probe()
     if output.head(key) is not None:
         raise ConfigError(f"--output {arguments.output}: is there already; name another file")
+    if isinstance(output, LocalStore) and (output.folder / key).is_dir():
+        raise ConfigError(f"--output {arguments.output}: is a folder; name a file")
     found = from_pretrained(arguments.model, trusted_names(arguments))
     images = load_images(open_store(arguments.data))
     facts = {**found.origin, "data": images.manifest.sha256, "seed": str(arguments.seed)}

@@ -22,8 +22,8 @@ from jebm.training import planned, train
 __all__ = ["main"]
 
 
-def main() -> int:
-    """Parse, check, train and report how it ended; return `STOPPED` if a signal stopped it."""
+def main() -> int | None:
+    """Parse, check, train and report how it ended; return `STOPPED` if a signal stopped it, None if dry."""
     log_lines()
     parser = argument_parser(__doc__ or "")
     parser.add_argument(
@@ -41,7 +41,7 @@ def main() -> int:
             from jebm.on_ray.cluster import check_room  # noqa: PLC0415  (without Ray: no ray needed)
 
             check_room(config)
-        return 0
+        return None
     result = train(config)
     tell(f"{result.status}: step {result.step:,} of {result.total_steps:,}; results in {result.place}")
     if result.status == "stopped":

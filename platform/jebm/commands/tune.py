@@ -79,8 +79,11 @@ def store_report(store: Store) -> None:
             store.put(key if key == "best.yaml" else f"report/{key}", path.read_bytes())
 
 
-def search() -> int:
-    """Parse, check, run the trials and print the best; return 1 if none finished, `STOPPED` if stopped."""
+def search() -> int | None:
+    """Parse, check, run the trials and print the best.
+
+    Returns 1 if none finished, `STOPPED` if stopped, None if dry.
+    """
     parser = argument_parser(__doc__ or "")
     parser.usage = (
         "%(prog)s --search FILE [--config FILE] [--KEY VALUE ...]\n       %(prog)s report|watch SWEEP"
@@ -104,7 +107,7 @@ def search() -> int:
     if arguments.dry_run:
         Lease(open_store(config.run.storage).child(config.run.name)).check()
         check_room(config)
-        return 0
+        return None
     # Run the trials, then print the outcome and how to train with the best config.
     ending = tune(plan, provenance(config))
     counts = ", ".join(f"{count} {status}" for status, count in sorted(ending.trials.items()))
@@ -128,11 +131,11 @@ def search() -> int:
     return 0
 
 
-def main() -> int:
+def main() -> int | None:
     """Search, or report on a search, or watch one."""
     log_lines()
     for name, command in (("report", report), ("watch", watch)):
         if sys.argv[1:2] == [name]:
             command(sys.argv[2:])
-            return 0
+            return None
     return search()

@@ -9,8 +9,10 @@ import dataclasses
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
@@ -104,8 +106,7 @@ class JobParser(ArgumentParser):
                 path = path or after
                 if not path or path.startswith("-"):
                     raise ConfigError(f"--{name}: needs a class, such as mylab.nets.Mine")
-                self._print_message(f"{class_help(name.removesuffix('.help'), path)}\n", sys.stdout)
-                raise SystemExit(0)
+                _end_with(f"{class_help(name.removesuffix('.help'), path)}\n", SystemExit(0))
 
     def _with_command(self, words: Sequence[str]) -> list[str]:
         command, *rest = words or [""]
@@ -166,10 +167,28 @@ def parse(parser: JobParser, arguments: Sequence[str] | None = None) -> Namespac
     """
     words = parser.checked(sys.argv[1:] if arguments is None else arguments)
     try:
-        values: Namespace = parser.instantiate(parser.parse_args(words))
+        values: Namespace = parser.instantiate(_parsed(parser, words))
     except (ArgumentError, ValueError) as error:  # not caught by our own check
         raise ConfigError(" ".join(str(error).split())) from error
     return values
+
+
+def _parsed(parser: JobParser, words: Sequence[str]) -> Namespace:
+    """Return the words' values; raises as `_end_with` after --help and --print_config."""
+    try:
+        with redirect_stdout(StringIO()) as printed:
+            return parser.parse_args(words)
+    except SystemExit as ended:
+        _end_with(printed.getvalue(), ended)
+
+
+def _end_with(text: str, ended: SystemExit) -> NoReturn:
+    """Print a text and end the process; if it cannot be printed, the OSError is the SystemExit's cause."""
+    try:
+        print(text, end="", flush=True)  # noqa: T201  (the text that was asked for)
+    except OSError as error:  # argparse would say nothing
+        raise ended from error
+    raise ended
 
 
 def argument_parser(description: str) -> JobParser:

@@ -188,6 +188,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is invalid; one line that names it.
     """
+    if not str(path):
+        raise ConfigError("--config: is empty; give a YAML file, or leave it out")
     path = shipped(with_home(str(path), "--config"), "configs")
     values = read_yaml(path)
     if all(key in values for key in _SEARCH):

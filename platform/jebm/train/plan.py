@@ -27,6 +27,7 @@ from jebm.train.runtime import Runtime
 from jebm.train.start import check_images, total_steps_of
 from jebm.train.state import TrainState
 from jebm.train.tracked import check_trackers
+from jebm.untrusted import escaped
 
 __all__ = ["Plan", "make_plan"]
 
@@ -83,24 +84,23 @@ class Plan:
             start += f", only the energy, on the nets of {config.run.init_from}"
         # One line per part of the run.
         shape = f"{data.height}x{data.width}x{data.channels}"
-        return "\n".join(
-            [
-                f"run      {config.run.name} in {config.run.storage} ({start})",
-                f"data     {config.data.train}: {data.images:,} images {shape}, sha256 {data.sha256[:12]}",
-                *self._judging_line(),
-                f"model    latents {latents} (bottom to top); prior {prior}",
-                *self._class_lines(),
-                f"weights  {counts}",
-                f"steps    {self.total_steps:,} ({config.train.epochs:g} epochs of {self.steps_per_epoch:,}),"
-                f" batch {config.train.batch_size} = {config.cluster.workers} x {share}"
-                + (f" or {share + 1}" if unequal else ""),
-                *self._energy_line(),
-                *self._early_line(),
-                f"workers  {config.cluster.workers} {place}, {config.cluster.cpus_per_worker} CPU"
-                + config.cluster.gpus_text
-                + " each",
-            ]
-        )
+        lines = [
+            f"run      {config.run.name} in {config.run.storage} ({start})",
+            f"data     {config.data.train}: {data.images:,} images {shape}, sha256 {data.sha256[:12]}",
+            *self._judging_line(),
+            f"model    latents {latents} (bottom to top); prior {prior}",
+            *self._class_lines(),
+            f"weights  {counts}",
+            f"steps    {self.total_steps:,} ({config.train.epochs:g} epochs of {self.steps_per_epoch:,}),"
+            f" batch {config.train.batch_size} = {config.cluster.workers} x {share}"
+            + (f" or {share + 1}" if unequal else ""),
+            *self._energy_line(),
+            *self._early_line(),
+            f"workers  {config.cluster.workers} {place}, {config.cluster.cpus_per_worker} CPU"
+            + config.cluster.gpus_text
+            + " each",
+        ]
+        return "\n".join(map(escaped, lines))
 
     def _judging_line(self) -> list[str]:
         """Return which images evaluations during training see, if there are evaluations."""

@@ -100,8 +100,8 @@ def build_parser() -> JobParser:
     return parser
 
 
-def main() -> int:
-    """Run one command, print its answer and return its exit code."""
+def main() -> int | None:
+    """Run one command, print its answer and return its exit code, None if all is well."""
     log_lines(logging.WARNING, sys.stderr)
     values = parse(build_parser())
     arguments = values[values.command]
@@ -122,4 +122,4 @@ def main() -> int:
         tell_json(answer.document)
     else:
         tell(answer.text)
-    return answer.code
+    return answer.code or None

@@ -119,8 +119,9 @@ def _check_options(file_format: str, request: Request, limit: int | None) -> Non
         raise ConfigError(f"format: {file_format!r} is unknown; {hint}")
     if request.channels not in {None, 1, 3}:
         raise ConfigError(f"channels: {request.channels} is not 1 (grey) or 3 (RGB)")
-    if (size is not None and size < 1) or (limit is not None and limit < 1):
-        raise ConfigError("size and limit: must be at least 1")
+    for name, number in (("size", size), ("limit", limit)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{name}: {number} must be at least 1")
     if size is not None and size**2 > IMAGE_PIXELS_LIMIT:
         raise ConfigError(f"size: {size} is more than {math.isqrt(IMAGE_PIXELS_LIMIT)}, the largest edge")
     if split is not None and not (split and split.isprintable()):

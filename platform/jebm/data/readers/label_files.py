@@ -85,7 +85,7 @@ class ArrayHeader:
 
 
 def array_header(file: IO[bytes], size: int, place: Path | str) -> ArrayHeader:
-    """Read the header of a .npy file of `size` bytes; DataError if it claims more data than there is."""
+    """Read the header of a .npy file of `size` bytes; DataError if other data follows than it claims."""
     start = exactly(file, 12, place)
     if start[:6] != b"\x93NUMPY":
         raise damaged(place, "not a NumPy array")
@@ -106,6 +106,8 @@ def array_header(file: IO[bytes], size: int, place: Path | str) -> ArrayHeader:
     there = size - (12 if wide else 10) - length
     if min(header.shape, default=0) < 0 or header.bytes > there:
         raise damaged(place, f"its header claims {header.bytes} bytes of {header.dtype}, {there} are there")
+    if header.bytes < there:
+        raise damaged(place, "longer than its header says")
     return header
 
 

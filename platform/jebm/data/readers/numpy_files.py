@@ -70,6 +70,8 @@ def _check_images(shape: tuple[int, ...], dtype: np.dtype[Any], place: object) -
     if dtype != np.uint8 or len(shape) not in {3, 4} or math.prod(shape) == 0:
         found = f"{dtype} {shape}"
         raise DataError(f"{place}: uint8 of shape (N, H, W) or (N, H, W, C) is needed, not {found}")
+    if len(shape) == 4 and shape[1] in {1, 3} and shape[3] not in {1, 3}:
+        raise DataError(f"{place}: {shape} has its channels first; they come last: transpose to (N, H, W, C)")
 
 
 # ---------------------------------------------------------------------------------------------------- npz
