@@ -12,9 +12,8 @@ import argparse
 import sys
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from step import config_of  # type: ignore[import-not-found, unused-ignore]
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jebm.native import triton_chain, triton_power
+from jebm.parser import override
 from jebm.rng import gaussian_noise
 from jebm.train.metrics import Clock, Meter
 from jebm.train.runtime import Runtime
@@ -98,14 +98,9 @@ def _triton_as_on_a_gpu(counter: _Counter) -> Iterator[None]:
             sys.modules[module.__name__] = before
 
 
-def count(name: str, batch: int = 16, **changes: Any) -> Counter[tuple[str, str]]:  # noqa: ANN401
+def count(name: str, batch: int, changes: Mapping[str, object]) -> Counter[tuple[str, str]]:
     """Return how often a step of a configuration launches what: (part, operation) -> number."""
-    config = config_of(name, batch=batch)
-    config = replace(
-        config,
-        langevin=replace(config.langevin, noise="philox"),
-        train=replace(config.train, **changes),
-    )
+    config = override(config_of(name, batch=batch), {"langevin.noise": "philox", **changes})
     runtime, counter = Runtime(0, 1, torch.device("cpu")), _Counter()
     with _triton_as_on_a_gpu(counter):
         state = TrainState.build(config, runtime)
@@ -136,10 +131,10 @@ def count(name: str, batch: int = 16, **changes: Any) -> Counter[tuple[str, str]
 
 PARTS = ("power iterations", "averaged weights", "chain", "forward", "backward", "rest")
 
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
+CASES: dict[str, tuple[str, dict[str, object]]] = {
     "hs": ("hs", {}),
-    "hs, averaged weights": ("hs", {"ema_decay": 0.999}),
-    "fashion_mnist": ("fashion_mnist", {"energy_updates": 3}),
+    "hs, averaged weights": ("hs", {"train.ema_decay": 0.999}),
+    "fashion_mnist": ("fashion_mnist", {"train.energy_updates": 3, "likelihood.learn_std": "shared"}),
     "fid": ("fid", {}),
 }
 
@@ -154,7 +149,7 @@ def main() -> int:
     print("| | all | " + " | ".join(PARTS) + " |\n|---|---|" + "---|" * len(PARTS))
     for case in arguments.cases:
         name, changes = CASES[case]
-        found = count(name, 4 if name == "fid" else 16, **changes)
+        found = count(name, 4 if name == "fid" else 16, changes)
         parts = [sum(n for (part, _), n in found.items() if part == each) for each in PARTS]
         print(f"| {case} | {found.total():,} | " + " | ".join(f"{n:,}" for n in parts) + " |", flush=True)
         if arguments.operations:

@@ -66,7 +66,14 @@ CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
     "hs_small": ("svhn_hierarchical", _HALF_WIDTH),
     "fashion_mnist": (
         "fashion_mnist",
-        {"cluster.workers": 1, "train.gaussian_share": 0.0, "train.energy_updates": 1},
+        {
+            "cluster.workers": 1,
+            "train.gaussian_share": 0.0,
+            "train.energy_updates": 1,
+            # The released code fixes sigma, and lets all layers join at once.
+            "likelihood.learn_std": "no",
+            "hierarchy.rate_factor": 1.0,
+        },
     ),
     "fid": ("svhn_fid", {}),
 }

@@ -40,7 +40,9 @@ def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
     return ((ours - reference).norm() / reference.norm().clamp_min(1e-12)).item()
 
 
-@pytest.mark.parametrize("config", [config_of("hs_small"), NARROW_FID], ids=["add", "concat"])
+@pytest.mark.parametrize(
+    "config", [config_of("hs_small"), config_of("fashion_mnist"), NARROW_FID], ids=["add", "28x28", "concat"]
+)
 def test_one_joint_backward_gives_the_gradients_of_the_released_two(config):
     both = gradients_of_both(config, 4)
     assert len(both) > 40
