@@ -111,7 +111,9 @@ def test_fetch_says_where_to_turn_when_its_tool_is_missing(tmp_path: Path, scrip
         (tools / tool).symlink_to(path)
     command = [str(tools / "bash"), str(REPOSITORY / "scripts" / script), str(tmp_path / "x")]
     environment = {"PATH": str(tools), "HOME": os.environ.get("HOME", "/")}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=300, env=environment
+    )
     assert result.returncode == 3
     assert hint in result.stderr
     assert result.stderr.count("\n") == 1

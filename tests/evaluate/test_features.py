@@ -220,7 +220,7 @@ def test_processes_that_start_at_once_share_one_classifier(tmp_path: Path) -> No
         process.start()
     found = {answers.get(timeout=180) for _ in processes}
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
     assert [process.exitcode for process in processes] == [0, 0]
     assert len(found) == 1
     assert kept(tmp_path) == [".json", ".safetensors"]

@@ -15,9 +15,9 @@ def together(work, workers: int) -> list:
     def run(rank: int):
         def total(tensor: torch.Tensor) -> torch.Tensor:
             terms[rank] = tensor
-            barrier.wait(timeout=60)
+            barrier.wait(timeout=300)
             result = sum(terms[other] for other in range(workers))
-            barrier.wait(timeout=60)
+            barrier.wait(timeout=300)
             return result
 
         return work(Share(rank, workers, total))

@@ -109,7 +109,7 @@ def test_who_waits_hears_who_holds_what(
             r"free: 1 of 4 CPUs, 1 of 2 GPUs; held by this job \(2 CPU and 1 GPU\), job \w+, process "
             rf"{other.pid} on [\d.]+ \(1 CPU\); it waits until there is room, or until it is stopped"
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not re.fullmatch(line, said := free_room()):  # what is free is reported now and then
             assert time.monotonic() < deadline, said
             time.sleep(0.5)

@@ -123,7 +123,7 @@ def left(uri: str) -> tuple[str, bool]:
 
 
 def wait_for(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not what():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(BEAT_SECONDS / 4)
