@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jebm.native.triton_chain import _padded
+from jebm.native.triton_chain import padded
 
 HERE = Path(__file__).parent
 TRITON = os.environ.get("JEBM_TRITON", "")  # a folder: scripts/test-long installs it there
@@ -36,7 +36,7 @@ def test_it_keeps_all_in_registers_on_every_gpu(tmp_path: Path) -> None:
     arguments: list[str] = []
     for gpu, shape, noise in cases:
         dims, width, depth = SHAPES[shape]
-        sizes = (dims, width) if noise == "power" else (_padded(dims), _padded(width))
+        sizes = (dims, width) if noise == "power" else (padded(dims), padded(width))
         arguments += map(str, (gpu, *sizes, depth, noise))
     environment = {
         **os.environ,

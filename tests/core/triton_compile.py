@@ -15,10 +15,9 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from jebm.native.triton_chain import _BLOCK, options
+from jebm.native.triton_chain import _BLOCK, options, padded
 from jebm.native.triton_kernel import chain_kernel, power_kernel
 from jebm.native.triton_power import options as power_options
-from jebm.native.triton_power import padded
 
 POINTERS = (
     *("z_BD", "gradient_BD", "noise_KBD", "first_WD", "first_DW", "hidden_LWW", "transposed_LWW"),

@@ -5,7 +5,6 @@ running command's module is imported, so `jebm --help` needs neither torch nor r
 """
 
 import ast
-import difflib
 import importlib
 import pkgutil
 import sys
@@ -16,6 +15,7 @@ from typing import NoReturn
 import jebm
 from jebm.cli import run, tell
 from jebm.errors import ConfigError
+from jebm.plain import hint_at
 
 _HELP = """\
 usage: jebm COMMAND …
@@ -83,6 +83,4 @@ def _help() -> str:
 
 
 def _refuse(name: str) -> NoReturn:
-    close = difflib.get_close_matches(name, _names(), n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_names())}"
-    raise ConfigError(f"unknown command {name}; {hint}")
+    raise ConfigError(f"unknown command {name}; {hint_at(name, _names())}")

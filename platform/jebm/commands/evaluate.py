@@ -104,6 +104,13 @@ def named_sets(texts: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def check_report(output: Store) -> None:
+    """Check that a report can be written, as `Store.probe`, and say if it replaces one."""
+    output.probe()
+    if output.head("evaluation.json") is not None:
+        tell(f"replaces the report in {output.uri.removeprefix('file://')}")
+
+
 def evaluate_here(request: Request, arguments: Namespace, output: Store) -> Findings | None:
     """Evaluate in this process or as one of torchrun's; None if another process writes to the output."""
     workers = int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
@@ -116,7 +123,7 @@ def evaluate_here(request: Request, arguments: Namespace, output: Store) -> Find
     with process_runtime(Config(train=Train(batch_size=workers), cluster=cluster)) as runtime:
         with runtime.together():
             if runtime.is_main:
-                output.probe()
+                check_report(output)
         share = group_share()
         findings = evaluate_request(request, device=device, share=share, provenance=provenance())
         return findings if runtime.is_main else None
@@ -154,12 +161,10 @@ def main() -> None:
     name = f"step-{checked.manifest.step:08d}-{'-'.join(request.suite)}"
     place = arguments.output or f"{checked.run}/evaluations/{name}"
     output = open_store(place)
-    if output.head("evaluation.json") is not None:
-        tell(f"replaces the report in {output.uri.removeprefix('file://')}")
     findings: Findings | None
     if arguments.engine == "ray":
         check_output(place)
-        output.probe()
+        check_report(output)
         gpus, grows = float(arguments.gpu), arguments.autoscales
         cluster = Cluster(workers=arguments.workers, gpus_per_worker=gpus, autoscales=grows)
         findings = evaluate_on_ray(request, cluster, provenance=provenance())

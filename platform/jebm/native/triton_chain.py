@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from jebm.native.perceptron import SLOPE, Perceptron
 
-__all__ = ["draw", "hindrance", "options", "run"]
+__all__ = ["draw", "hindrance", "options", "padded", "run"]
 
 _BLOCK = 16
 """Chains per program."""
@@ -106,7 +106,7 @@ def draw(key: tuple[int, int], step: int, chains: int, dims: int, device: torch.
     if chains:
         with torch.cuda.device(noise_BD.get_device()):
             noise_kernel[(-(-chains // _BLOCK),)](
-                *(noise_BD, *_as_int32(key), chains, dims, step), BLOCK=_BLOCK, DIMS=_padded(dims)
+                *(noise_BD, *_as_int32(key), chains, dims, step), BLOCK=_BLOCK, DIMS=padded(dims)
             )
     return noise_BD
 
@@ -154,10 +154,10 @@ def options(width: int, dims: int) -> dict[str, int]:
 def _sizes(layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[int, int, int]:
     """Return the number of hidden layers, their padded width, and the padded dimensions."""
     width = max(len(weight) for weight, _ in layers[:-1])
-    return len(layers) - 1, _padded(width), _padded(layers[0][0].shape[1])
+    return len(layers) - 1, padded(width), padded(layers[0][0].shape[1])
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
     """Return the least power of two >= 16 and >= `size`, as Triton's products require."""
     return max(16, 1 << (size - 1).bit_length())
 

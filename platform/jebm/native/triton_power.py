@@ -11,6 +11,8 @@ import os
 import torch
 from torch import Tensor
 
+from jebm.native.triton_chain import padded
+
 __all__ = ["run", "usable"]
 
 _LEAST = 1e-12
@@ -48,11 +50,6 @@ def run(weight_OI: Tensor, u_O: Tensor, v_I: Tensor, times: int) -> None:
             PADDED=padded(columns),
             **options(columns),
         )
-
-
-def padded(columns: int) -> int:
-    """Return the least power of two >= 16 and >= `columns`."""
-    return max(16, 1 << (columns - 1).bit_length())
 
 
 def options(columns: int) -> dict[str, int]:

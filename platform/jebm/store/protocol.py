@@ -201,9 +201,6 @@ def in_parallel(work: Callable[[int, _Item], _T], items: Sequence[_Item]) -> lis
     try:
         for thread in threads:
             thread.start()
-    except BaseException as error:
-        failures.append(error)
-    try:
         _join(threads)
     except BaseException as error:  # an interrupt: the running calls may still use what the caller cleans up
         failures.append(error)

@@ -9,10 +9,9 @@
 Everything is checked before anything starts, each value of the space by the config parser.
 """
 
-import difflib
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,6 +24,7 @@ from jebm.parser import override, with_own_classes
 from jebm.parser.values import sections
 from jebm.parser.yaml_file import read_yaml
 from jebm.paths import shipped
+from jebm.plain import hint_at
 from jebm.sweep.dimensions import dimension, finite_number, grid_points, one_of, whole_number
 
 __all__ = [
@@ -177,12 +177,10 @@ def search_from_dict(values: Mapping[str, Any], base: Config) -> Search:
     return search
 
 
-def _only(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+def _only(values: Mapping[str, Any], known: Collection[str], where: str) -> None:
     for key in values:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-            raise ConfigError(f"unknown key {where}{key}; {hint}")
+            raise ConfigError(f"unknown key {where}{key}; {hint_at(str(key), known)}")
 
 
 def _space(values: object, base: Config, *, grid: bool) -> dict[str, BaseDistribution]:
