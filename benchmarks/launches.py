@@ -3,12 +3,15 @@
     benchmarks/launches.py                       a table of all configurations
     benchmarks/launches.py --operations          also the operations behind it
 
-A step of `JointUpdate` runs on the CPU; each torch operation that computes counts as one kernel, and so does
-each launch of a Triton kernel, which is not run. That is a lower bound: cuDNN's backward passes are several
-kernels each, and so are changes of layout. Noise is Philox's.
+A step of `JointUpdate` runs on the CPU; each torch operation that computes counts as one kernel, and so
+does each launch of a Triton kernel, which is not run. Where losses are compiled (`train.compile`; a minute
+or more), each kernel counts that torch's compiler makes, and each operation of a library that its code
+calls. All that is a lower bound: cuDNN's backward passes are several kernels each, and so are changes of
+layout. Noise is Philox's.
 """
 
 import argparse
+import re
 import sys
 import types
 from collections import Counter
@@ -18,7 +21,8 @@ from typing import Any
 
 import torch
 from step import config_of  # type: ignore[import-not-found, unused-ignore]
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._inductor.output_code import CompiledFxGraph
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from jebm.native import triton_chain, triton_power
 from jebm.parser import override
@@ -29,6 +33,9 @@ from jebm.train.state import Horizon, TrainState
 from jebm.train.update import EnergyUpdate, JointUpdate
 
 __all__ = ["count", "main"]
+
+_CALLS = re.compile(r"((?:cpp_fused|extern_kernels\.|torch\.ops\.)[\w.]+)\(")
+"""Calls in the code that torch's compiler generates for a CPU."""
 
 _VIEWS = {
     *("alias", "as_strided", "detach", "diagonal", "expand", "permute", "select", "slice", "split"),
@@ -70,6 +77,21 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         return counted
 
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Count no operations within, only launches; torch runs nothing compiled while it counts them."""
+        with _disable_current_modes():
+            yield
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the compiled function, run with the counter off."""
+
+        def uncounted(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            with self.off():
+                return function(*args, **kwargs)
+
+        return uncounted
+
 
 @contextmanager
 def _triton_as_on_a_gpu(counter: _Counter) -> Iterator[None]:
@@ -98,11 +120,30 @@ def _triton_as_on_a_gpu(counter: _Counter) -> Iterator[None]:
             sys.modules[module.__name__] = before
 
 
+@contextmanager
+def _compiled_as_on_a_gpu(counter: _Counter) -> Iterator[None]:
+    """Let calls of compiled graphs count the kernels and the library's operations in their code."""
+    run = CompiledFxGraph.__call__
+
+    def call(graph: CompiledFxGraph, inputs: Any) -> Any:  # noqa: ANN401
+        body = graph.source_code[graph.source_code.index("def call(") :]
+        for name in _CALLS.findall(body):
+            counter.launch(name)
+        with counter.off():
+            return run(graph, inputs)
+
+    CompiledFxGraph.__call__ = call  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        CompiledFxGraph.__call__ = run  # type: ignore[method-assign]
+
+
 def count(name: str, batch: int, changes: Mapping[str, object]) -> Counter[tuple[str, str]]:
     """Return how often a step of a configuration launches what: (part, operation) -> number."""
     config = override(config_of(name, batch=batch), {"langevin.noise": "philox", **changes})
     runtime, counter = Runtime(0, 1, torch.device("cpu")), _Counter()
-    with _triton_as_on_a_gpu(counter):
+    with _triton_as_on_a_gpu(counter), _compiled_as_on_a_gpu(counter):
         state = TrainState.build(config, runtime)
         noise = gaussian_noise(0, 0)
         horizon = Horizon(10, 1000)
@@ -112,10 +153,17 @@ def count(name: str, batch: int, changes: Mapping[str, object]) -> Counter[tuple
         energy.sample = counter.within("chain", energy.sample)  # type: ignore[assignment]
         energy.net.settle = counter.within("power iterations", energy.net.settle)  # type: ignore[method-assign]
         state.average = counter.within("averaged weights", state.average)  # type: ignore[method-assign]
-        state.objective.forward = counter.within("forward", state.objective.forward)
+        if not config.train.compile:
+            state.objective.forward = counter.within("forward", state.objective.forward)
         model, autograd = config.model, torch.autograd
         shape = batch, model.image_channels, model.image_size, model.image_size
         x_BCHW, meter = torch.zeros(shape), Meter()
+        if config.train.compile:
+            update.compile(x_BCHW)
+            forward = state.objective._compiled_call_impl
+            assert forward is not None
+            state.objective._compiled_call_impl = counter.compiled(counter.within("forward", forward))
+            energy._loss = counter.compiled(energy._loss)
         meter.add(update(x_BCHW).metrics)
         counter.found.clear()
         backward, grad = autograd.backward, autograd.grad
@@ -131,11 +179,16 @@ def count(name: str, batch: int, changes: Mapping[str, object]) -> Counter[tuple
 
 PARTS = ("power iterations", "averaged weights", "chain", "forward", "backward", "rest")
 
+_FASHION = {"train.energy_updates": 3, "likelihood.learn_std": "shared"}
+
 CASES: dict[str, tuple[str, dict[str, object]]] = {
     "hs": ("hs", {}),
     "hs, averaged weights": ("hs", {"train.ema_decay": 0.999}),
-    "fashion_mnist": ("fashion_mnist", {"train.energy_updates": 3, "likelihood.learn_std": "shared"}),
+    "fashion_mnist": ("fashion_mnist", _FASHION),
+    "fashion_mnist, compiled": ("fashion_mnist", {**_FASHION, "train.compile": True}),
+    "hs, compiled": ("hs", {"train.compile": True}),
     "fid": ("fid", {}),
+    "fid, compiled": ("fid", {"train.compile": True}),
 }
 
 

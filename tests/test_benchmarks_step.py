@@ -135,3 +135,14 @@ print(faults_of_third_step() / returned)
     root = Path(__file__).parents[1]
     done = subprocess.run(run, cwd=root, capture_output=True, text=True, check=True, timeout=300)
     assert float(done.stdout) < 0.3
+
+
+@pytest.mark.long
+def test_a_compiled_step_has_at_most_300_launches():
+    """Of fashion_mnist with three updates of the energy, counted without a GPU; 1,013 at first."""
+    script = Path(__file__).parents[1] / "benchmarks" / "launches.py"
+    command = [sys.executable, str(script), "--cases", "fashion_mnist", "fashion_mnist, compiled"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    rows = [[cell.strip() for cell in line.split("|")] for line in ended.stdout.splitlines()[2:]]
+    launches = {row[1]: int(row[2]) for row in rows}
+    assert launches["fashion_mnist, compiled"] <= 300 < launches["fashion_mnist"]

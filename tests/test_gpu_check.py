@@ -33,6 +33,8 @@ def test_a_rehearsal_goes_through_all_of_it(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "gpu-check.json").read_text())
     assert found["kernels"]["hs, philox"]["largest difference"] < 1e-4
     assert found["power iterations"]["512 x 512"] == {"kernel": "torch", "largest difference": 0.0}
+    assert found["nothing waits"] == {"steps": 6}
+    assert found["compiled"]["hs_small, largest relative difference of losses"] < 1e-4
     assert found["one process"] == {"backend": "gloo"}
     assert found["snapshot and restore"]["megabytes"] > 1
     assert found["chains"]["fashion, 4"]["released loop"] > 0

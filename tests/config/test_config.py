@@ -359,7 +359,7 @@ def test_a_resume_may_change_where_and_how_long_but_not_what():
     free = dataclasses.replace(
         config,
         run=Run("another", "s3://elsewhere/x", 0, deterministic=False, accept_changes=True),
-        train=Train(epochs=9, report_every_steps=1, pictures_every_steps=1),
+        train=Train(epochs=9, compile=True, report_every_steps=1, pictures_every_steps=1),
         checkpoint=Checkpoint(1, 1),
         cluster=Cluster("process", 2, cpus_per_worker=3, gpus_per_worker=1, max_failures=0),
     )

@@ -197,6 +197,8 @@ class Train:
         accumulate: Split a worker's share of the batch into this many pieces, to save memory.
         precision: fp32; tf32 (on GPUs, products of factors with 10 bits of mantissa); or bf16 (autocast of
             generator and inference net; energy and chain stay fp32). Evaluation is always fp32.
+        compile: Let torch compile losses and gradients before the first step, which takes a minute or more: a
+            GPU then gets a third of the launches. CPUs get no faster (docs/performance.md).
         regime: joint (all nets together) or two_stage (only the energy, on the posteriors of frozen nets from
             run.init_from, usually a run with prior.kind gaussian).
         gaussian_share: Share of the run, from its start, trained with the Gaussian prior; the energy joins
@@ -214,6 +216,7 @@ class Train:
     batch_size: int = 128
     accumulate: int = 1
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    compile: bool = key(False, "where")
     regime: Literal["joint", "two_stage"] = "joint"
     gaussian_share: float = 0.0
     energy_updates: int = 1

@@ -17,6 +17,7 @@ layers join late (`jebm.core.schedule`).
 Shapes: B batch, C channels, H height, W width, D width of a code, L latent layers.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from jebm.core.model import JointModel
 
-__all__ = ["Objective", "Terms", "mean_f", "penalty_of", "reconstruct"]
+__all__ = ["Objective", "Terms", "energy_loss", "reconstruct"]
 
 
 class Terms(NamedTuple):
@@ -55,7 +56,7 @@ class Objective(nn.Module):
     def __init__(
         self, model: JointModel, *, autocast: torch.dtype | None = None, penalty: float = 0.0
     ) -> None:
-        """Take the model and the weight of the energy's `penalty_of`.
+        """Take the model and the weight of the energy's penalty, mean f^2.
 
         `autocast` (bfloat16 or None) is for the convolutional nets, never for f.
         """
@@ -93,10 +94,10 @@ class Objective(nn.Module):
         # The energy's two terms.
         f_posterior = f_prior = loss.new_zeros(())
         if model.energy is not None and prior_code_BD is not None:
-            f_posterior, f_prior = mean_f(model, posterior.code_BD, prior_code_BD.detach())
+            f_posterior, f_prior = _mean_f(model, posterior.code_BD, prior_code_BD.detach())
             loss = loss - f_posterior + f_prior
             if self.penalty > 0:
-                loss = loss + self.penalty * penalty_of(model, posterior.code_BD, prior_code_BD)
+                loss = loss + self.penalty * _penalty(model, posterior.code_BD, prior_code_BD)
         elif model.energy is not None:
             # DDP waits for the gradient of every parameter: give it zeros.
             loss = loss + 0 * model.f(posterior.code_BD[:1].detach()).sum()
@@ -110,13 +111,29 @@ class Objective(nn.Module):
         )
 
 
-def mean_f(model: JointModel, posterior_BD: Tensor, prior_BD: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_f(model: JointModel, posterior_BD: Tensor, prior_BD: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean f of codes of both kinds, () each: the energy ascends the first and descends the second."""
     f_q, f_p = torch.split(model.f(torch.cat([posterior_BD, prior_BD])), [len(posterior_BD), len(prior_BD)])
     return f_q.mean(), f_p.mean()
 
 
-def penalty_of(model: JointModel, posterior_BD: Tensor, prior_BD: Tensor) -> Tensor:
+def energy_loss(
+    model: JointModel, features: Sequence[Tensor], noise_BD: Tensor, prior_BD: Tensor, penalty: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the energy's own loss, mean f(z_p) - mean f(z_q) with the penalty, then both means, ().
+
+    z_q is drawn by standard normal noise from the features of q(u|x), z_p is given; only f is differentiated.
+    """
+    with torch.no_grad():
+        posterior_BD = model.along(features, noise_BD).code_BD
+    f_posterior, f_prior = _mean_f(model, posterior_BD, prior_BD)
+    loss = f_prior - f_posterior
+    if penalty > 0:
+        loss = loss + penalty * _penalty(model, posterior_BD, prior_BD)
+    return loss, f_posterior.detach(), f_prior.detach()
+
+
+def _penalty(model: JointModel, posterior_BD: Tensor, prior_BD: Tensor) -> Tensor:
     """Return mean f^2 of posterior codes plus that of prior codes, (): a term of the energy's loss alone.
 
     Its gradient reaches the parameters of f and no others: both codes and latents are constants here.

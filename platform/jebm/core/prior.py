@@ -88,7 +88,7 @@ class PriorSampler:
             code_BS, info = closed_form_langevin(
                 frozen, start_BS, normal, steps=steps, step_size=step_size, kernel=kernel
             )
-        return torch.cat([exact_BD, code_BS], 1), info
+        return torch.cat([exact_BD, code_BS], 1) if self._model.unseen else code_BS, info
 
     def _drawn(self, noise: PhiloxNoise, count: int) -> Tensor:
         """Return the start of the chains, (B, D), drawn by the kernel if it can."""

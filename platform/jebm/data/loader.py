@@ -13,7 +13,7 @@ from jebm.data.windows import Windows
 from jebm.errors import ConfigError, DataError
 from jebm.rng import generator
 
-__all__ = ["Loader", "to_float", "to_uint8"]
+__all__ = ["Loader", "to_float", "to_uint8", "upload"]
 
 
 class Loader:
@@ -104,10 +104,17 @@ class Loader:
         return order_N
 
 
+def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return the tensor on the device, without waiting for what a GPU computes before."""
+    # From pageable memory a copy waits for the GPU. torch keeps pinned memory until it has been read.
+    on_cuda = torch.device(device).type == "cuda"
+    return tensor.pin_memory().to(device, non_blocking=True) if on_cuda else tensor.to(device)
+
+
 def to_float(pixels_BHWC: npt.NDArray[np.uint8], device: torch.device | str) -> Tensor:
     """Return x/127.5 − 1: float32 (B, C, H, W) in [−1, 1], contiguous, on the device."""
     # Send bytes to the device: a quarter of the floats' size, and cheaper to transpose.
-    pixels_BCHW = torch.from_numpy(pixels_BHWC).to(device).permute(0, 3, 1, 2).contiguous()
+    pixels_BCHW = upload(torch.from_numpy(pixels_BHWC), device).permute(0, 3, 1, 2).contiguous()
     # CUDA turns division by a number into multiplication by its reciprocal; by a tensor it divides like the
     # CPU.
     half_range = torch.full((), 127.5, device=pixels_BCHW.device)

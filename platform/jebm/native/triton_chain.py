@@ -75,7 +75,7 @@ def run(
     hidden = [_pad(weight, width, width) for weight, _ in layers[1:-1]]
     hidden_LWW = torch.stack(hidden) if hidden else first_WD[None]  # not read then
     biases_LW = torch.cat([_pad(bias[None], 1, width) for _, bias in layers[:-1]])
-    gradient_BD = torch.zeros_like(z_BD)
+    gradient_BD = torch.empty_like(z_BD)
     given, key = (noise.contiguous(), (0, 0)) if isinstance(noise, Tensor) else (None, noise)
     # One program for each block of chains.
     programs = -(-chains // _BLOCK)

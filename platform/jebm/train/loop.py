@@ -11,13 +11,15 @@ from torch import Tensor
 
 from jebm.config import Config
 from jebm.data.dataset import ImageSet
+from jebm.data.loader import upload
 from jebm.rng import gaussian_noise
+from jebm.train.compiled import compiling
 from jebm.train.logs import KeptLog
 from jebm.train.metrics import Clock
 from jebm.train.recorder import Enough, Measure, OnReport, Recorder, never
 from jebm.train.runtime import Runtime
 from jebm.train.start import Start, begin
-from jebm.train.update import EnergyUpdate, JointUpdate, Outcome, features_of
+from jebm.train.update import EnergyUpdate, JointUpdate, features_of
 from jebm.train.watch import Watch
 
 __all__ = ["Result", "fit"]
@@ -76,6 +78,11 @@ def fit(
         Recorder(start, provenance, on_report, enough, measure, watch) as recorder,
     ):
         batch_of, update = _course(start, recorder.clock, watch)
+        if config.train.compile:
+            batch = batch_of(state.step)
+            with watch.busy("compiling"), compiling(runtime):
+                update.compile(batch)
+            recorder.clock.take()  # it is not part of a step
         while state.step < total_steps and not (stopped or recorder.ended_early):
             watch.at(state.step, "images")
             with recorder.clock("data"):
@@ -95,7 +102,7 @@ def fit(
 
 def _course(
     start: Start, clock: Clock, watch: Watch
-) -> tuple[Callable[[int], Any], Callable[[Any, bool], Outcome]]:
+) -> tuple[Callable[[int], Any], JointUpdate | EnergyUpdate]:
     """Return a function from step to this rank's batch (images or features), and one that updates from it."""
     config, runtime, state, loader = start.config, start.runtime, start.state, start.loader
     noise = gaussian_noise(config.run.seed, runtime.rank, runtime.device)
@@ -120,7 +127,7 @@ def _course(
         return lambda step: state.model.inference(images_of(step)), update
 
     def rows_of(step: int) -> list[Tensor]:
-        rows = torch.from_numpy(loader.rows(step)).to(runtime.device)
+        rows = upload(torch.from_numpy(loader.rows(step)), runtime.device)
         return [each[rows] for each in features]
 
     return rows_of, update

@@ -119,7 +119,7 @@ class Runtime:
 
     def mean(self, tensor: Tensor) -> Tensor:
         """Return the mean of `tensor` over ranks."""
-        return self.total(tensor) / self.world_size
+        return self.total(tensor) / self.world_size if self.world_size > 1 else tensor
 
 
 @contextmanager

@@ -114,6 +114,8 @@ class TrainState:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         autocast = torch.bfloat16 if config.train.precision == "bf16" else None
         objective: nn.Module = Objective(model, autocast=autocast, penalty=config.energy.penalty)
+        if config.train.compile:  # within DDP: its hooks are on the parameters
+            objective.compile(fullgraph=True, dynamic=False)
         frozen = config.train.regime == "two_stage"
         if frozen:
             model.generator.requires_grad_(requires_grad=False)

@@ -7,21 +7,22 @@ L latent layers.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from jebm.config import Config
 from jebm.core.langevin import ChainInfo
 from jebm.core.model import JointModel
-from jebm.core.objective import Terms, mean_f, penalty_of
+from jebm.core.objective import Terms, energy_loss
 from jebm.core.parts import Energy
 from jebm.core.prior import PriorSampler
 from jebm.core.schedule import rate_weights
-from jebm.data.loader import to_float
+from jebm.data.loader import to_float, upload
 from jebm.rng import Noise
 from jebm.train.finite import finite_seed
 from jebm.train.metrics import Clock
@@ -41,6 +42,17 @@ class Outcome:
     """This rank's: () and (L,) tensors on the device. Their mean over ranks is the mean over the batch."""
     stop: bool
     """Whether any rank asked to stop."""
+
+
+class _Again(NamedTuple):
+    """What an update of the energy alone finds: this rank's, without a gradient."""
+
+    loss: Tensor
+    """With the weight of this rank."""
+    f_posterior: Tensor
+    f_prior: Tensor
+    gradient_norm: Tensor
+    chain: ChainInfo | None
 
 
 @dataclass
@@ -76,6 +88,16 @@ class EnergyUpdate(_Update):
         self.sample = PriorSampler(self.state.model, self.config.langevin)
         self.kernel = self.sample.kernel
         """What computes the chains."""
+        self._loss = energy_loss
+        if self.config.train.compile:
+            self._loss = torch.compile(energy_loss, fullgraph=True, dynamic=False)
+
+    def compile(self, features: Sequence[Tensor]) -> None:
+        """Have torch compile loss and gradient, for features of such shapes, by running them once."""
+        model, count = self.state.model, len(features[0])
+        noise_BD, prior_BD = (features[0].new_zeros(count, model.latent_dim) for _ in range(2))
+        loss, *_ = self._loss(model, features, noise_BD, prior_BD, self.config.energy.penalty)
+        torch.autograd.grad(loss, list(self._player.parameters.values()))
 
     def __call__(self, features: Sequence[Tensor], stop: bool = False) -> Outcome:
         """Do step `state.step` on the features of q(u|x); the metrics are its last update's.
@@ -83,11 +105,18 @@ class EnergyUpdate(_Update):
         From the first gradient on that is not finite nothing moves, and `state.finite` knows.
         """
         (all_go_on,) = self.runtime.agree(not stop)
-        metrics = [self.again(features, i) for i in range(self.config.train.energy_updates)][-1]
+        last = [self.again(features, i) for i in range(self.config.train.energy_updates)][-1]
         self.state.end_step()
-        return Outcome(metrics, not all_go_on)
+        weight = self._weight(len(features[0]))
+        means = {
+            "loss": last.loss,
+            "f_posterior": _scaled(last.f_posterior, weight),
+            "f_prior": _scaled(last.f_prior, weight),
+            "gradient_norm/energy": last.gradient_norm,
+        }
+        return Outcome(means | _chain_metrics(last.chain, weight), not all_go_on)
 
-    def again(self, features: Sequence[Tensor], i: int) -> dict[str, Tensor]:
+    def again(self, features: Sequence[Tensor], i: int) -> "_Again":
         """Do the `i`-th update of step `state.step`: new chains, new samples of the posteriors."""
         state, step, player, model = self.state, self.state.step, self._player, self.state.model
         count = len(features[0])
@@ -95,12 +124,8 @@ class EnergyUpdate(_Update):
         with self.clock("chain"):
             prior_BD, chain = self.sample(count, self.noise(step, f"prior chain {i}"))
         noise_BD = self.noise(step, f"posterior {i}")(count, model.latent_dim)
-        with torch.no_grad():
-            posterior_BD = model.along(features, noise_BD).code_BD
-        f_posterior, f_prior = mean_f(model, posterior_BD, prior_BD)
-        loss, penalty = f_prior - f_posterior, self.config.energy.penalty
-        if penalty > 0:
-            loss = loss + penalty * penalty_of(model, posterior_BD, prior_BD)
+        penalty = self.config.energy.penalty
+        loss, f_posterior, f_prior = self._loss(model, features, noise_BD, prior_BD, penalty)
         loss = _scaled(loss, weight)
         self._differentiate(loss)
         norm = player.gradient_norm()
@@ -108,14 +133,7 @@ class EnergyUpdate(_Update):
         self._move(player)
         player.adam.zero_grad()
         self.net.settle()
-        metrics = {
-            "loss": loss,
-            "f_posterior": _scaled(f_posterior, weight),
-            "f_prior": _scaled(f_prior, weight),
-            "gradient_norm/energy": norm,
-            **_chain_metrics(chain, weight),
-        }
-        return {name: value.detach() for name, value in metrics.items()}
+        return _Again(loss.detach(), f_posterior, f_prior, norm.detach(), chain)
 
     def _differentiate(self, loss: Tensor) -> None:
         """Set the energy's gradient to the mean over ranks.
@@ -147,6 +165,24 @@ class JointUpdate(_Update):
                 self.state, self.config, self.runtime, self.noise, self.horizon, self.clock
             )
             self.kernel = self._energy.kernel
+
+    def compile(self, x_BCHW: Tensor) -> None:
+        """Do what `EnergyUpdate.compile` does, for all losses of the steps to come on so many images."""
+        model, objective, joins_at = self.state.model, self.state.objective, self._joins_at
+        if isinstance(objective, DistributedDataParallel):
+            objective = objective.module  # whose gradients are this rank's alone
+        weight_L = self._rate_weights(x_BCHW)
+        parameters = [each for each in model.parameters() if each.requires_grad]
+        noise_BD, prior_BD = (x_BCHW.new_zeros(len(x_BCHW), model.latent_dim) for _ in range(2))
+        terms: list[Terms] = []
+        # Without samples of the prior until the energy joins, then with them.
+        for codes in [None] * (self.state.step < joins_at) + [prior_BD] * (joins_at < math.inf):
+            terms = []
+            for x, e, z in self._pieces(x_BCHW, noise_BD, codes):
+                terms.append(objective(x, e, z, weight_L))
+                torch.autograd.grad(terms[-1].loss, parameters, allow_unused=True)
+        if self._energy is not None and self.config.train.energy_updates > 1:
+            self._energy.compile(_joined(terms))
 
     def __call__(self, x_BCHW: Tensor, stop: bool = False) -> Outcome:
         """Do step `state.step` on this rank's images in [-1, 1].
@@ -180,7 +216,7 @@ class JointUpdate(_Update):
             player.adam.zero_grad()
         if energy is not None:
             energy.net.settle()
-            features = [torch.cat(pieces) for pieces in zip(*(t.features for t in terms), strict=True)]
+            features = _joined(terms)
             for i in range(1, self.config.train.energy_updates):
                 energy.again(features, i)
         state.end_step()
@@ -195,23 +231,42 @@ class JointUpdate(_Update):
         """
         noise_BD = self.noise(self.state.step, "posterior")(len(x_BCHW), self.state.model.latent_dim)
         weight_L = self._rate_weights(x_BCHW)
-        pieces = self.config.train.accumulate
-        prior_pieces = [None] * pieces if prior_BD is None else prior_BD.tensor_split(pieces)
-        x_pieces, noise_pieces = x_BCHW.tensor_split(pieces), noise_BD.tensor_split(pieces)
-        weights = [self._weight(len(x_BCHW)) * (len(x) * pieces / len(x_BCHW)) for x in x_pieces]
+        pieces = self._pieces(x_BCHW, noise_BD, prior_BD)
         terms: list[Terms] = []
-        for x, e, z, weight in zip(x_pieces, noise_pieces, prior_pieces, weights, strict=True):
-            with self.state.gradients_stay_local(when=len(terms) < pieces - 1):
+        weights: list[float] = []
+        for x, e, z in pieces:
+            weights.append(self._weight(len(x_BCHW)) * (len(x) * len(pieces) / len(x_BCHW)))
+            with self.state.gradients_stay_local(when=len(weights) < len(pieces)):
                 terms.append(self.state.objective(x, e, z, weight_L))
-                loss = terms[-1].loss / (pieces / weight)
+                share = len(pieces) / weights[-1]
+                loss = terms[-1].loss if share == 1 else terms[-1].loss / share
                 torch.autograd.backward(loss, finite_seed(loss))
         return terms, weights
 
+    def _pieces(
+        self, x_BCHW: Tensor, noise_BD: Tensor, prior_BD: Tensor | None
+    ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """Return the share's `train.accumulate` pieces."""
+        count = self.config.train.accumulate
+        priors = [None] * count if prior_BD is None else prior_BD.tensor_split(count)
+        return list(zip(x_BCHW.tensor_split(count), noise_BD.tensor_split(count), priors, strict=True))
+
     def _rate_weights(self, x_BCHW: Tensor) -> Tensor | None:
-        """Return the weights of the layers' rates at this step, (L,); None if all are 1."""
-        progress = self.state.step / self.horizon.total_steps
-        weights = rate_weights(self.config.hierarchy, len(self.state.model.latent_dims), progress)
-        return None if weights is None else x_BCHW.new_tensor(weights)
+        """Return the weights of the layers' rates at this step, (L,); None if all are 1.
+
+        For what is compiled either is another case, so then it is one of both in all steps.
+        """
+        progress, config = self.state.step / self.horizon.total_steps, self.config
+        weights = rate_weights(config.hierarchy, len(self.state.model.latent_dims), progress)
+        if weights is None and config.train.compile and config.hierarchy.rate_factor != 1:
+            weights = [1.0] * len(self.state.model.latent_dims)
+        return None if weights is None else upload(torch.tensor(weights, dtype=x_BCHW.dtype), x_BCHW.device)
+
+
+def _joined(terms: Sequence[Terms]) -> list[Tensor]:
+    """Return the features of all pieces together."""
+    pieces = zip(*(piece.features for piece in terms), strict=True)
+    return [torch.cat(each) if len(each) > 1 else each[0] for each in pieces]
 
 
 def _scaled(value: Tensor, weight: float) -> Tensor:
@@ -219,7 +274,8 @@ def _scaled(value: Tensor, weight: float) -> Tensor:
 
 
 def _mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    return torch.stack([_scaled(*each) for each in zip(values, weights, strict=True)]).mean(0).detach()
+    scaled = [_scaled(*each).detach() for each in zip(values, weights, strict=True)]
+    return torch.stack(scaled).mean(0) if len(scaled) > 1 else scaled[0]
 
 
 def _chain_metrics(chain: ChainInfo | None, weight: float) -> dict[str, Tensor]:
