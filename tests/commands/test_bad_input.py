@@ -94,3 +94,18 @@ def test_dry_run_shows_the_plan_and_starts_nothing(
     assert "inference 278,684, generator 108,528, energy 3,351" in shown
     assert "new run" in shown
     assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["tune", "--search", ""], "error: --search: is empty (YAML file: "),
+        (["tune", "--search="], "error: --search: is empty (YAML file: "),
+        (["compare", "--output", ""], "error: --output: is empty (folder or s3"),
+        (["evaluate", ""], "error: unexpected argument ''; see --help"),
+    ],
+)
+def test_an_empty_word_is_no_value(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert refusal(capsys, monkeypatch, *words).startswith(line)

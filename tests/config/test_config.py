@@ -89,7 +89,9 @@ EVERYTHING = Config(
         Optimizer(2e-6, 0.2, 0.96, 1e-4, "exponential", 0.97, 20, 2.5),
         Optimizer(3e-6, 0.3, 0.97, 2e-4, "cosine", 0.98, 30, 3.5),
     ),
-    train=Train(1.5, 36, 3, "bf16", "joint", 0.5, 4, 0.999, 7, 70, EarlyStopping("evaluation/elbo", 3, 0.5)),
+    train=Train(
+        1.5, 36, 3, "bf16", True, "joint", 0.5, 4, 0.999, 7, 70, EarlyStopping("evaluation/elbo", 3, 0.5)
+    ),
     checkpoint=Checkpoint(11, 5, sharded=True),
     evaluation=Evaluation(7, Features(kind="effnetlite0"), "weights.pth", 500, 3),
     cluster=Cluster("process", 4, 2, 2, 1, "T4", max_failures=1, autoscales=True, hang_seconds=30),

@@ -156,6 +156,11 @@ def test_a_probe_leaves_nothing_behind(store):
     assert list(store.list()) == []
 
 
+def test_a_probe_of_a_folder_that_is_not_there_makes_none(tmp_path):
+    assert open_store(str(tmp_path / "a" / "b")).probe().writable
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_local_objects_stay_inside(tmp_path):
     (tmp_path / "outside").mkdir()
     store = open_store(str(tmp_path / "store"))

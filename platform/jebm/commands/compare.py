@@ -44,6 +44,7 @@ from jebm.report.write import finite, write_report
 from jebm.store.storage import open_store
 from jebm.train.provenance import provenance
 from jebm.train.runtime import device_here, prepare_process
+from jebm.untrusted import escaped
 
 __all__ = ["main"]
 
@@ -63,7 +64,8 @@ def main() -> int | None:
         if arguments.dry_run and not all(trial.finished() for trial in trials):
             check_room(config)
     place = arguments.output or f"{config.run.storage.rstrip('/')}/{config.run.name}-comparison"
-    tell(f"{len(trials)} runs in {config.run.storage}, results in {place}\n{describe(trials)}")
+    where = f"{escaped(config.run.storage)}, results in {escaped(place)}"
+    tell(f"{len(trials)} runs in {where}\n{describe(trials)}")
     output = open_store(place)
     output.probe()
     if arguments.dry_run:
@@ -94,7 +96,7 @@ def main() -> int | None:
     output.put("numbers.json", json.dumps(finite(contents), indent=1, ensure_ascii=False).encode())
     write_report(comparison_findings(comparison, facts, config), output, "comparison")
     tell("\n".join(claim.sentence for claim in comparison.claims))
-    tell(f"report   {place}/comparison.html")
+    tell(f"report   {escaped(place)}/comparison.html")
     return 0
 
 

@@ -58,6 +58,8 @@ class Option:
             word = with_home(word, self.name)
         elif self.kind is not None:
             converted(read_value(word), self.kind, self.name)
+        if not word:
+            raise ConfigError(f"{self.name}: is empty" + (f" ({self.help})" if self.help else ""))
         if self.choices and word not in self.choices:
             raise ConfigError(f"{self.name}: must be one of {', '.join(self.choices)}, not '{word}'")
         return word
@@ -158,7 +160,7 @@ class _Words:
     def _argument(self, word: str) -> str:
         """Return a positional word."""
         if not self._positional or (word.startswith("-") and len(word) > 1):
-            raise ConfigError(f"unexpected argument {word}; see --help")
+            raise ConfigError(f"unexpected argument {word or repr(word)}; see --help")
         option = self._positional[0]
         if not option.many:
             self._positional.pop(0)

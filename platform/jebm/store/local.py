@@ -137,7 +137,13 @@ class LocalStore:
 
     def probe(self, *, write: bool = True) -> Probe:
         if write:
-            return probe_writes(self)
+            missing = [folder for folder in (self._root, *self._root.parents) if not folder.exists()]
+            try:
+                return probe_writes(self)
+            finally:  # whoever only asks leaves nothing behind
+                for folder in missing:
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
         with self._errors("list", ""):
             if self._root.is_file():
                 raise StoreError(f"{self.uri}: is a file; give the folder that holds it, or another one")

@@ -78,11 +78,6 @@ def fit(
         Recorder(start, provenance, on_report, enough, measure, watch) as recorder,
     ):
         batch_of, update = _course(start, recorder.clock, watch)
-        if config.train.compile:
-            batch = batch_of(state.step)
-            with watch.busy("compiling"), compiling(runtime):
-                update.compile(batch)
-            recorder.clock.take()  # it is not part of a step
         while state.step < total_steps and not (stopped or recorder.ended_early):
             watch.at(state.step, "images")
             with recorder.clock("data"):
@@ -103,7 +98,20 @@ def fit(
 def _course(
     start: Start, clock: Clock, watch: Watch
 ) -> tuple[Callable[[int], Any], JointUpdate | EnergyUpdate]:
-    """Return a function from step to this rank's batch (images or features), and one that updates from it."""
+    """Return a function from step to this rank's batch (images or features), and what updates from it."""
+    batch_of, update = _course_as_written(start, clock, watch)
+    if start.config.train.compile:
+        batch = batch_of(start.state.step)
+        with watch.busy("compiling"), compiling(start.runtime):
+            update.compile(batch)
+        clock.take()  # it is no part of a step
+    return batch_of, update
+
+
+def _course_as_written(
+    start: Start, clock: Clock, watch: Watch
+) -> tuple[Callable[[int], Any], JointUpdate | EnergyUpdate]:
+    """Return the same; nothing is compiled."""
     config, runtime, state, loader = start.config, start.runtime, start.state, start.loader
     noise = gaussian_noise(config.run.seed, runtime.rank, runtime.device)
     kind = JointUpdate if config.train.regime == "joint" else EnergyUpdate
