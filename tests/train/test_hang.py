@@ -43,7 +43,7 @@ def ends(ranks: "list[subprocess.Popen[str]]", way: str) -> list[tuple[int, str]
     said: dict[int, str] = {}
     try:
         said[waits.pid] = waits.communicate(timeout=120)[0]
-        if way == "process" or way.startswith("keeper"):
+        if way in ("process", "at once") or way.startswith("keeper"):
             still.kill()
         said[still.pid] = still.communicate(timeout=120)[0]
     finally:
@@ -81,8 +81,8 @@ def test_a_process_that_nothing_restarts_only_says_so(caplog: pytest.LogCaptureF
 def test_a_rank_that_stands_still_is_named_with_its_stack(tmp_path: Path) -> None:
     """All at once, since they mostly wait."""
     ways = ("no", "thread", "gil", "process")
-    groups = {way: start(tmp_path / way, way) for way in ways}
-    found = {way: ends(groups[way], way) for way in ways}
+    groups = {way: start(tmp_path / way, way) for way in (*ways, "at once")}
+    found = {way: ends(group, way) for way, group in groups.items()}
     for code, said in found["no"]:
         assert (code, said) == (0, "step 0\nstep 1\nstep 2\nstep 3\nstep 4\nend\n")
     for way in ways[1:]:
@@ -102,6 +102,11 @@ def test_a_rank_that_stands_still_is_named_with_its_stack(tmp_path: Path) -> Non
         codes = {"thread": HUNG, "gil": 1, "process": -signal.SIGKILL}
         assert other == codes[way], stack
         assert ("in stand_still" in stack) == (way != "process")
+    # It may not have said a word before it stood still.
+    (code, said), _ = found["at once"]
+    assert code == HUNG
+    named = r"rank 1 (on \S+ \(pid \d+\) no longer answers|has never been heard); "
+    assert re.search(rf"no progress at step 0 \(update\) for \d+ s, before any .*: {named}", said), said
 
 
 def test_a_rank_that_keeps_the_store_is_named_too(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One of two ranks that meet in every step; one stands still in step 3, in the way asked for."""
+"""One of two ranks that meet in every step; one stands still, in step 3 or at once, in the way asked for."""
 
 import ctypes
 import os
@@ -16,6 +16,7 @@ from jebm.train.runtime import member_runtime
 from jebm.train.watch import Watch
 
 rank, meeting, way = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+stands_in = 0 if way == "at once" else 3
 stands_still = 0 if way.startswith("keeper") else 1
 log_lines()
 
@@ -39,7 +40,7 @@ with (
         if step == 1:
             with watch.busy("an evaluation"):
                 time.sleep(10 * rank)  # longer than the limit, on one rank: no hang
-        if rank == stands_still and step == 3:
+        if rank == stands_still and step == stands_in:
             stand_still()
         watch.at(step, "update")
         with watch.busy("a save") if way == "keeper, others busy" and step == 3 else nullcontext():

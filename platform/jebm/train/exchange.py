@@ -67,6 +67,11 @@ class Exchange:
         return self._notes
 
     @property
+    def unheard(self) -> list[int]:
+        """The ranks that `listen` has not found a word of so far."""
+        return [rank for rank in range(self._ranks) if rank not in self._heard]
+
+    @property
     def standstill(self) -> float:
         """For how many seconds the store has not answered; 0 if it has, or its process is gone."""
         return 0.0 if self.answers or self._gone else time.monotonic() - self._answered

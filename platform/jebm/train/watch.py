@@ -101,6 +101,8 @@ class Watch:
 
     def _watch(self) -> None:
         try:
+            if self._others is not None:
+                self._others.post(self._note)  # a rank that dies at once has a name, too
             while not self._over.wait(self._beat):
                 self._note.beat += 1
                 if self._others is not None:
@@ -182,6 +184,8 @@ class Watch:
             return f"{keeper} or its launcher, which keeps the group's store, no longer answers"
         if silent := [note for note in notes if self._silent(note)]:
             return f"{_names(silent)} no longer answers"
+        if self._others is not None and (unheard := self._others.unheard):
+            return f"rank {', '.join(map(str, unheard[:_NAMED]))} has never been heard"
         last = min((note.step, note.doing != "images") for note in notes) if notes else None
         behind = [note for note in notes if (note.step, note.doing != "images") == last]
         if 0 < len(behind) < len(notes):
