@@ -159,7 +159,7 @@ def count(name: str, batch: int, changes: Mapping[str, object]) -> Counter[tuple
         shape = batch, model.image_channels, model.image_size, model.image_size
         x_BCHW, meter = torch.zeros(shape), Meter()
         if config.train.compile:
-            update.compile(x_BCHW)
+            list(update.compile(x_BCHW))
             forward = state.objective._compiled_call_impl
             assert forward is not None
             state.objective._compiled_call_impl = counter.compiled(counter.within("forward", forward))

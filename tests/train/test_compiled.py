@@ -83,6 +83,23 @@ def test_two_ranks_train_as_they_do_without(tmp_path: Path) -> None:
     assert rows[True][-1]["gradient_norm/energy"] > 0
 
 
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_stop_while_compiling_ends_the_run_before_the_next_graph(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, train__compile=True, train__energy_updates=2)
+    reports: list[int] = []
+    with process_runtime(config) as runtime:
+        result = fit(
+            config,
+            runtime,
+            provenance={},
+            should_stop=lambda: True,
+            on_report=lambda report: reports.append(report.step) or False,
+        )
+    assert (result.status, result.step, reports) == ("stopped", 0, [])
+    assert counters["stats"]["unique_graphs"] == 1
+
+
 def test_what_torch_cannot_compile_is_named_with_its_line(tmp_path: Path) -> None:
     line = Branching.forward.__code__.co_firstlineno + 2
     config = tiny_config(tmp_path, train__compile=True)

@@ -105,7 +105,7 @@ def test_a_rank_that_stands_still_is_named_with_its_stack(tmp_path: Path) -> Non
     # It may not have said a word before it stood still.
     (code, said), _ = found["at once"]
     assert code == HUNG
-    named = r"rank 1 (on \S+ \(pid \d+\) no longer answers|has never been heard); "
+    named = r"(rank 1 on \S+ \(pid \d+\) no longer answers|no word has come from rank 1); "
     assert re.search(rf"no progress at step 0 \(update\) for \d+ s, before any .*: {named}", said), said
 
 

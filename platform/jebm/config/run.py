@@ -197,8 +197,8 @@ class Train:
         accumulate: Split a worker's share of the batch into this many pieces, to save memory.
         precision: fp32; tf32 (on GPUs, products of factors with 10 bits of mantissa); or bf16 (autocast of
             generator and inference net; energy and chain stay fp32). Evaluation is always fp32.
-        compile: Let torch compile losses and gradients before the first step, which takes a minute or more: a
-            GPU then gets a third of the launches. CPUs get no faster (docs/performance.md).
+        compile: Let torch compile losses and gradients before the first step, which takes a minute or more.
+            It leaves 60 % of a GPU's launches, counted on a CPU; CPUs get no faster (docs/performance.md).
         regime: joint (all nets together) or two_stage (only the energy, on the posteriors of frozen nets from
             run.init_from, usually a run with prior.kind gaussian).
         gaussian_share: Share of the run, from its start, trained with the Gaussian prior; the energy joins

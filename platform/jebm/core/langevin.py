@@ -14,9 +14,12 @@ from jebm.rng import Normal
 __all__ = ["ChainInfo", "langevin", "score_of"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ChainInfo:
-    """Diagnostics of the chains, computed when asked for: means over them, () tensors on their device."""
+    """Diagnostics of the chains: means over them, () tensors on their device.
+
+    They are computed when asked for, from tensors that nobody may have changed in place meanwhile.
+    """
 
     start_BD: Tensor
     end_BD: Tensor
@@ -36,9 +39,8 @@ class ChainInfo:
 
 @torch.no_grad()
 def _mean_length(vectors_BD: Tensor) -> Tensor:
-    lengths_B: Tensor = torch.linalg.vector_norm(
-        vectors_BD, dim=1
-    )  # Tensor.norm has three times the overhead
+    # Tensor.norm has three times the overhead.
+    lengths_B: Tensor = torch.linalg.vector_norm(vectors_BD, dim=1)
     return lengths_B.mean()
 
 

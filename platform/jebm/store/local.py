@@ -137,7 +137,8 @@ class LocalStore:
 
     def probe(self, *, write: bool = True) -> Probe:
         if write:
-            missing = [folder for folder in (self._root, *self._root.parents) if not folder.exists()]
+            with self._errors("write", ""):
+                missing = [folder for folder in (self._root, *self._root.parents) if not folder.exists()]
             try:
                 return probe_writes(self)
             finally:  # whoever only asks leaves nothing behind

@@ -2,42 +2,63 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterable
 
 import torch
 
+from jebm.config import Config
 from jebm.errors import ConfigError
 from jebm.train.runtime import Runtime
 
-__all__ = ["compiling"]
+__all__ = ["compile_ahead"]
 
 _LOG = logging.getLogger("jebm.train")
 
 
-@contextmanager
-def compiling(runtime: Runtime) -> Iterator[None]:
-    """Let torch compile what first runs within, on every rank; the body must not run collectives.
+def compile_ahead(
+    graphs: Iterable[None], config: Config, runtime: Runtime, should_stop: Callable[[], bool]
+) -> bool:
+    """Let torch compile one graph after the other, on every rank; return whether to go on.
+
+    `graphs` compiles the next one when asked for it, and must not run collectives. If `should_stop()` is
+    true on any rank, no rank goes on.
 
     Raises:
-        ConfigError: on all ranks, if torch cannot compile it on some rank.
+        ConfigError: on all ranks, if torch cannot compile one on some rank.
     """
     from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415 (takes seconds, and few ask for it)
 
     if runtime.is_main:
         _LOG.info("compiling losses and gradients (train.compile): the first time here, a minute or more")
     began = time.perf_counter()
+    _set_up(config)
+    with runtime.together(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # train.precision decides that
+        try:
+            for _ in graphs:
+                if should_stop():
+                    break
+        except TorchDynamoException as error:
+            if not should_stop():  # the signal may have ended a compiler as well
+                raise ConfigError(
+                    f"train.compile: torch cannot compile the losses: {_reason(error)}; set it to false"
+                ) from error
+    (goes_on,) = runtime.agree(not should_stop())
+    if runtime.is_main and goes_on:
+        _LOG.info("compiled in %.0f s", time.perf_counter() - began)
+    return goes_on
+
+
+def _set_up(config: Config) -> None:
+    """Have torch compile anew, on the CPUs of this worker, and choose the same kernels each time."""
+    import torch._inductor.config as inductor  # noqa: PLC0415 (as above)
+
     # Torch compiles a function only so many times, and an earlier run in this process had other nets.
     torch.compiler.reset()
-    with runtime.together():
-        try:
-            yield
-        except TorchDynamoException as error:
-            raise ConfigError(
-                f"train.compile: torch cannot compile the losses: {_reason(error)}; set it to false"
-            ) from error
-    if runtime.is_main:
-        _LOG.info("compiled in %.0f s", time.perf_counter() - began)
+    inductor.compile_threads = min(inductor.compile_threads or 1, config.cluster.cpus_per_worker)
+    if hasattr(inductor, "deterministic"):  # newer torch
+        inductor.deterministic = config.run.deterministic
 
 
 def _reason(error: Exception) -> str:

@@ -13,7 +13,7 @@ from jebm.config import Config
 from jebm.data.dataset import ImageSet
 from jebm.data.loader import upload
 from jebm.rng import gaussian_noise
-from jebm.train.compiled import compiling
+from jebm.train.compiled import compile_ahead
 from jebm.train.logs import KeptLog
 from jebm.train.metrics import Clock
 from jebm.train.recorder import Enough, Measure, OnReport, Recorder, never
@@ -70,7 +70,6 @@ def fit(
     state, total_steps = start.state, start.horizon.total_steps
     if start.parent is not None and start.finished:
         return Result("already finished", state.step, total_steps, dict(start.parent.metrics), start.place)
-    stopped = False
     with (
         closing(start.loader),
         KeptLog(start.store.child(config.run.name), f"rank-{runtime.rank:05d}"),
@@ -78,6 +77,7 @@ def fit(
         Recorder(start, provenance, on_report, enough, measure, watch) as recorder,
     ):
         batch_of, update = _course(start, recorder.clock, watch)
+        stopped = not _compiled(start, batch_of, update, watch, recorder.clock, should_stop)
         while state.step < total_steps and not (stopped or recorder.ended_early):
             watch.at(state.step, "images")
             with recorder.clock("data"):
@@ -95,23 +95,28 @@ def fit(
     return Result(status, state.step, total_steps, recorder.metrics, start.place)
 
 
+def _compiled(
+    start: Start,
+    batch_of: Callable[[int], Any],
+    update: JointUpdate | EnergyUpdate,
+    watch: Watch,
+    clock: Clock,
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Do what `train.compile` asks for, with the next step's batch; return whether to go on."""
+    if not start.config.train.compile:
+        return True
+    batch = batch_of(start.state.step)
+    with watch.busy("compiling"):
+        goes_on = compile_ahead(update.compile(batch), start.config, start.runtime, should_stop)
+    clock.take()  # it is no part of a step
+    return goes_on
+
+
 def _course(
     start: Start, clock: Clock, watch: Watch
 ) -> tuple[Callable[[int], Any], JointUpdate | EnergyUpdate]:
     """Return a function from step to this rank's batch (images or features), and what updates from it."""
-    batch_of, update = _course_as_written(start, clock, watch)
-    if start.config.train.compile:
-        batch = batch_of(start.state.step)
-        with watch.busy("compiling"), compiling(start.runtime):
-            update.compile(batch)
-        clock.take()  # it is no part of a step
-    return batch_of, update
-
-
-def _course_as_written(
-    start: Start, clock: Clock, watch: Watch
-) -> tuple[Callable[[int], Any], JointUpdate | EnergyUpdate]:
-    """Return the same; nothing is compiled."""
     config, runtime, state, loader = start.config, start.runtime, start.state, start.loader
     noise = gaussian_noise(config.run.seed, runtime.rank, runtime.device)
     kind = JointUpdate if config.train.regime == "joint" else EnergyUpdate

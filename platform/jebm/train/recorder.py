@@ -154,7 +154,9 @@ class Recorder:
                 self._journal.ending = "finished" if over else "stopped"
 
     def tell(self) -> bool:
-        """Call `on_report` with the last metrics and the present checkpoints; return its result."""
+        """Call `on_report` with the last metrics, if any, and the present checkpoints; return its result."""
+        if not self.metrics:
+            return False
         with self._watch.busy("a report", long=False):
             return self._on_report(self._last_report())
 

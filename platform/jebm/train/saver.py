@@ -85,7 +85,8 @@ class Saver:
         if self.failure is not None:
             raise self.failure
         newest = self._writer.last_committed
-        if self._is_main and (newest is None or newest.step < self._state.step):
+        saved = self._facts.step if newest is None else newest.step  # at first that of the start
+        if self._is_main and saved < self._state.step:
             raise StoreError(
                 f"the checkpoint of step {self._state.step} could not be written (the log says why); "
                 "the run goes on from an earlier one when it is started again"

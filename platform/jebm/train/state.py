@@ -111,11 +111,10 @@ class TrainState:
         model = build_model(config, named_modules(config)).to(runtime.device)
         on_cuda = runtime.device.type == "cuda"
         if on_cuda:  # as the activations: cuDNN's gradients then lie in DDP's buckets as they are
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for net in (model.generator, model.inference):
+                net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         autocast = torch.bfloat16 if config.train.precision == "bf16" else None
         objective: nn.Module = Objective(model, autocast=autocast, penalty=config.energy.penalty)
-        if config.train.compile:  # within DDP: its hooks are on the parameters
-            objective.compile(fullgraph=True, dynamic=False)
         frozen = config.train.regime == "two_stage"
         if frozen:
             model.generator.requires_grad_(requires_grad=False)
@@ -133,7 +132,8 @@ class TrainState:
                     gradient_as_bucket_view=True,
                     # 25 MB exceed all gradients of most configs: a bucket that fills only at the end of the
                     # backward pass cannot overlap its reduction with it. NCCL's launches are worth more.
-                    bucket_cap_mb=25 if on_cuda else 1,
+                    # What is compiled gives all gradients at its end.
+                    bucket_cap_mb=25 if on_cuda or config.train.compile else 1,
                 )
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         energy = {name: p for name, p in named.items() if name.startswith("energy.")}

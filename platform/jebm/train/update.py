@@ -5,7 +5,7 @@ L latent layers.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -44,7 +44,7 @@ class Outcome:
     """Whether any rank asked to stop."""
 
 
-class _Again(NamedTuple):
+class _EnergyTerms(NamedTuple):
     """What an update of the energy alone finds: this rank's, without a gradient."""
 
     loss: Tensor
@@ -89,15 +89,15 @@ class EnergyUpdate(_Update):
         self.kernel = self.sample.kernel
         """What computes the chains."""
         self._loss = energy_loss
-        if self.config.train.compile:
-            self._loss = torch.compile(energy_loss, fullgraph=True, dynamic=False)
 
-    def compile(self, features: Sequence[Tensor]) -> None:
-        """Have torch compile loss and gradient, for features of such shapes, by running them once."""
+    def compile(self, features: Sequence[Tensor]) -> Iterator[None]:
+        """Have torch compile loss and gradient, for features of such shapes; yield after each graph."""
+        self._loss = torch.compile(energy_loss, fullgraph=True, dynamic=False)
         model, count = self.state.model, len(features[0])
         noise_BD, prior_BD = (features[0].new_zeros(count, model.latent_dim) for _ in range(2))
         loss, *_ = self._loss(model, features, noise_BD, prior_BD, self.config.energy.penalty)
         torch.autograd.grad(loss, list(self._player.parameters.values()))
+        yield
 
     def __call__(self, features: Sequence[Tensor], stop: bool = False) -> Outcome:
         """Do step `state.step` on the features of q(u|x); the metrics are its last update's.
@@ -116,7 +116,7 @@ class EnergyUpdate(_Update):
         }
         return Outcome(means | _chain_metrics(last.chain, weight), not all_go_on)
 
-    def again(self, features: Sequence[Tensor], i: int) -> "_Again":
+    def again(self, features: Sequence[Tensor], i: int) -> _EnergyTerms:
         """Do the `i`-th update of step `state.step`: new chains, new samples of the posteriors."""
         state, step, player, model = self.state, self.state.step, self._player, self.state.model
         count = len(features[0])
@@ -133,7 +133,7 @@ class EnergyUpdate(_Update):
         self._move(player)
         player.adam.zero_grad()
         self.net.settle()
-        return _Again(loss.detach(), f_posterior, f_prior, norm.detach(), chain)
+        return _EnergyTerms(loss.detach(), f_posterior, f_prior, norm.detach(), chain)
 
     def _differentiate(self, loss: Tensor) -> None:
         """Set the energy's gradient to the mean over ranks.
@@ -166,23 +166,26 @@ class JointUpdate(_Update):
             )
             self.kernel = self._energy.kernel
 
-    def compile(self, x_BCHW: Tensor) -> None:
+    def compile(self, x_BCHW: Tensor) -> Iterator[None]:
         """Do what `EnergyUpdate.compile` does, for all losses of the steps to come on so many images."""
-        model, objective, joins_at = self.state.model, self.state.objective, self._joins_at
+        model, objective, steps = self.state.model, self.state.objective, self.horizon.total_steps
         if isinstance(objective, DistributedDataParallel):
             objective = objective.module  # whose gradients are this rank's alone
+        objective.compile(fullgraph=True, dynamic=False)
         weight_L = self._rate_weights(x_BCHW)
         parameters = [each for each in model.parameters() if each.requires_grad]
         noise_BD, prior_BD = (x_BCHW.new_zeros(len(x_BCHW), model.latent_dim) for _ in range(2))
         terms: list[Terms] = []
         # Without samples of the prior until the energy joins, then with them.
-        for codes in [None] * (self.state.step < joins_at) + [prior_BD] * (joins_at < math.inf):
+        joins = self._joins_at < steps
+        for codes in [None] * (self.state.step < self._joins_at) + [prior_BD] * joins:
             terms = []
             for x, e, z in self._pieces(x_BCHW, noise_BD, codes):
                 terms.append(objective(x, e, z, weight_L))
                 torch.autograd.grad(terms[-1].loss, parameters, allow_unused=True)
-        if self._energy is not None and self.config.train.energy_updates > 1:
-            self._energy.compile(_joined(terms))
+                yield
+        if joins and self._energy is not None and self.config.train.energy_updates > 1:
+            yield from self._energy.compile(_joined(terms))
 
     def __call__(self, x_BCHW: Tensor, stop: bool = False) -> Outcome:
         """Do step `state.step` on this rank's images in [-1, 1].
@@ -254,7 +257,7 @@ class JointUpdate(_Update):
     def _rate_weights(self, x_BCHW: Tensor) -> Tensor | None:
         """Return the weights of the layers' rates at this step, (L,); None if all are 1.
 
-        For what is compiled either is another case, so then it is one of both in all steps.
+        None and a tensor would be two graphs to compile: with `train.compile` ones are a tensor as well.
         """
         progress, config = self.state.step / self.horizon.total_steps, self.config
         weights = rate_weights(config.hierarchy, len(self.state.model.latent_dims), progress)

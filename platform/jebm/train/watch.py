@@ -185,7 +185,7 @@ class Watch:
         if silent := [note for note in notes if self._silent(note)]:
             return f"{_names(silent)} no longer answers"
         if self._others is not None and (unheard := self._others.unheard):
-            return f"rank {', '.join(map(str, unheard[:_NAMED]))} has never been heard"
+            return f"no word has come from rank {', '.join(map(str, unheard[:_NAMED]))}"
         last = min((note.step, note.doing != "images") for note in notes) if notes else None
         behind = [note for note in notes if (note.step, note.doing != "images") == last]
         if 0 < len(behind) < len(notes):
