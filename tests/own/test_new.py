@@ -74,7 +74,7 @@ def test_what_it_prints_is_right_in_the_folder_of_the_file(
         (["energy", "my-net.py"], "must be named as a Python module"),
         (["energy", "class.py"], "must be named as a Python module"),
         (["energy", "__main__.py"], "file: there is a module __main__ already; name another one"),
-        (["energy", ""], "must be named as a Python module"),
+        (["energy", ""], "file: is empty (where to, such as mine.py)"),
         (["energy", "/"], "file: / must be named as a Python module"),
         (["energy", "dangling.py"], "file: dangling.py cannot be written (File exists: dangling.py)"),
         (["energy", "half.py"], "file: half.py cannot be written (File exists: test_half.py)"),

@@ -61,7 +61,7 @@ class Exchange:
         notes = self._ask(lambda: [note for rank in range(self._ranks) if (note := self._read(rank))])
         if notes is not None:
             self._notes = [note for note in notes if note.doing != _ENDED]
-            for note in self._notes:
+            for note in notes:
                 if self._heard.get(note.rank, (-1, 0.0))[0] != note.beat:
                     self._heard[note.rank] = (note.beat, time.monotonic())
         return self._notes
