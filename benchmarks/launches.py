@@ -77,20 +77,15 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         return counted
 
-    @contextmanager
-    def off(self) -> Iterator[None]:
-        """Count no operations within, only launches; torch runs nothing compiled while it counts them."""
+
+def _uncounted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function, whose operations count for nothing: torch runs nothing compiled where they do."""
+
+    def uncounted(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         with _disable_current_modes():
-            yield
+            return function(*args, **kwargs)
 
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the compiled function, run with the counter off."""
-
-        def uncounted(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            with self.off():
-                return function(*args, **kwargs)
-
-        return uncounted
+    return uncounted
 
 
 @contextmanager
@@ -129,8 +124,7 @@ def _compiled_as_on_a_gpu(counter: _Counter) -> Iterator[None]:
         body = graph.source_code[graph.source_code.index("def call(") :]
         for name in _CALLS.findall(body):
             counter.launch(name)
-        with counter.off():
-            return run(graph, inputs)
+        return _uncounted(run)(graph, inputs)
 
     CompiledFxGraph.__call__ = call  # type: ignore[assignment, method-assign]
     try:
@@ -153,8 +147,6 @@ def count(name: str, batch: int, changes: Mapping[str, object]) -> Counter[tuple
         energy.sample = counter.within("chain", energy.sample)  # type: ignore[assignment]
         energy.net.settle = counter.within("power iterations", energy.net.settle)  # type: ignore[method-assign]
         state.average = counter.within("averaged weights", state.average)  # type: ignore[method-assign]
-        if not config.train.compile:
-            state.objective.forward = counter.within("forward", state.objective.forward)
         model, autograd = config.model, torch.autograd
         shape = batch, model.image_channels, model.image_size, model.image_size
         x_BCHW, meter = torch.zeros(shape), Meter()
@@ -162,8 +154,10 @@ def count(name: str, batch: int, changes: Mapping[str, object]) -> Counter[tuple
             list(update.compile(x_BCHW))
             forward = state.objective._compiled_call_impl
             assert forward is not None
-            state.objective._compiled_call_impl = counter.compiled(counter.within("forward", forward))
-            energy._loss = counter.compiled(energy._loss)
+            state.objective._compiled_call_impl = _uncounted(counter.within("forward", forward))
+            energy._loss = _uncounted(energy._loss)
+        else:
+            state.objective.forward = counter.within("forward", state.objective.forward)
         meter.add(update(x_BCHW).metrics)
         counter.found.clear()
         backward, grad = autograd.backward, autograd.grad

@@ -52,6 +52,10 @@ class Option:
         """Return the name shown to people."""
         return self.names[-1]
 
+    def refused(self, why: str) -> ConfigError:
+        """Return the error that says why, with what belongs there."""
+        return ConfigError(f"{self.name}: {why}" + (f" ({self.help})" if self.help else ""))
+
     def check(self, word: str) -> str:
         """Return the word in the form to pass on; raises `ConfigError` if it is not a valid value."""
         if self.kind in (str, Path, str | None):
@@ -59,7 +63,7 @@ class Option:
         elif self.kind is not None:
             converted(read_value(word), self.kind, self.name)
         if not word:
-            raise ConfigError(f"{self.name}: is empty" + (f" ({self.help})" if self.help else ""))
+            raise self.refused("is empty")
         if self.choices and word not in self.choices:
             raise ConfigError(f"{self.name}: must be one of {', '.join(self.choices)}, not '{word}'")
         return word
@@ -115,7 +119,7 @@ class _Words:
         yield from self._plain()
         for option in self._options:
             if option.required and option.name not in self._found:
-                raise ConfigError(f"{option.name}: is missing" + (f" ({option.help})" if option.help else ""))
+                raise option.refused("is missing")
 
     def _option(self, option: Option, value: str | None) -> Iterator[str]:
         self._found.add(option.name)
